@@ -1,0 +1,548 @@
+"""Verdicts on a model's answers: what was answered, and is it the true answer?
+
+    pred, published, strict = grade("gsm8k", "... The answer is 18.", "18")
+    python eval_math.py --regrade outputs.jsonl --tasks math --out DIR     # grades a file again, no model needed
+
+`published` follows the rules behind the Rho-1 paper's numbers: a percent may be 100 times off, brackets of one kind
+pass for another. `strict` holds only where the answer is right without that help. Extraction and the cheap comparisons
+run here; whatever needs algebra goes to a worker process (this file, run as a script) with a time and a memory limit,
+for a single answer such as 9**9**9 can hang or kill a process. Nothing here imports torch.
+"""
+
+import atexit
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from tqdm import tqdm
+
+MAX_CHARS = 1000       # a longer answer is right only if it is the very same string
+MEMORY = 2 << 30       # bytes of address space that a worker may use
+SECONDS = 5.0          # of processor time for one comparison, so that a busy machine changes no verdict
+PATIENCE = 6           # times as long on the clock, and the worker counts as hung
+
+# ---------------------------------------------------------------------------------------------------------------------
+# extraction
+
+
+def extract(text, choice=False):
+    """The final answer in a generation, not yet normalised: the first of the harness's rules that applies."""
+    if choice:
+        letter = re.search(r"answer is \(?([a-e])", choice_text(text))
+        return letter[1].upper() if letter else ""
+    if "final answer is $" in text and "$. I hope" in text.split("final answer is $", 1)[1]:
+        answer = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0]
+    elif "boxed" in text:
+        answer = boxed(text.rsplit("boxed", 1)[1])
+    elif "he answer is" in text:
+        answer = text.rsplit("he answer is", 1)[1]
+    elif "final answer is" in text:
+        answer = text.rsplit("final answer is", 1)[1]
+    else:
+        numbers = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))
+        answer = numbers[-1] if numbers else ""
+    answer = re.sub(r"\n\s*", "", answer.strip())
+    answer = re.sub(r"\.\$$", "$", answer)  # "$5.$"
+    return answer.removeprefix(":").removesuffix(".").removesuffix("/")
+
+
+def choice_text(text):
+    return text.split("Problem:", 1)[0].lower().replace("choice is", "answer is")
+
+
+def boxed(rest):
+    """What follows the word "boxed": the balanced braces, or all up to a dollar sign where there are none."""
+    if not rest.startswith("{"):
+        return rest.split("$", 1)[0].strip()
+    depth = 0
+    for end, char in enumerate(rest):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return rest[1:end]
+    return rest[1:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# normalisation
+
+# Words that stand beside a number and are dropped. They were gathered for MathQA's answers, single letters included
+# (o and h and s), so that a variable of that name is lost as well, in the answer and the truth alike.
+UNITS = """
+    second sec s minute min hour hr h day month year yr am pm noon
+    mile inch inches feet ft yard meter metre mtr m km cm mm dm degree deg
+    gallon gal liter litre l lt c cc acre hectare square sq cubic cube cu surface
+    pound lb gram g gm kg mt ohm mph kmph kmh
+    rupee rs percent profit loss gain increase decrease rise less more ratio
+    apple coin toy tile monkey men man women woman soldier mark round
+    unit number prime per way by are no\\schange pure east west a t o d th st rd ab bc
+""".split()
+UNIT = re.compile(r"(?<!\w)(?:" + "|".join(sorted(UNITS, key=len, reverse=True)) + r")s?(?!\w)")
+
+SMALL = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+         "seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
+SCALES = {"thousand": 10 ** 3, "million": 10 ** 6, "billion": 10 ** 9}
+
+
+def words_to_number(text):
+    """"two hundred and five boxes" -> "205": the number that the number words make; without any, the text itself."""
+    words = [word for word in re.split(r"[\s-]+", text.lower()) if word in WORDS or word in SCALES or word == "hundred"]
+    if not words:
+        return text
+    total = group = 0
+    for word in words:
+        if word in SCALES:
+            total, group = total + max(group, 1) * SCALES[word], 0
+        else:
+            group = max(group, 1) * 100 if word == "hundred" else group + WORDS[word]
+    return str(total + group)
+
+
+def normalize(answer):
+    """The form in which answers are compared: one line, no units, no dollars, LaTeX in one spelling.
+
+    Lossy on purpose, as the published numbers were made with it. Longer answers than MAX_CHARS only lose their blanks.
+    """
+    s = str(answer).strip().replace("\n", "")
+    if len(s) > MAX_CHARS:
+        return re.sub(r"\s", "", s)
+    s = s.rstrip(".").replace("\\!", "")
+    s = re.sub(r"\\begin\{(?:array\}\{[^}]*|bmatrix)\}", r"\\begin{pmatrix}", s)
+    s = re.sub(r"\\end\{(?:array|bmatrix)\}", r"\\end{pmatrix}", s)
+    s = s.replace("tfrac", "frac").replace("dfrac", "frac")
+    s = s.replace("\\left", "").replace("\\right", "").replace("\\{", "{").replace("\\}", "}")
+    s = re.sub(r"\\text\{.*?\}$", "", s).strip() or s  # a unit behind the answer
+    s = UNIT.sub("", s) if UNIT.sub("", s).strip() else s
+    s = s.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
+    s = words_to_number(s)
+    s = re.sub(r"\\text\{(.*?)\}", r"\1", s)
+    s = re.sub(r"[xyz]\s*(?:=|\\in(?![a-z])|\\to(?![a-z]))", "", s)
+    s = s.replace("\\%", "").replace("%", "")
+    s = s.replace(" .", " 0.").replace("{.", "{0.")
+    if "infinity" in s or re.search(r"(?<![a-z\\])inf(?![a-z])", s):
+        s = re.sub(r"\\?infinity|(?<![a-z\\])inf(?![a-z])", r"\\infty", s)
+    s = s.replace("and", "").replace("\\mathbf", "")
+    s = re.sub(r"\\mbox\{.*?\}", "", s)
+    if "j" in s and "i" not in s:
+        s = s.replace("j", "i")
+    s = re.sub(r"(\d+)\.0*(?=[^\d]|$)", r"\1", s)
+    if s.startswith("."):
+        s = "0" + s
+    sides = s.split("=")
+    if len(sides) == 2 and len(sides[0].strip()) <= 2:
+        s = sides[1]
+    s = re.sub(r"\\sqrt\s*(\w+)", r"\\sqrt{\1}", s)
+    s = s.replace(" ", "")
+    s = re.sub(r"\\frac([^{\\])\{", r"\\frac{\1}{", s)
+    s = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", s)
+    return re.sub(r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}", s)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# equality
+
+def number(text, strict=False):
+    """A decimal number as a float, else None. Commas are dropped; strictly, only where they part thousands."""
+    if strict and "," in text and not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d*)?", text):
+        return None
+    text = text.replace(",", "")
+    percent = text.endswith("%")
+    text = text.rstrip("%").removesuffix("\\")
+    if len(text) > 400 or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE):
+        return None
+    return float(text) / 100 if percent else float(text)
+
+
+def close(pred, gt, strict=False):
+    """Published: within 1e-4, also 100 times larger or smaller. Strict: that only for decimals, whole numbers exact."""
+    if strict:
+        return math.isclose(pred, gt, rel_tol=1e-9 if gt == round(gt, 0) else 1e-4)
+    return any(math.isclose(pred, value, rel_tol=1e-4) for value in (gt / 100, gt, gt * 100))
+
+
+def cheap(pred, gt, strict=False):
+    """True or False where strings and numbers decide, else None."""
+    if pred == gt:
+        return bool(pred) or not strict  # of "east", a unit to the harness, nothing is left
+    if not pred or not gt or max(len(pred), len(gt)) > MAX_CHARS:
+        return False
+    if len(pred) > 3 and len(gt) > 3 and pred.isalpha() and gt.isalpha():
+        return pred.lower() == gt.lower()  # words; algebra would take them for products of letters
+    values = number(pred, strict), number(gt, strict)
+    if None not in values:
+        return all(map(math.isfinite, values)) and close(*values, strict)
+    return None
+
+
+def split_parts(inside):
+    """The parts between commas outside all brackets: "(1,2),3" has two."""
+    parts, depth = [""], 0
+    for char in inside:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def bases(text):
+    return sorted(re.findall(r"_\{?(\w+)", text))
+
+
+def equal(pred, gt, strict=False):
+    """Are two normalised answers the same? The published rules in their order, algebra last. May run very long."""
+    decided = cheap(pred, gt, strict)
+    if decided is not None:
+        return decided
+    if not strict and re.sub(r"[(){}\[\]]", "", pred).lower() == re.sub(r"[(){}\[\]]", "", gt).lower():
+        return True
+    matrix = r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}"
+    if (left := re.fullmatch(matrix, pred)) and (right := re.fullmatch(matrix, gt)):
+        rows = [[row.split("&") for row in side[1].removesuffix("\\\\").split("\\\\")] for side in (left, right)]
+        if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
+            return False
+        return all(equal(a, b, strict) for one, two in zip(*rows) for a, b in zip(one, two))
+    bracketed = r"[(\[{].+[)\]}]"
+    if re.fullmatch(bracketed, pred) and re.fullmatch(bracketed, gt):
+        parts = split_parts(pred[1:-1]), split_parts(gt[1:-1])
+        same_brackets = (pred[0], pred[-1]) == (gt[0], gt[-1])
+        if len(parts[0]) == len(parts[1]) > 1 and all(equal(a, b, strict) for a, b in zip(*parts)):
+            return same_brackets or not strict
+        if strict and not same_brackets and len(parts[1]) > 1:
+            return False
+    if strict and (re.search(r"\\(?![A-Za-z{}])", gt) or bases(pred) != bases(gt)):
+        return False  # a plus-minus sign whose "pm" went as a unit; another number base
+    if pred.count("=") != gt.count("="):
+        return False  # an equation is no number: "80+150=230" did not pass for 230
+    if pred.count("=") == 1:
+        sides = [f"{left}-({right})" for left, right in (pred.split("="), gt.split("="))]
+        return symbolic(sides[0], sides[1]) or symbolic(f"-({sides[0]})", sides[1])
+    return symbolic(pred, gt)
+
+
+def symbolic(pred, gt):
+    """math-verify's verdict: both read as LaTeX or plain expressions, compared by sympy. Its own time-outs are off."""
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    config = (LatexExtractionConfig(), ExprExtractionConfig())
+    sides = [re.sub(r"(?<=\d)\(", r"\\cdot(", side) for side in (gt, pred)]  # 2(3) is a product
+    parsed = [parse(f"${side}$", extraction_config=config, parsing_timeout=None) for side in sides]
+    return bool(verify(*parsed, timeout_seconds=None))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# workers: a process each; one comparison in, one verdict out, as lines of JSON
+
+def work():
+    """The worker's side: answer comparisons [pred, gt, strict, seconds] from stdin until it closes."""
+    import logging
+    import resource
+
+    import math_verify  # noqa: F401  now, so that no comparison pays for the import
+    logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    except (ValueError, OSError):
+        pass  # macOS has no such limit
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        pred, gt, strict, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # its default action ends the process, even in a long C call
+        try:
+            reply = [equal(pred, gt, strict), ""]
+        except Exception as error:
+            reply = [False, f"not comparable ({type(error).__name__})"]
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(json.dumps(reply), file=answers, flush=True)
+    os._exit(0)
+
+
+def start_worker():
+    """A worker process that is ready for its first comparison."""
+    worker = subprocess.Popen([sys.executable, str(Path(__file__).resolve())], text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if read_line(worker, 600)[0].strip() != "ready":
+        stop_worker(worker)
+        raise user_error("grading: got a worker process that does not start, wanted math-verify to be importable; "
+                         "pip install -r requirements.txt")
+    return worker
+
+
+def stop_worker(worker):
+    worker.kill()
+    worker.wait()
+    for pipe in (worker.stdin, worker.stdout):
+        try:
+            pipe.close()
+        except BrokenPipeError:
+            pass  # a line that it never read
+
+
+def read_line(worker, seconds):
+    """(line, timed_out): the worker's next line, "" when it died or, after `seconds`, was killed."""
+    expired = threading.Event()
+    timer = threading.Timer(seconds, lambda: (expired.set(), worker.kill()))
+    timer.start()
+    try:
+        line = worker.stdout.readline()
+    finally:
+        timer.cancel()
+    return (line, False) if line.endswith("\n") else ("", expired.is_set())
+
+
+def ask(slot, pred, gt, strict, seconds):
+    """(equal, reason) from the worker in the one-element list `slot`; a worker that died is replaced at the next call.
+
+    The reason is "" for a verdict, else why there is none (and equal is False).
+    """
+    slot[0] = slot[0] or start_worker()
+    try:
+        slot[0].stdin.write(json.dumps([pred, gt, strict, seconds]) + "\n")
+        slot[0].stdin.flush()
+        line, expired = read_line(slot[0], PATIENCE * seconds)
+    except OSError:  # it died between two comparisons
+        line, expired = "", False
+    if line:
+        return tuple(json.loads(line))
+    worker, slot[0] = slot[0], None
+    stop_worker(worker)
+    expired = expired or worker.returncode == -signal.SIGPROF
+    return False, f"no verdict within {seconds:g} s" if expired else f"worker died (exit code {worker.returncode})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# grading
+
+def user_error(message):
+    """runtime.UserError, imported late: runtime.py needs torch, and a grading worker must not."""
+    from runtime import UserError
+    return UserError(message)
+
+
+def judge(slot, pred, gt, seconds=SECONDS):
+    """(published, strict, reason) for two normalised answers; reason says why there was no comparison, or is ""."""
+    reason = ""
+    published = cheap(pred, gt)
+    if published is None:
+        published, reason = ask(slot, pred, gt, False, seconds)
+    strict = published and cheap(pred, gt, strict=True)
+    if strict is None:
+        strict, reason = ask(slot, pred, gt, True, seconds)
+    if not published and len(pred) > MAX_CHARS:
+        reason = f"answer of {len(pred)} characters"
+    return bool(published), bool(strict), reason
+
+
+def verdict(slot, task, text, gt, seconds=SECONDS):
+    """One sample's {pred, gt, published, strict, reason}. Never raises on account of the text or the truth."""
+    from tasks import check  # late: tasks.py uses this file's extract and normalize
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or "")
+    if check(task).choice:
+        pred, gt = extract(text, choice=True), str(gt).strip().upper()
+        published, reason = pred == gt != "", "" if pred else "no answer found"
+        first = re.search(r"answer is \(?[a-e](.?)", choice_text(text))
+        strict = published and not first[1].isalpha()  # "the answer is correct" names no letter
+    else:
+        answer = extract(text)
+        pred, gt = normalize(answer), normalize(gt)
+        published, strict, reason = judge(slot, pred, gt, seconds) if answer else (False, False, "no answer found")
+    return {"pred": pred, "gt": gt, "published": published, "strict": strict, "reason": reason}
+
+
+_slot = [None]  # the worker of grade(), started when first needed
+atexit.register(lambda: _slot[0] and stop_worker(_slot[0]))
+
+
+def grade(task, text, gt, seconds=SECONDS):
+    """(pred, published, strict) for one generation (str, or bytes of any kind) against a true answer.
+
+    pred is the normalised answer. A comparison that takes longer than `seconds`, or dies, counts as wrong.
+    Raises UserError for an unknown task or where math-verify is missing, and nothing for any text.
+    """
+    result = verdict(_slot, task, text, gt, seconds)
+    return result["pred"], result["published"], result["strict"]
+
+
+def grade_many(task, pairs, workers=None, seconds=SECONDS):
+    """Verdicts for a list of (text, gt), in its order: dicts with pred, gt, published, strict and reason.
+
+    reason is "" or why a sample has no comparison (and is wrong): time-out, dead worker, no answer. workers: processes,
+    by default one per core up to 8. Raises UserError as grade() does.
+    """
+    return spread(lambda slot, pair: verdict(slot, task, *pair, seconds), pairs, workers, f"grading {task}")
+
+
+def spread(function, items, workers, title):
+    """[function(slot, item) for item in items] on several workers at once, each of them one slot."""
+    workers = workers or min(8, os.cpu_count() or 1)
+    slots, free = [[None] for _ in range(workers)], SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def one(item):
+        slot = free.get()
+        try:
+            return function(slot, item)
+        finally:
+            free.put(slot)
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(tqdm(pool.map(one, items), total=len(items), desc=title, unit="sample", leave=False))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for slot in slots:
+            if slot[0]:
+                stop_worker(slot[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files
+
+def summarize(results):
+    """{n, published, published_se, strict, strict_se, failed}: percent, standard errors; samples with no verdict."""
+    summary, n = {"n": len(results)}, max(len(results), 1)
+    for name in ("published", "strict"):
+        share = sum(result[name] for result in results) / n
+        summary[name], summary[name + "_se"] = round(100 * share, 2), round(100 * math.sqrt(share * (1 - share) / n), 2)
+    return summary | {"failed": sum(result["reason"] not in ("", "no answer found") for result in results)}
+
+
+def write_results(task, texts, results, out_dir, settings, name=None, **more):
+    """Write out_dir/NAME.jsonl, a line per sample, and enter NAME (by default the task) in out_dir/results.json.
+
+    A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be graded again.
+    Returns all of results.json: {name: summary, more, task and settings}.
+    """
+    out_dir, name, entries = Path(out_dir), name or task, {}
+    file = out_dir / "results.json"
+    if file.exists():
+        try:
+            entries = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise user_error(f"{file}: got broken JSON ({error}), wanted earlier results; "
+                             f"delete it or choose another --out") from error
+    entries[name] = {"task": task, **summarize(results), **more, "settings": settings}
+    lines = [{"idx": idx, **result, "text": text} for idx, (text, result) in enumerate(zip(texts, results))]
+    replace_lines(out_dir / f"{name}.jsonl", lines)
+    replace_lines(file, [entries], indent=1)
+    return entries
+
+
+def replace_lines(path, objects, indent=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text("".join(json.dumps(line, indent=indent) + "\n" for line in objects), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def regrade(file, task, out_dir, settings=None, name=None, workers=None):
+    """Grade a JSONL of generations again, with no model: our own files, or outputs as the Rho-1 authors released them.
+
+    A line needs `gt` and the raw generation in `text` or, as released, in `code[0]`. Where lines hold the authors'
+    pred and score, the entry in results.json also says on how many samples our answer and our verdict are theirs
+    (agree_pred, agree_score, in percent), and out_dir/NAME.differences.jsonl lists the others with the reason.
+    Returns all of results.json. Raises UserError with file and line number for a line that cannot be read.
+    """
+    from tasks import read_rows
+    rows, texts, more = read_rows(file), [], {}
+    for line, row in enumerate(rows, 1):
+        text = row.get("text", row.get("code"))
+        text = text[0] if isinstance(text, list) and text else text
+        if not isinstance(text, str) or "gt" not in row:
+            raise user_error(f"{file}, sample {line}: got fields {' '.join(row)}, wanted gt and text (or code); "
+                             f"name a file of generations")
+        texts.append(text)
+    results = grade_many(task, [(text, row["gt"]) for text, row in zip(texts, rows)], workers)
+    if rows and all(isinstance(row.get("score"), list) and isinstance(row.get("pred"), list) for row in rows):
+        preds = [(ours["pred"], normalize(row["pred"][0])) for row, ours in zip(rows, results)]
+        same = spread(lambda slot, pair: pair[0] == pair[1] or judge(slot, *pair)[0], preds, workers, "comparing")
+        differences = []
+        for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):
+            if alike and ours["published"] == row["score"][0]:
+                continue
+            reason = ours["reason"] or f"same answer; it {'equals' if ours['published'] else 'is not'} the truth here"
+            differences.append({"idx": idx, "gt": row["gt"], "pred": ours["pred"], "published": ours["published"],
+                                "their_pred": row["pred"][0], "their_score": row["score"][0],
+                                "reason": reason if alike else "extracted or normalised to another answer"})
+        agree = sum(row["score"][0] == ours["published"] for row, ours in zip(rows, results))
+        more = {"agree_pred": round(100 * sum(same) / len(rows), 2), "agree_score": round(100 * agree / len(rows), 2)}
+        replace_lines(Path(out_dir) / f"{name or task}.differences.jsonl", differences)
+    return write_results(task, texts, results, out_dir, settings or {"regraded": str(file)}, name, **more)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tables
+
+COLUMNS = "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat".split()
+PAPER = {  # Rho-1, tables 1 and 2, in percent; tool-integrated rows have GSM8K and MATH only
+    "cot": {
+        "TinyLlama-1.1B": (2.9, 3.2, 11.0, 18.1, 20.4, 12.5, 14.6, 16.1, 21.9),
+        "TinyLlama-CT (CLM, 15B tokens)": (6.4, 2.4, 21.7, 36.7, 47.7, 17.9, 13.9, 23.0, 25.0),
+        "Rho-1-Math-1B (15B tokens)": (29.8, 14.0, 49.2, 61.4, 79.8, 25.8, 30.4, 24.7, 28.1),
+        "Rho-1-Math-1B (30B selected)": (36.2, 15.6, 52.1, 67.0, 83.9, 29.0, 32.5, 23.3, 28.1),
+        "Mistral-7B": (41.2, 11.6, 64.7, 68.5, 87.5, 52.9, 33.0, 49.5, 59.4),
+        "Mistral-CT (CLM, 15B tokens)": (42.9, 22.2, 68.6, 71.0, 86.1, 45.1, 47.7, 52.6, 65.6),
+        "Rho-1-Math-7B (15B tokens)": (66.9, 31.0, 77.8, 79.0, 93.9, 49.9, 58.7, 54.6, 84.4),
+        "DeepSeekMath-7B": (64.1, 34.2),
+    },
+    "tool": {
+        "TinyLlama-CT (CLM, 15B tokens)": (51.4, 38.4),
+        "Rho-1-Math-1B-Interpreter": (59.4, 40.6),
+        "Mistral-CT (CLM, 15B tokens)": (77.5, 48.4),
+        "Rho-1-Math-7B-Interpreter": (81.3, 51.8),
+        "DeepSeekMath-7B": (79.8, 52.0),
+    },
+}
+
+
+def table(results):
+    """results.json as text for the screen: a line per task, percent with one standard error, and the mean."""
+    lines = [f"{'task':<16} {'n':>5}  {'published':>13}  {'strict':>13}  {'no verdict':>10}"]
+    for name, entry in results.items():
+        cells = [f"{entry[key]:6.1f} ± {entry[key + '_se']:4.1f}" for key in ("published", "strict")]
+        lines.append(f"{name:<16} {entry['n']:>5}  {cells[0]}  {cells[1]}  {entry['failed']:>10}")
+    if len(results) > 1:
+        means = [sum(entry[key] for entry in results.values()) / len(results) for key in ("published", "strict")]
+        lines.append(f"{'mean':<16} {'':>5}  {means[0]:6.1f}{'':7}  {means[1]:6.1f}")
+    return "\n".join(lines)
+
+
+def markdown(results, label="this run"):
+    """results.json as Markdown: our published and strict accuracy above the paper's rows, then the settings used."""
+    text = []
+    for mode in ("cot", "tool"):
+        ours = {name: entry for name, entry in results.items() if entry["settings"].get("mode", "cot") == mode}
+        if not ours:
+            continue
+        text += ["| model | " + " | ".join(ours) + " |", "|---|" + "---:|" * len(ours)]
+        for key in ("published", "strict"):
+            cells = [f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" for entry in ours.values()]
+            text.append(f"| {label}, {key} | " + " | ".join(cells) + " |")
+        for model, row in PAPER[mode].items():
+            known = dict(zip(COLUMNS, row))
+            cells = [str(known.get(entry["task"], "")) for entry in ours.values()]
+            text.append(f"| {model}, as published | " + " | ".join(cells) + " |")
+        text += ["", f"Percent ± one standard error; mode {mode}. Settings:", ""]
+        for name, entry in ours.items():
+            settings = ", ".join(f"{key} {value}" for key, value in entry["settings"].items())
+            text.append(f"- {name}: {entry['n']} problems, {entry['failed']} without a verdict; {settings or 'none'}")
+        text.append("")
+    return "\n".join(text)
+
+
+if __name__ == "__main__":
+    work()

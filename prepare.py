@@ -1,0 +1,434 @@
+"""Stage 0: text -> token sets.
+
+    python prepare.py                                              # the embedded demo -> data/demo, no network, no GPU
+    python prepare.py --source web-*.jsonl.zst --train-vocab 4096 --out data/web                  # its own vocabulary
+    python prepare.py --source web.parquet --tokenizer TinyLlama/TinyLlama_v1.1 --out data/web    # a model's vocabulary
+    python prepare.py --source sft.jsonl --prompt-field question --response-field answer --mask-prompt \
+        --tokenizer out/base --out data/sft                                                       # fine-tuning data
+    python prepare.py --source data/web data/curated data/curated --out data/mixed                # mixing token sets
+
+A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file (one document per record) or a
+token set (taken over as it is; named twice it goes in twice). A document is its tokens with EOS after it, and BOS in
+front of it where the model's config adds one; BOS is never a target. With --prompt-field a document is
+prompt + "\\n" + response, tokenised as one text; --mask-prompt makes every token a non-target that is the same
+whatever the response is. Empty documents are left out.
+
+One process reads, --workers processes parse and tokenise, the results are written in the sources' order: the set is
+the same for any number of workers. Memory holds a few MB per worker, and each single document whole. After a kill the
+same command goes on where it stopped and ends in identical files.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import sources
+from data import TokenSet, TokenSetWriter, file_hash
+from demo import corpus
+from runtime import UserError, cli, read_json, write_atomic
+from tokenizer import FILES, Tokenizer, train_bpe
+
+MARK_SECONDS = 5            # a kill costs at most this much work
+TRAIN_BYTES = 10_000_000    # text that --train-vocab learns from
+UNLABELLED = "unlabelled"   # kind of the tokens of a source without labels
+DEMO_VOCAB, DEMO_TRAIN_PAGES = 512, 2000
+SET_FILES = ("meta.json", *FILES, *TokenSetWriter.NAMES.values(),
+             *(name + ".partial" for name in TokenSetWriter.NAMES.values()))
+
+
+def arguments(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                     epilog=__doc__.split("\n", 1)[1],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("what goes in and out")
+    group.add_argument("--source", nargs="+", default=["demo"], metavar="SOURCE",
+                       help="demo, or files (.txt .jsonl .jsonl.gz .jsonl.zst .parquet) and token sets (default: demo)")
+    group.add_argument("--out", metavar="DIR", help="folder of the token set (default with the demo: data/demo, "
+                                                    "or data/demo-seedS with --seed S)")
+    group.add_argument("--overwrite", action="store_true", help="replace a finished --out made from something else")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="stop after exactly N tokens (default: take all)")
+    group.add_argument("--seed", type=int, default=0, help="seed of the demo's text (default: 0)")
+
+    group = parser.add_argument_group("records (.jsonl and .parquet)")
+    group.add_argument("--text-field", metavar="NAME", help="field that holds the text (default: text)")
+    group.add_argument("--prompt-field", metavar="NAME", help="fine-tuning data: field that holds the prompt")
+    group.add_argument("--response-field", metavar="NAME", help="fine-tuning data: field that holds the response")
+    group.add_argument("--mask-prompt", action="store_true", help="the prompt's tokens are no targets (loss_mask.bin)")
+    group.add_argument("--skip-bad", action="store_true",
+                       help="leave out broken records and go on; their number is reported at the end")
+
+    group = parser.add_argument_group("tokenizer (one of these; a token set in --source brings its own)")
+    group.add_argument("--tokenizer", metavar="NAME", help="folder or file of a tokenizer, or a model's hub id")
+    group.add_argument("--train-vocab", type=int, metavar="N",
+                       help="train a byte-level BPE of N tokens on the first 10 MB of text, an equal share of each "
+                            f"source (the demo's default: {DEMO_VOCAB})")
+
+    group = parser.add_argument_group("machine")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    group.add_argument("--workers", type=int, default=cores, metavar="N",
+                       help=f"processes that tokenise (default: the number of cores, here {cores})")
+    args = parser.parse_args(argv)
+
+    for flag, value, least in (("--workers", args.workers, 1), ("--train-vocab", args.train_vocab, 257),
+                               ("--max-tokens", args.max_tokens, 2), ("--seed", args.seed, 0)):
+        if value is not None and value < least:
+            why = " (256 bytes and the end-of-text token)" if flag == "--train-vocab" else ""
+            raise UserError(f"{flag}: got {value}, wanted at least {least}{why}")
+    if bool(args.prompt_field) != bool(args.response_field):
+        raise UserError("--prompt-field and --response-field go together: got one, wanted both")
+    if args.text_field and args.prompt_field:
+        raise UserError("--text-field and --prompt-field: got both, wanted one")
+    if args.mask_prompt and not args.prompt_field:
+        raise UserError("--mask-prompt: needs --prompt-field and --response-field")
+    if args.tokenizer and args.train_vocab:
+        raise UserError("--tokenizer and --train-vocab: got both, wanted one")
+    args.fields = [args.prompt_field, args.response_field] if args.prompt_field else [args.text_field or "text"]
+    return args
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokenising, in the workers
+
+def start_worker(tokenizer, todo, options):
+    """Keep what a worker needs beside its jobs. tokenizer: a Tokenizer, or the folder where it is saved."""
+    tokenise.shared = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer), todo, options
+    if multiprocessing.parent_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the reading process
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def die_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def tokenise(job):
+    """One job -> ({array: its piece}, {"documents", "bytes", "bad": counts}, the job without its records).
+
+    Raises UserError for a broken record or a damaged file."""
+    if "error" in job:
+        raise UserError(job["error"])
+    tokenizer, todo, options = tokenise.shared
+    source, arrays = todo[job["source"]], options["arrays"]
+    if source["type"] == "set":
+        pieces, counts = copy_set(job, source, options)
+    else:
+        made = demo_pages(job, source, tokenizer, options) if source["type"] == "demo" else \
+            file_documents(job, source, tokenizer, options)
+        front, pieces = options["front"], {name: [] for name in arrays}
+        counts = {"documents": 0, "bytes": 0, "bad": 0}
+        for document in made:
+            if document is None:
+                counts["bad"] += 1
+                continue
+            ids, n_bytes, n_prompt, kind = document
+            counts["documents"] += 1
+            counts["bytes"] += n_bytes
+            pieces["tokens"] += front, ids, options["end"]
+            if "loss_mask" in arrays:
+                pieces["loss_mask"] += np.zeros(len(front) + n_prompt), np.ones(len(ids) - n_prompt + 1)
+            if "kind" in arrays:
+                unlabelled = np.full(len(front) + len(ids) + 1, options["kinds"].index(UNLABELLED)) \
+                    if kind is None else kind
+                pieces["kind"].append(unlabelled)
+        dtypes = {"tokens": np.uint32, "loss_mask": np.uint8, "kind": np.uint8}
+        pieces = {name: np.concatenate(pieces[name] or [[]]).astype(dtypes[name]) for name in arrays}
+    return pieces, counts, {key: value for key, value in job.items() if key != "records"}
+
+
+def file_documents(job, source, tokenizer, options):
+    """(ids, bytes, prompt tokens to mask, None) of each record, None for a broken one."""
+    for values in sources.documents(source, job, options["fields"], options["skip_bad"]):
+        if values is None:
+            yield None
+            continue
+        text = "".join(values)
+        ids, n_prompt = tokenizer.encode(text), 0
+        if options["mask_prompt"]:      # a token that reaches into the response is a target
+            prompt = tokenizer.encode(values[0])
+            length = min(len(prompt), len(ids))
+            differs = np.flatnonzero(prompt[:length] != ids[:length])
+            n_prompt = int(differs[0]) if len(differs) else length
+        yield ids, len(text.encode()), n_prompt, None
+
+
+def demo_pages(job, source, tokenizer, options):
+    """(ids, bytes, 0, kinds) of each generated page: a token has the kind of the span that its first byte lies in."""
+    lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)])
+    for i in job["records"]:
+        spans = corpus.page(source["path"], options["seed"], i)
+        text = "".join(text for text, _ in spans)
+        ids = tokenizer.encode(text)
+        ends = np.cumsum([len(text.encode()) for text, _ in spans])
+        starts = np.cumsum(lengths[ids]) - lengths[ids]
+        kind = np.array([kind for _, kind in spans])[np.searchsorted(ends, starts, side="right")]
+        yield ids, len(text.encode()), 0, np.append(kind, corpus.END_OF_TEXT)
+
+
+def copy_set(job, source, options):
+    """A piece of a token set: what it lacks is filled in, its kinds are renumbered."""
+    tokens, piece = sources.open_set(source["path"]), slice(job["first"], job["next"])
+    length = piece.stop - piece.start
+    pieces = {"tokens": tokens.tokens[piece]}
+    if "loss_mask" in options["arrays"]:
+        pieces["loss_mask"] = np.ones(length, np.uint8) if tokens.loss_mask is None else tokens.loss_mask[piece]
+    if "kind" in options["arrays"]:
+        names, kind = [UNLABELLED], np.zeros(length, np.uint8)
+        if tokens.kind is not None:
+            names, kind = tokens.kinds, tokens.kind[piece]
+        pieces["kind"] = np.array([options["kinds"].index(name) for name in names], np.uint8)[kind]
+    size = tokens.meta.get("text_bytes", 0)
+    counts = {"documents": int(np.count_nonzero(pieces["tokens"] == options["end"][0])), "bad": 0,
+              "bytes": size * piece.stop // tokens.count - size * piece.start // tokens.count}
+    return pieces, counts
+
+
+def in_order(jobs, workers, shared):
+    """tokenise(job) for each job, in the jobs' order, with at most 2 * workers + 1 of them under way."""
+    if workers == 1:
+        start_worker(*shared)
+        yield from map(tokenise, jobs)
+        return
+    fork = sys.platform == "linux"              # a forked worker shares the tokenizer, others load it
+    if not fork:
+        shared = shared[2]["folder"], *shared[1:]
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork" if fork else "spawn"), start_worker, shared)
+    under_way = deque()
+    try:
+        for job in jobs:
+            under_way.append(pool.submit(tokenise, job))
+            if len(under_way) > 2 * workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(f"--workers {workers}: a worker process was killed, perhaps for lack of memory; the same "
+                        f"command with fewer --workers goes on from here") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# one token set
+
+def build(out, todo, plan, tokenizer, options, workers, overwrite):
+    """Make the token set `out` from the sources `todo`, or go on with it, or open it where it is finished.
+
+    `plan` (JSON) says what identifies the work. `tokenizer`: a Tokenizer, or a function that trains one; that is called
+    at the very start only, a restart takes the one that was saved. Returns the TokenSet. Raises UserError for a
+    finished set of another plan, and whatever reading the sources raises.
+    """
+    out, began, plan = Path(out), time.time(), json.loads(json.dumps(plan))
+    finished, partial = (out / "meta.json").exists(), None
+    if finished and not overwrite:
+        done = TokenSet(out)
+        if differs := difference(done.meta.get("plan", {}), plan):
+            raise UserError(f"--out {out}: is a finished token set of something else ({differs}); "
+                            f"name another folder, or replace it with --overwrite")
+        refuse_bad(out, done.meta["bad_records"], options)
+        print(f"{out}: used again, {summary(done.meta)}")
+        return done
+    if not finished and (out / "progress.json").exists():
+        partial = read_json(out / "progress.json", "progress of an unfinished token set").get("plan")
+        if partial == plan:
+            print(f"{out}: goes on where it stopped")
+        elif partial:
+            print(f"{out}: an unfinished token set of something else is started over ({difference(partial, plan)})")
+    elif not finished:
+        for name in SET_FILES:
+            if (out / name).exists():
+                raise UserError(f"--out {out}: holds {name}, but is not a token set; name another folder")
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(out) if partial == plan else tokenizer()
+    if tokenizer.eos_id is None:
+        raise UserError("tokenizer: it names no end-of-text token; wanted eos_token in its tokenizer_config.json")
+    arrays, kinds = what_to_write(todo, tokenizer, options)
+    if partial != plan:
+        write_atomic(out / "progress.json", json.dumps({"plan": None}))     # from here on the folder is ours
+        for name in SET_FILES:
+            (out / name).unlink(missing_ok=True)
+        tokenizer.save(out)
+
+    writer = TokenSetWriter(out, tokenizer.n_vocab, arrays, plan)
+    state = writer.state or {"source": 0, "record": 0, "bad": 0, "text_bytes": 0, "sources": [
+        {"name": source["path"], "documents": 0, "tokens": 0} for source in todo]}
+    refuse_bad(out, state["bad"], options)
+    writer.mark(state)
+    shared = tokenizer, todo, {
+        **options, "arrays": arrays, "kinds": kinds, "folder": out, "end": np.array([tokenizer.eos_id], np.uint32),
+        "front": np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)}
+    results = in_order(sources.jobs(todo, state, options["fields"]), workers, shared)
+    full = fill(writer, state, results, todo, tokenizer.eos_id, options["max_tokens"] or sys.maxsize)
+    results.close()
+    for entry in state["sources"]:
+        if writer.count == 0 or not (entry["tokens"] or full or options["skip_bad"]):
+            raise UserError(f"{entry['name']}: has no documents, wanted at least one that is not blank"
+                            + f" ({state['bad']:,} broken ones were left out)" * (state["bad"] > 0))
+    done = writer.finish(tokenizer=tokenizer.hash, sources=state["sources"], bad_records=state["bad"],
+                         text_bytes=state["text_bytes"], **({"kinds": kinds} if kinds else {}),
+                         seed=options["seed"], plan=plan)
+    print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
+    return done
+
+
+def fill(writer, state, results, todo, eos, limit):
+    """Append the results up to `limit` tokens, keeping `state` (what a restart needs). Returns whether it got there."""
+    behind = np.cumsum([0] + [source["size"] for source in todo]).tolist()
+    unit, marked = {"demo": "page", "set": "token"}.get(todo[0]["type"], "B"), time.time()
+    with tqdm(total=behind[-1], desc=str(writer.folder), unit=unit, unit_scale=True, mininterval=.5, disable=None,
+              initial=behind[state["source"]]) as bar:
+        try:
+            for pieces, counts, job in results:
+                room = limit - writer.count
+                if full := len(pieces["tokens"]) >= room:       # the rest of the last document is cut off
+                    counts["bytes"] = counts["bytes"] * room // len(pieces["tokens"])
+                    pieces = {name: piece[:room] for name, piece in pieces.items()}
+                    ended = pieces["tokens"] == eos
+                    counts["documents"] = int(np.count_nonzero(ended)) + int(not ended[-1])
+                writer.append(**pieces)
+                state["source"], state["record"] = job["source"], job["next"]
+                state["sources"][job["source"]]["documents"] += counts["documents"]
+                state["text_bytes"] += counts["bytes"]
+                state["bad"] += counts["bad"]
+                state["sources"][job["source"]]["tokens"] += len(pieces["tokens"])      # last: see below
+                bar.update(behind[job["source"]] + job["read"] - bar.n)
+                bar.set_postfix_str(f"{writer.count / 1e6:.1f}M tokens", refresh=False)
+                if full:
+                    return True
+                if time.time() - marked > MARK_SECONDS:
+                    writer.mark(state)
+                    marked = time.time()
+        except (UserError, KeyboardInterrupt):      # the same command, or --skip-bad with it, goes on from here
+            if sum(entry["tokens"] for entry in state["sources"]) == writer.count:  # not in the midst of the updates
+                writer.mark(state)
+            raise
+    return False
+
+
+def refuse_bad(out, bad, options):
+    if bad and not options["skip_bad"]:
+        raise UserError(f"--out {out}: {bad:,} broken records were left out of it; accept that with --skip-bad, "
+                        f"or mend the sources")
+
+
+def what_to_write(todo, tokenizer, options):
+    """Names of the arrays, and of the kinds of all sources together ([] where no source has labels)."""
+    sets = [sources.open_set(source["path"]) for source in todo if source["type"] == "set"]
+    for tokens in sets:
+        if tokens.tokenizer_hash != tokenizer.hash:
+            raise UserError(f"{tokens.folder}: got a token set of tokenizer {tokens.tokenizer_hash[:12]}, wanted "
+                            f"{tokenizer.hash[:12]} as in the rest; prepare its text again with that --tokenizer")
+    kinds = list(dict.fromkeys(name for tokens in sets if tokens.kind is not None for name in tokens.kinds))
+    if todo[0]["type"] == "demo":
+        kinds = corpus.KINDS
+    elif kinds and UNLABELLED not in kinds and sum(tokens.kind is not None for tokens in sets) < len(todo):
+        kinds.append(UNLABELLED)
+    masked = options["mask_prompt"] or tokenizer.add_bos or any(tokens.loss_mask is not None for tokens in sets)
+    return ["tokens"] + ["loss_mask"] * masked + ["kind"] * bool(kinds), kinds
+
+
+def difference(old, new):
+    """What differs between two plans, in words; None where nothing does."""
+    for key in new:
+        was, now = old.get(key), new[key]
+        if was != now:
+            if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+                was, now = next((a, b) for a, b in zip(was, now) if a != b)
+            was, now = (text if len(text) < 200 else text[:200] + "..." for text in map(json.dumps, (was, now)))
+            return f"{key} was {was}, is now {now}"
+
+
+def summary(meta):
+    bad = f", {meta['bad_records']:,} broken records left out" if meta["bad_records"] else ""
+    return (f"{sum(entry['documents'] for entry in meta['sources']):,} documents, {meta['count']:,} tokens, "
+            f"vocabulary {meta['vocab_size']:,}, {meta['count'] / max(1, meta['text_bytes']):.3f} tokens per byte{bad}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what is made of --source
+
+def prepare_demo(args):
+    """OUT/{base,corpus,curated,val}, all with one tokenizer trained on noisy pages, and OUT/test.jsonl."""
+    for flag in ("tokenizer", "max_tokens", "text_field", "prompt_field"):
+        if getattr(args, flag) is not None:
+            raise UserError(f"--{flag.replace('_', '-')}: does not go with --source demo; name files as --source")
+    root = Path(args.out or ("data/demo" if args.seed == 0 else f"data/demo-seed{args.seed}"))
+    vocabulary = args.train_vocab or DEMO_VOCAB
+    splits = [{key for template in corpus.keys(split) for key in template} for split in ("train", "val", "test")]
+    test = corpus.test_problems()
+    assert len(set.union(*splits)) == sum(map(len, splits)), "a problem is in two splits"
+    assert {tuple(problem["key"]) for problem in test} <= splits[2], "a test problem is not of the test split"
+
+    def trained():
+        pages = range(0, corpus.PAGES["base"], max(1, corpus.PAGES["base"] // DEMO_TRAIN_PAGES))
+        return train_bpe(("".join(text for text, _ in corpus.page("base", args.seed, i)) for i in pages), vocabulary)
+
+    tokenizer = trained
+    for name, pages in corpus.PAGES.items():
+        text = json.dumps([corpus.page(name, args.seed, i) for i in range(0, pages, 50)])   # another generator shows
+        plan = {"source": "demo", "set": name, "seed": args.seed, "pages": pages, "kinds": corpus.KINDS,
+                "vocabulary": vocabulary, "text": hashlib.sha256(text.encode()).hexdigest()}
+        options = {"fields": [], "mask_prompt": False, "skip_bad": False, "max_tokens": None, "seed": args.seed}
+        done = build(root / name, [{"type": "demo", "path": name, "size": pages}], plan, tokenizer, options,
+                     args.workers, args.overwrite)
+        tokenizer = Tokenizer.load(done.folder) if name == "base" else tokenizer
+        if done.tokenizer_hash != tokenizer.hash:
+            raise UserError(f"{done.folder}: its tokenizer is not that of {root}/base; make all again with --overwrite")
+    write_atomic(root / "test.jsonl", "".join(json.dumps(problem) + "\n" for problem in test))
+    print(f"{root}/test.jsonl: {len(test):,} problems, none of them in the sets above")
+
+
+def prepare_files(args):
+    if not args.out:
+        raise UserError("--out: got none, wanted the folder of the new token set")
+    out = Path(args.out)
+    for name in [*args.source, *([args.tokenizer] if args.tokenizer else [])]:
+        if Path(name).is_dir() and Path(name).resolve() == out.resolve():
+            raise UserError(f"--out {out}: is also read from; name another folder")
+    todo = sources.find(args.source, args.fields, args.skip_bad)
+    folder = next((source["path"] for source in todo if source["type"] == "set"), None)
+    if not (args.tokenizer or args.train_vocab or folder):
+        raise UserError("--tokenizer: got none, wanted --tokenizer NAME or --train-vocab N")
+    if folder and args.train_vocab:
+        raise UserError(f"--train-vocab: does not go with {folder}, a token set that brings its tokenizer")
+    if args.train_vocab:
+        tokenizer = lambda: train_bpe(sources.sample(todo, args.fields, args.skip_bad, TRAIN_BYTES), args.train_vocab)
+    else:
+        name = args.tokenizer or folder
+        if not Path(name).exists():
+            from hub import resolve
+            name = resolve(name, files="tokenizer")
+        tokenizer = Tokenizer.load(name)
+    options = {name: getattr(args, name) for name in ("fields", "mask_prompt", "skip_bad", "max_tokens", "seed")}
+    hashes = [sources.open_set(source["path"]).hash if source["type"] == "set" else
+              file_hash(source["path"], sampled=True) for source in todo]
+    plan = {"sources": [f"{source['path']} sha256 {sha[:20]}" for source, sha in zip(todo, hashes)],
+            "train_vocab": args.train_vocab, **options,
+            "tokenizer": None if args.train_vocab else tokenizer.hash}
+    del plan["skip_bad"]        # it makes no difference before the first broken record
+    workers = 1 if all(source["type"] == "set" for source in todo) else args.workers
+    build(out, todo, plan, tokenizer, options, workers, args.overwrite)
+
+
+def main(argv=None):
+    args = arguments(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")    # threads of its own would not survive the fork
+    prepare_demo(args) if args.source == ["demo"] else prepare_files(args)
+
+
+if __name__ == "__main__":
+    cli(main)

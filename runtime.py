@@ -1,0 +1,250 @@
+"""What every stage shares: users' errors, files, device and precision, ranks."""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+# Threads that wait for each other spin for a moment, then sleep; read when torch is loaded. By default they spin for
+# long, and where another process takes a core two threads are 40 times slower than one (LOG.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import safetensors  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+
+
+class UserError(ValueError):
+    """Something the user can mend. Stages print it as one line and exit with code 2."""
+
+
+def cli(main):
+    """Run a stage's `main()`. A user's error is one line and exit code 2; Ctrl-C and SIGTERM are exit code 130."""
+    def interrupted(signum, frame):
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, interrupted)
+    try:
+        main()
+    except UserError as error:
+        code, line = 2, f"error: {error}"
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        code, line = 2, f"error: {error.strerror or error}{where}; what was finished before is kept, run again to go on"
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted: what was done is kept; the same command goes on (outside the demo's folders with --resume)"
+    else:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
+    print("\n" + " ".join(str(line).split()) if sys.stderr.isatty() else " ".join(str(line).split()), file=sys.stderr)
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(code) if dist.is_initialized() else sys.exit(code)  # other ranks must not wait for this one
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files
+
+def write_atomic(path, content):
+    """Write text or bytes under a temporary name, then rename: a kill leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def renamed_when_whole(path):
+    """A temporary name to write to; it becomes `path` when the block ends well. Failed writes are OSErrors."""
+    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (RuntimeError, safetensors.SafetensorError) as error:  # how torch and safetensors report a full disk
+        raise OSError(errno.EIO, f"could not be written, is the disk full? ({str(error).splitlines()[0]})",
+                      str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path, what):
+    """The JSON object in `path`. Raises UserError where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{what}: {path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{what}: {path} is not valid JSON ({error})") from None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# device, precision, ranks
+
+class Env:
+    """Where a stage runs. `device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
+
+    Precision: fp32 on CPU; on a GPU bf16 autocast over fp32 master weights (`--dtype auto`).
+    """
+
+    def __init__(self, args):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.main = self.rank == 0
+        kind = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        if kind.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {kind}: PyTorch sees no CUDA device here; use --device cpu")
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        try:
+            self.device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
+        except RuntimeError:
+            raise UserError(f"--device {kind}: not a device that PyTorch knows; use cpu or cuda") from None
+        self.dtype = {"auto": torch.bfloat16 if self.device.type == "cuda" else torch.float32,
+                      "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+        if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
+            torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
+                                    device_id=self.device if self.device.type == "cuda" else None)
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def tensor(self, array):
+        """A numpy array on the device; from pinned memory, so that the copy does not wait."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def total(self, tensor):
+        """The sum of a tensor over all ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def interleave(self, tensor):
+        """Equal (n, ...) tensors of all ranks as one (n * world, ...): rank r's i-th stands at i * world + r."""
+        if self.world == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(parts, tensor)
+        return torch.stack(parts, dim=1).flatten(0, 1)
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def from_main(self, function):
+        """The result of `function`, called on rank 0 alone, on every rank."""
+        box = [function() if self.main else None]
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def peak_memory(self, reset=False):
+        """Peak memory in bytes since the last reset: allocated on the GPU, resident on the CPU."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device) if reset else None
+            return peak
+        try:
+            if reset:
+                Path("/proc/self/clear_refs").write_text("5")
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        except (OSError, IndexError):  # not Linux, or not allowed: the peak of the whole process
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ranks
+
+def compile_blocks(module, args, env):
+    """torch.compile each block (`--compile`): shapes are static there; selection and head stay outside."""
+    if args.compile == "on" or args.compile == "auto" and env.device.type == "cuda":
+        for block in module.lm.model.layers:
+            block.compile()
+
+
+def wrap(module, args, env):
+    """The training module, compiled, and under DDP or FSDP2 (`--parallel`) where there are several ranks."""
+    compile_blocks(module, args, env)
+    module.lm.checkpointing = args.checkpointing
+    if env.world == 1:
+        return module
+    if args.parallel == "ddp":
+        return DistributedDataParallel(module)
+    from torch.distributed.device_mesh import init_device_mesh  # seconds to import: only where it is used
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh(env.device.type, (env.world,))
+    for block in module.lm.model.layers:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(module, mesh=mesh)  # embedding, norm and head in one group: tied weights stay together
+
+
+def sync_gradients(module, last):
+    """Reduce gradients over ranks in the backward pass of the last micro-batch only."""
+    if isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = last
+    elif hasattr(module, "set_requires_gradient_sync"):
+        module.set_requires_gradient_sync(last)
+
+
+def full_state(module, optimizer=None):
+    """Whole (gathered) states on the CPU, by parameter name: (model, optimiser), the same whatever the number of ranks.
+
+    All ranks must call it. Without `optimizer` the second is None.
+    """
+    if dist.is_initialized():
+        from torch.distributed.checkpoint import state_dict as sharded
+        options = sharded.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        if optimizer is None:
+            return sharded.get_model_state_dict(module, options=options), None
+        return sharded.get_state_dict(module, optimizer, options=options)
+    if optimizer is None:
+        return module.state_dict(), None
+    return module.state_dict(), _renamed(optimizer.state_dict(), dict(enumerate(_names(module, optimizer))))
+
+
+def restore(module, optimizer, state):
+    """Load what `full_state` gave, on any number of ranks."""
+    if dist.is_initialized():
+        from torch.distributed.checkpoint import state_dict as sharded
+        sharded.set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+                               options=sharded.StateDictOptions(full_state_dict=True))
+        return
+    module.load_state_dict(state["model"])
+    places = {name: i for i, name in enumerate(_names(module, optimizer))}
+    optimizer.load_state_dict(_renamed(state["optimizer"], places))
+
+
+def _names(module, optimizer):
+    """Parameter names in the optimiser's order."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _renamed(state, new):
+    """An optimiser's state dict with its parameters called by other names or numbers."""
+    return {"state": {new[key]: value for key, value in state["state"].items()},
+            "param_groups": [{**group, "params": [new[key] for key in group["params"]]}
+                             for group in state["param_groups"]]}
+
+
+def is_demo_folder(path):
+    """Is this one of the demo's default folders, where a finished or interrupted stage is taken up without a flag?"""
+    parts = Path(path).parts
+    return len(parts) > 1 and parts[0] in ("data", "out") and (parts[1] == "demo" or parts[1].startswith("demo-seed"))

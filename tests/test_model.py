@@ -1,0 +1,166 @@
+"""The transformer against Hugging Face's, and Hugging Face folders in and out."""
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+import model as M
+import weights
+from conftest import write_model
+from runtime import UserError
+
+FAMILIES = {
+    "mha": {},
+    "gqa": dict(num_attention_heads=4, num_key_value_heads=2),
+    "mqa, own head_dim": dict(num_attention_heads=4, num_key_value_heads=1, head_dim=24),
+    "tied": dict(tie_word_embeddings=True),
+    "biases": dict(attention_bias=True, mlp_bias=True),
+    "theta": dict(rope_theta=500000.0, rms_norm_eps=1e-5),
+    "linear": dict(rope_scaling={"rope_type": "linear", "factor": 4.0}),
+    "llama3": dict(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                 "original_max_position_embeddings": 64}),
+    "mistral, window": dict(model_type="mistral", sliding_window=40, num_attention_heads=4, num_key_value_heads=2),
+}
+
+
+def make(folder, **changes):
+    config = M.Config(**{"vocab_size": 301, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+                         "max_position_embeddings": 4096, **changes,
+                         "num_attention_heads": changes.get("num_attention_heads", 4),
+                         "num_key_value_heads": changes.get("num_key_value_heads", 4)})
+    model = M.initialise(M.Transformer(config), 0)
+    for name, p in model.named_parameters():  # initialise leaves norms at 1 and biases where PyTorch puts them
+        if p.dim() == 1:
+            torch.nn.init.uniform_(p, 0.5, 1.5)
+    weights.save(model, folder)
+    return model, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(family, tmp_path):
+    ours, theirs = make(tmp_path, **FAMILIES[family])
+    for length in (1, 17, 512):
+        tokens = torch.randint(301, (2, length), generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            a, b = ours.logits(tokens), theirs(tokens).logits
+        assert (a - b).abs().max() <= 1e-4, (length, (a - b).abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gqa", "llama3", "mistral, window"])
+def test_logits_equal_transformers_at_2048(family, tmp_path):
+    ours, theirs = make(tmp_path, **FAMILIES[family])
+    tokens = torch.randint(301, (1, 2048), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours.logits(tokens) - theirs(tokens).logits).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["gqa", "tied", "mistral, window"])
+def test_one_adamw_step_equals_transformers(family, tmp_path):
+    ours, theirs = make(tmp_path, **FAMILIES[family])
+    tokens = torch.randint(301, (2, 65), generator=torch.Generator().manual_seed(1))
+    x, y = tokens[:, :-1], tokens[:, 1:].flatten()
+    for model, logits in ((ours, ours.logits), (theirs, lambda t: theirs(t).logits)):
+        # the first step is lr * g / (|g| + eps): eps above the gradients' own rounding, or it compares signs of noise
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-5)
+        F.cross_entropy(logits(x).flatten(0, 1), y).backward()
+        optimizer.step()
+    reference = dict(theirs.named_parameters())
+    for name, p in ours.named_parameters():
+        error = (p - reference[name]).norm() / reference[name].norm()
+        gradient = (p.grad - reference[name].grad).norm() / reference[name].grad.norm()
+        assert error <= 1e-6 and gradient <= 1e-5, (name, error.item(), gradient.item())
+
+
+@pytest.mark.parametrize("family", ["gqa", "llama3", "mistral, window"])
+def test_cache_gives_what_the_full_pass_gives(family, tmp_path):
+    """Prefill in two pieces of rows with different lengths, then token by token."""
+    ours, _ = make(tmp_path, **FAMILIES[family])
+    tokens = torch.randint(301, (3, 90), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        full = ours(tokens)
+        cache = M.Cache(ours.config, 3, 128)
+        first = ours(tokens[:, :30], cache)
+        lengths = torch.tensor([20, 11, 5])
+        piece = torch.stack([F.pad(row[30 : 30 + n], (0, 20 - n)) for row, n in zip(tokens, lengths)])
+        second = ours(piece, cache, tail=lengths)
+        assert torch.allclose(first, full[:, :30], atol=1e-5)
+        for row, n in enumerate(lengths):
+            assert torch.allclose(second[row, :n], full[row, 30 : 30 + n], atol=1e-5)
+        for step in range(40):
+            at = cache.lengths.clone()
+            hidden = ours(tokens[torch.arange(3), at][:, None], cache)
+            assert torch.allclose(hidden[:, 0], full[torch.arange(3), at], atol=1e-5)
+
+
+def test_no_token_sees_a_later_one(tmp_path):
+    ours, _ = make(tmp_path, **FAMILIES["gqa"])
+    tokens = torch.randint(301, (1, 50), generator=torch.Generator().manual_seed(3))
+    changed = tokens.clone()
+    changed[0, 30] = (changed[0, 30] + 1) % 301
+    with torch.no_grad():
+        a, b = ours(tokens), ours(changed)
+    assert torch.equal(a[:, :30], b[:, :30]) and not torch.equal(a[:, 30:], b[:, 30:])
+
+
+def test_sliding_window_forgets(tmp_path):
+    """With one layer, a token farther back than the window has no influence; one inside has."""
+    ours, _ = make(tmp_path, **{**FAMILIES["mistral, window"], "num_hidden_layers": 1})
+    tokens = torch.randint(301, (1, 80), generator=torch.Generator().manual_seed(4))
+    changed = tokens.clone()
+    changed[0, 20] = (changed[0, 20] + 1) % 301
+    with torch.no_grad():
+        same = (ours(tokens) == ours(changed)).all(-1)[0]
+    assert same[:20].all() and not same[20:60].any() and same[60:].all()
+
+
+def test_overfits_one_batch():
+    config = M.Config(vocab_size=64, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
+    model = M.initialise(M.Transformer(config), 0)
+    tokens = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(150):
+        loss = F.cross_entropy(model.logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.05, loss
+
+
+def test_folder_round_trip_is_bit_for_bit_also_in_shards(tmp_path):
+    ours, _ = make(tmp_path / "one", tie_word_embeddings=False)
+    weights.save(ours, tmp_path / "many", shard_bytes=60_000)
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
+    for folder in ("one", "many"):
+        again = weights.load(tmp_path / folder)
+        assert dataclasses.replace(again.config, extra={}) == ours.config
+        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values()))
+    tokens = torch.randint(301, (1, 20))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32)
+    with torch.no_grad():
+        assert (theirs(tokens).logits - ours.logits(tokens)).abs().max() < 1e-4
+
+
+def test_hash_follows_the_tensors(vocabulary, tmp_path):
+    write_model(tmp_path / "a", vocabulary, seed=0)
+    write_model(tmp_path / "b", vocabulary, seed=0)
+    write_model(tmp_path / "c", vocabulary, seed=1)
+    a, b, c = (weights.model_hash(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model_type": "gpt2"}, "model_type is 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_parameters": None}, "rope type is 'yarn'"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"hidden_size": "64"}, "hidden_size is '64'"),
+    ({"num_key_value_heads": 3}, "head layout"), ({"hidden_size": 128}, "has shape"),
+    ({"num_hidden_layers": 4}, "9 missing tensors"), ({"num_hidden_layers": 2}, "9 unexpected tensors")])
+def test_what_is_not_supported_is_refused_by_name(change, message, tmp_path):
+    make(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=message):
+        weights.load(tmp_path)

@@ -1,0 +1,130 @@
+"""Scoring against transformers, resuming, and what is refused."""
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
+
+import score
+import slm
+import weights
+from conftest import finish, launch, write_model, write_set
+from data import Stored, TokenSet
+
+ARGS = "--model m --data d --out ref_loss.bin --seq-len 16 --batch-size 4 --device cpu --threads 1"
+
+
+@pytest.fixture
+def inputs(vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 1000)
+    write_model(tmp_path / "m", vocabulary)
+    return tmp_path
+
+
+def test_every_target_is_scored_once_with_its_window_as_context(stage, inputs):
+    code, out, err = stage(score, ARGS + " --entropy")
+    assert code == 0, err
+    stored = np.fromfile(inputs / "ref_loss.bin", "<f2").astype(np.float32)
+    entropy = np.fromfile(inputs / "ref_entropy.bin", "<f2").astype(np.float32)
+    theirs = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
+    tokens = torch.from_numpy(np.array(TokenSet(inputs / "d").tokens, np.int64))
+    expected, uncertain = np.full(1000, np.nan, np.float32), np.full(1000, np.nan, np.float32)
+    for start in range(0, 999, 16):  # by hand, one window at a time, the last one shorter instead of padded
+        x, y = tokens[start : min(start + 16, 999)], tokens[start + 1 : start + 17]
+        with torch.no_grad():
+            log_p = theirs(x[None]).logits[0].log_softmax(-1)
+        expected[start + 1 : start + 17] = F.nll_loss(log_p, y, reduction="none")
+        uncertain[start + 1 : start + 17] = -(log_p.exp() * log_p).sum(-1)
+    assert np.isnan(stored[0]) and not np.isnan(stored[1:]).any()
+    assert np.allclose(stored[1:], expected[1:], rtol=1e-3, atol=1e-3)  # fp16
+    assert np.allclose(entropy[1:], uncertain[1:], rtol=1e-3, atol=1e-3)
+
+
+def test_excess_of_a_model_against_its_own_scores_is_zero(stage, inputs):
+    assert stage(score, ARGS)[0] == 0
+    data = TokenSet(inputs / "d")
+    stored, model = Stored(inputs / "ref_loss.bin", data, 16), slm.WithLoss(weights.load(inputs / "m"))
+    for windows in ([0, 5, 61], [62]):
+        x, y, valid = data.batch(windows, 16)
+        loss = model(torch.from_numpy(x), torch.from_numpy(y)).numpy()
+        ref = stored.batch(windows, valid)
+        assert (np.abs(loss - ref)[valid] <= np.abs(loss)[valid] * 2**-10).all()  # half a step of fp16, twice
+
+
+def test_another_batch_size_gives_the_same_losses(stage, inputs):
+    stage(score, ARGS)
+    one = np.fromfile(inputs / "ref_loss.bin", "<f2")
+    assert stage(score, ARGS.replace("--batch-size 4", "--batch-size 7") + " --overwrite")[0] == 0
+    assert np.allclose(one[1:], np.fromfile(inputs / "ref_loss.bin", "<f2")[1:], rtol=2e-3)
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_kill_and_resume_ends_identical(vocabulary, tmp_path, kills):
+    write_set(tmp_path / "d", vocabulary, 40_000)
+    write_model(tmp_path / "m", vocabulary)
+    args = "score.py --model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
+    finish(launch(f"{args} --out whole/ref_loss.bin", tmp_path))
+    note = tmp_path / "cut/ref_loss.json"
+    for kill in range(kills):
+        process = launch(f"{args} --out cut/ref_loss.bin --resume", tmp_path)
+        seen = json.loads(note.read_text())["n_scored"] if note.exists() else 0
+        while not note.exists() or json.loads(note.read_text())["n_scored"] < seen + 200:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert json.loads(note.read_text())["n_scored"] < 2500
+    finish(launch(f"{args} --out cut/ref_loss.bin --resume", tmp_path))
+    for name in ("ref_loss.bin", "ref_loss.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_gives(vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 3000)
+    write_model(tmp_path / "m", vocabulary)
+    args = "score.py --model m --data d --seq-len 16 --batch-size 4 --device cpu --threads 1"
+    one, two = launch(f"{args} --out one.bin", tmp_path), launch(f"{args} --out two.bin", tmp_path, ranks=2)
+    finish(one), finish(two)
+    assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes()
+
+
+def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
+    model = write_model(inputs / "bad", vocabulary)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    weights.save(model, inputs / "bad")
+    code, _, err = stage(score, ARGS.replace("--model m", "--model bad"))
+    assert code == 2 and "gives a loss that is not finite at token 1;" in err
+
+
+@pytest.mark.parametrize("change, message", [
+    ("--batch-size 0", "--batch-size: got 0, wanted at least 1"), ("--model nowhere", "nowhere"),
+    ("--data nowhere", "nowhere is not a folder"), ("--device cuda", "sees no CUDA device"),
+    ("--device tpu9", "not a device that PyTorch knows")])
+def test_bad_arguments_are_one_line(stage, inputs, change, message):
+    code, _, err = stage(score, ARGS + " " + change)
+    assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_what_is_there_already(stage, inputs, vocabulary):
+    assert stage(score, ARGS)[0] == 0
+    code, _, err = stage(score, ARGS)
+    assert code == 2 and "--resume" in err and "--overwrite" in err
+    assert stage(score, ARGS + " --resume")[0] == 0
+    write_model(inputs / "m", vocabulary, seed=1)
+    code, _, err = stage(score, ARGS + " --resume")
+    assert code == 2 and "reference" in err and "->" in err
+
+
+def test_another_vocabulary_is_refused(stage, inputs):
+    import tokenizer
+    other = tokenizer.train_bpe(["zebra quagga okapi " * 20], 290)
+    write_model(inputs / "other", other)
+    code, _, err = stage(score, ARGS.replace("--model m", "--model other"))
+    assert code == 2 and "vocabulary" in err and "prepare.py --tokenizer" in err

@@ -1,0 +1,155 @@
+"""The method against brute force: scores, selection, counts, loss and gradients."""
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import slm
+from model import Config, Transformer, initialise
+from runtime import UserError
+
+
+def brute_force(scores, valid, k, scope):
+    """The contract's rules in plain Python: one at a time, best first, lowest position first among equals."""
+    kept = np.zeros(valid.shape, bool)
+    groups = [[(r, c) for c in range(valid.shape[1])] for r in range(valid.shape[0])]
+    if scope != "sequence":
+        groups = [sum(groups, [])]
+    for group in groups:
+        places = [(r, c) for r, c in group if valid[r, c]]
+        n = max(1, math.floor(k * len(places) + 0.5)) if places else 0
+        for r, c in sorted(places, key=lambda p: (-scores[p], group.index(p)))[:n]:
+            kept[r, c] = True
+    return kept
+
+
+@pytest.mark.parametrize("scope", ["micro", "sequence", "batch"])
+@pytest.mark.parametrize("seed", range(12))
+def test_selection_is_brute_force(scope, seed):
+    rng = np.random.RandomState(seed)
+    B, T = rng.randint(1, 5), rng.randint(1, 20)
+    scores = rng.randint(-3, 4, (B, T)).astype(np.float32)  # few values: many ties
+    if seed % 3 == 0:
+        scores = rng.randn(B, T).astype(np.float32)
+    valid = rng.rand(B, T) < rng.choice([0.0, 0.1, 0.6, 1.0])
+    for k in (0.01, 0.25, 0.5, 0.6, 0.999, 1.0):
+        expected = brute_force(scores, valid, k, scope)
+        kept = slm.keep_top(torch.from_numpy(scores), torch.from_numpy(valid), k, scope).numpy()
+        assert (kept == expected).all(), (k, scores, valid)
+        assert slm.count_kept([valid], k, scope) == expected.sum()
+
+
+def test_a_tie_keeps_the_lowest_position_and_not_all():
+    kept = slm.keep_top(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5)
+    assert kept.tolist() == [[True] * 4, [False] * 4]
+    assert slm.keep_top(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5, "sequence").tolist() == [
+        [True, True, False, False]] * 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_refused_where_it_is_valid(bad):
+    scores, valid = torch.tensor([[0.0, bad, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match="1 of 3 scores"):
+        slm.keep_top(scores, valid, 0.5)
+    valid[0, 1] = False  # a masked target may be anything
+    assert slm.keep_top(scores, valid, 0.5).tolist() == [[False, False, True]]
+
+
+@pytest.mark.parametrize("n, k, expected", [(10, 0.6, 6), (10, 0.65, 7), (10, 0.649, 6), (5, 0.5, 3), (1, 0.01, 1),
+                                            (0, 0.6, 0), (3, 1.0, 3), (1000, 0.0001, 1), (7, 0.5, 4)])
+def test_number_kept(n, k, expected):
+    assert slm.n_keep(n, k) == expected == slm.n_keep(torch.tensor(n), k).item()
+
+
+@pytest.mark.parametrize("k", [0, 60, math.nan, -0.1, 1.0001, math.inf])
+def test_k_out_of_range_is_refused(k):
+    with pytest.raises(UserError, match="--k"):
+        slm.check_k(k)
+
+
+def test_each_score_keeps_what_the_paper_says():
+    tokens = slm.Tokens(loss=torch.tensor([[5.0, 1.0, 3.0, 2.0]]), ref_loss=torch.tensor([[4.9, 0.1, 1.0, 2.5]]),
+                        ref_entropy=torch.tensor([[0.1, 0.9, 0.2, 0.8]]), noise=torch.tensor([[0.1, 0.2, 0.9, 0.8]]))
+    valid = torch.ones(1, 4, dtype=torch.bool)
+
+    def kept(score):
+        return slm.choose(tokens, valid, 0.5, score)[0].nonzero().flatten().tolist()
+    assert kept("excess") == [1, 2]       # 0.1, 0.9, 2.0, -0.5: signed, so the last is lowest
+    assert kept("loss") == [0, 2]
+    assert kept("random") == [2, 3]
+    assert kept("ref_loss") == [1, 2]     # the LOWEST reference losses
+    assert kept("ref_entropy") == [0, 2]  # the LOWEST entropies
+    assert kept("ref_and") == [2]
+    assert kept("ref_or") == [0, 1, 2]
+
+
+def tiny(dtype):
+    model = initialise(Transformer(Config(vocab_size=50, hidden_size=16, intermediate_size=32, num_attention_heads=2,
+                                          num_key_value_heads=1)), 0).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    x, y = (torch.randint(50, (3, 9), generator=generator) for _ in range(2))
+    ref = torch.rand(3, 9, generator=generator, dtype=dtype) * 5
+    valid = torch.rand(3, 9, generator=generator) < 0.8
+    return model, x, y, ref, valid
+
+
+@pytest.mark.parametrize("scope", ["micro", "sequence"])
+def test_loss_and_gradients_equal_masked_full_logits_in_fp64(scope):
+    model, x, y, ref, valid = tiny(torch.float64)
+    other = copy.deepcopy(model)
+    total, losses, kept = slm.WithLoss(model)(x, y, lambda l: slm.choose(slm.Tokens(l, ref), valid, 0.6, scope=scope))
+    (total / slm.count_kept([valid.numpy()], 0.6, scope)).backward()
+
+    # fp64 all the way, the mask as weights of a plain cross-entropy over all logits
+    per_token = F.cross_entropy(F.linear(other(x), other.head_weight).flatten(0, 1), y.flatten(), reduction="none")
+    mask = brute_force((per_token.view(3, 9).detach() - ref).float().numpy(), valid.numpy(), 0.6, scope)
+    expected = (per_token * torch.from_numpy(mask).flatten()).sum() / mask.sum()
+    expected.backward()
+    assert (kept.numpy() == mask).all()
+    assert abs(total.item() / mask.sum() - expected.item()) < 1e-12
+    for (name, a), b in zip(model.named_parameters(), other.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-10, atol=1e-13), name
+
+
+def test_unselected_tokens_are_still_read():
+    """Changing an input whose own target is not kept changes the loss of the kept targets after it."""
+    model, x, y, ref, _ = tiny(torch.float64)
+    keep_last = torch.zeros(3, 9, dtype=torch.bool)
+    keep_last[:, -1] = True
+    before = slm.WithLoss(model)(x, y, lambda l: keep_last)[0]
+    x[:, 2] = (x[:, 2] + 1) % 50
+    assert slm.WithLoss(model)(x, y, lambda l: keep_last)[0] != before
+
+
+def test_only_kept_targets_touch_the_gradient():
+    model, x, y, ref, valid = tiny(torch.float64)
+    kept = torch.zeros(3, 9, dtype=torch.bool)
+    kept[1, 3] = True
+    grads = []
+    for change in (0, 1):
+        model.zero_grad()
+        target = torch.where(kept, y, (y + change) % 50)
+        slm.WithLoss(model)(x, target, lambda l: kept)[0].backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+def test_no_valid_target_gives_zero_loss_and_zero_gradient():
+    model, x, y, ref, valid = tiny(torch.float32)
+    nothing = torch.zeros_like(valid)
+    total, _, kept = slm.WithLoss(model)(x, y, lambda l: slm.choose(slm.Tokens(l, ref), nothing, 0.6))
+    total.backward()
+    assert total == 0 and not kept.any() and all(p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_token_losses_and_entropy_are_those_of_full_logits():
+    model, x, y, _, _ = tiny(torch.float32)
+    with torch.no_grad():
+        logits = model.logits(x).double()
+    losses, entropy = slm.WithLoss(model)(x, y, entropy=True)
+    p = logits.softmax(-1)
+    assert torch.allclose(losses.double(), -p.log().gather(2, y[..., None])[..., 0], atol=1e-5)
+    assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-5)

@@ -1,0 +1,105 @@
+"""The text side of tools/bench.py: the tokenizer beside `tokenizers`, generation beside transformers."""
+
+import os
+import pydoc_data.topics
+import statistics
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from tools.bench import interleaved, ratio, resident
+
+
+def tokenizer(args, env):
+    """Megabytes of text per second, of ours and of tokenizers' encode_batch_fast, and how many documents got different
+    ids (0 is right). Texts: the manual pages inside Python. Vocabularies: one trained here, and `--model`'s."""
+    os.environ["RAYON_NUM_THREADS"] = str(args.threads)  # read once, by the first use of tokenizers
+    import tokenizers
+    from tokenizer import Tokenizer, train_bpe
+
+    docs = list(pydoc_data.topics.topics.values())
+    size = sum(len(doc.encode()) for doc in docs) / 1e6
+    vocabularies = {"trained, 4096": train_bpe((line for doc in docs for line in doc.splitlines()), 4096)}
+    if args.model:
+        vocabularies[args.model] = Tokenizer.load(args.model)
+    rows = []
+    for name, ours in vocabularies.items():
+        with tempfile.TemporaryDirectory() as folder:
+            ours.save(folder)  # so that a tokenizer.model has its tokenizer.json
+            theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        theirs.encode_special_tokens = True  # special tokens in the text are text, as they are for ours
+        ids = {}
+        with ThreadPoolExecutor(args.threads) as pool:
+            def with_ours():
+                ids["ours"] = ours.encode_batch(docs) if args.threads == 1 else list(pool.map(ours.encode, docs))
+
+            def with_theirs():
+                ids["theirs"] = [e.ids for e in theirs.encode_batch_fast(docs, add_special_tokens=False)]
+            seconds = interleaved({"ours": with_ours, "theirs": with_theirs}, args, env)
+        faster, low, high = ratio(seconds["theirs"], seconds["ours"])
+        rows.append({"vocab": name, "megabytes": size, "threads": args.threads,
+                     "ours": size / statistics.median(seconds["ours"]),
+                     "tokenizers": size / statistics.median(seconds["theirs"]), "ratio": faster,
+                     "low": low, "high": high,
+                     "different": sum(list(a) != b for a, b in zip(ids["ours"], ids["theirs"]))})
+        print("tokenizer ({vocab}): ours {ours:.2f} MB/s, tokenizers {tokenizers:.2f} MB/s: {ratio:.2f}x "
+              "({low:.2f}-{high:.2f}), {different} documents differ".format(**rows[-1]))
+    return rows
+
+
+def generate(args, env, n=8, new_tokens=32):
+    """Generated tokens per second on 8-shot GSM8K prompts, beside transformers' batched generate. EOS ends a text, and
+    nothing else does, so both sides make the same tokens. `identical`: prompts with exactly transformers' ids."""
+    import generate
+    import tasks
+    import weights
+    from tokenizer import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    tokens, device = Tokenizer.load(args.model), env.device
+    prompts = [generate.encode_prompt(tokens, tasks.prompt(e)) for e in tasks.load("gsm8k", args.data_dir, n)]
+    ours = weights.load(args.model, env.dtype, device).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(args.model, dtype=env.dtype).to(device).eval()
+    eos = generate.end_ids(ours, tokens)
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[min(eos)] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    ids, peak = {}, {}
+
+    def with_transformers():
+        with torch.inference_mode():
+            out = theirs.generate(padded, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False,
+                                  eos_token_id=sorted(eos), pad_token_id=min(eos))[:, longest:].tolist()
+        ends = [next((i + 1 for i, token in enumerate(row) if token in eos), len(row)) for row in out]
+        return [row[:end] for row, end in zip(out, ends)]
+
+    def with_ours(share):
+        texts = dict(generate.generate(ours, tokens, prompts, new_tokens, share, batch_tokens=1 << 16,
+                                       compiled=device.type == "cuda"))
+        return [texts[i].ids for i in range(len(prompts))]
+
+    def measured(name, run):
+        def call():
+            before = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
+            env.peak_memory(reset=True)
+            ids[name] = run()
+            peak.setdefault(name, []).append(max(0, env.peak_memory() - before))
+        return call
+    base = "transformers, batched"
+    runs = {base: with_transformers, "ours, shared prefix": lambda: with_ours(True),
+            "ours, no shared prefix": lambda: with_ours(False)}
+    seconds = interleaved({name: measured(name, run) for name, run in runs.items()}, args, env)
+    rows = []
+    for name in runs:
+        faster, low, high = ratio(seconds[base], seconds[name])
+        n_new = sum(map(len, ids[name]))
+        rows.append({"variant": name, "prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)),
+                     "new_tokens": n_new, "seconds": statistics.median(seconds[name]),
+                     "tok_per_s": n_new / statistics.median(seconds[name]), "ratio": faster, "low": low, "high": high,
+                     "peak_memory_bytes": int(statistics.median(peak[name][1:])),
+                     "identical": sum(a == b for a, b in zip(ids[name], ids[base]))})
+        print("generate ({variant}): {tok_per_s:.1f} tok/s, {ratio:.2f}x ({low:.2f}-{high:.2f}), {identical} of "
+              "{prompts} texts identical, peak {peak_memory_bytes:.2e} bytes above the models".format(**rows[-1]))
+    return rows

@@ -1,0 +1,241 @@
+"""What both trainers share: their arguments' checks, the optimiser, validation, and a run's folder with its checkpoints and
+log. Nothing here knows about token selection: the method is in slm.py.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from runtime import UserError, is_demo_folder, read_json, renamed_when_whole, write_atomic
+
+
+def make_optimizer(model, args):
+    """AdamW, betas (0.9, 0.95), fused (8 times faster on CPU too); weight decay on matrices only."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [{"params": [p for p in params if p.dim() >= 2], "weight_decay": args.weight_decay},
+         {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}],
+        lr=args.lr, betas=(0.9, 0.95), fused=True)
+
+
+def lr_at(step, args):
+    """Learning rate of step 0, 1, ..."""
+    if step < args.warmup:                                        # 1. linear warm-up
+        return args.lr * (step + 1) / args.warmup
+    if args.schedule == "constant":                               # 2. constant after it
+        return args.lr
+    progress = (step - args.warmup) / max(1, args.steps - args.warmup)
+    if args.schedule == "cosine":                                 # 3. down to min_lr, along a cosine or a line
+        progress = 0.5 - 0.5 * math.cos(math.pi * progress)
+    return args.lr + progress * (args.min_lr - args.lr)
+
+
+def check_arguments(args):
+    """Refuse what cannot be meant, before anything is read or written."""
+    def need(ok, flag, wanted):
+        if not ok:
+            raise UserError(f"{flag}: got {getattr(args, flag[2:].replace('-', '_'))}, wanted {wanted}")
+
+    args.micro_batch_size = args.micro_batch_size or max(1, args.batch_size // int(os.environ.get("WORLD_SIZE", 1)))
+    args.lr = 1e-3 if args.lr is None else args.lr
+    args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
+    for flag in ("--seq-len", "--batch-size", "--micro-batch-size"):
+        need(getattr(args, flag[2:].replace("-", "_")) > 0, flag, "at least 1")
+    per_forward = args.micro_batch_size * int(os.environ.get("WORLD_SIZE", 1))
+    need(args.batch_size % per_forward == 0, "--batch-size",
+         f"a multiple of --micro-batch-size times the number of ranks, {per_forward}")
+    need(args.steps is None or args.epochs is None, "--epochs", "either --steps or --epochs")
+    need(args.steps is None or args.steps > 0, "--steps", "at least 1")
+    need(args.epochs is None or args.epochs > 0, "--epochs", "more than 0")
+    need(math.isfinite(args.lr) and args.lr > 0, "--lr", "a positive number")
+    for flag in ("--warmup", "--clip", "--weight-decay", "--min-lr", "--eval-every", "--snapshots"):
+        need(getattr(args, flag[2:].replace("-", "_")) >= 0, flag, "0 or more")
+    need(args.save_every > 0, "--save-every", "at least 1")
+    need(args.out is not None or args.data is None, "--out", "a folder for the run")
+
+
+def clip_gradients(module, args, step):
+    """Scale the gradients down to norm `--clip`; returns their norm before. Raises UserError where it is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), args.clip or math.inf)
+    norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+    if not math.isfinite(norm):
+        raise UserError(f"step {step + 1}: the gradient norm is {norm}; nothing was updated, the last saved state is "
+                        f"kept. Lower --lr {args.lr} or lengthen --warmup {args.warmup}")
+    return norm
+
+
+def is_snapshot(done, args):
+    """Is one of `--snapshots` N evenly spaced models due after `done` steps? The last one is the run's own folder."""
+    return done < args.steps and any(done == round(args.steps * i / args.snapshots) for i in range(1, args.snapshots))
+
+
+@torch.no_grad()
+def validate(model, token_set, args, env):
+    """{"val_loss": mean loss in nats over all targets that count} and, where the token set has labels, the same of each
+    kind, "val_loss_by_kind". `model` is the (wrapped) WithLoss module."""
+    kinds = token_set.kinds or ["all"]
+    sums = torch.zeros(2, len(kinds), dtype=torch.float64, device=env.device)
+    size, n = args.micro_batch_size, token_set.n_windows(args.seq_len)
+    for start in range(env.rank * size, -(-n // (size * env.world)) * size * env.world, size * env.world):
+        windows = np.arange(start, start + size).clip(max=n - 1)  # every rank makes the same number of forward passes
+        x, y, valid = map(env.tensor, token_set.batch(windows, args.seq_len))
+        valid &= env.tensor(np.arange(start, start + size) < n)[:, None]
+        labels = token_set.labels(windows, args.seq_len)
+        kind = torch.zeros_like(y) if labels is None else env.tensor(labels)
+        with env.autocast():
+            losses = model(x, y)
+        for row, values in zip(sums, (losses[valid].double(), torch.ones_like(losses[valid], dtype=torch.float64))):
+            row.index_add_(0, kind[valid], values)
+    total, count = env.total(sums).tolist()
+    record = {"val_loss": sum(total) / max(sum(count), 1)}
+    if token_set.kinds:
+        record["val_loss_by_kind"] = {k: t / c for k, t, c in zip(kinds, total, count) if c}
+    return record
+
+
+class Meter:
+    """What one optimiser step reports, summed on the device over micro-batches and ranks: one synchronisation a step."""
+
+    def __init__(self, env, kinds):
+        self.env, self.kinds = env, kinds
+        self.sums = torch.zeros(4 + 2 * len(kinds or ()), dtype=torch.float64, device=env.device)
+        self.threshold = torch.full((), math.inf, device=env.device)
+
+    def add(self, losses, valid, kept, kind=None, scores=None):
+        """losses, valid, kept (B, T); `kind` (B, T) labels (numpy), for reporting only; `scores` what was ranked."""
+        zero = torch.zeros((), device=losses.device)
+        values = [torch.where(m, losses, zero).sum() for m in (valid, kept)] + [valid.sum(), kept.sum()]
+        sums = [torch.stack([v.double() for v in values])]
+        if kind is not None:
+            kind = self.env.tensor(kind)
+            sums += [torch.bincount(torch.where(m, kind, len(self.kinds)).flatten(), minlength=len(self.kinds) + 1)
+                     [:-1].double() for m in (valid, kept)]
+        self.sums += torch.cat(sums)
+        if scores is not None:
+            self.threshold = torch.minimum(self.threshold, torch.where(kept, scores, math.inf).min())
+
+    def read(self):
+        """The step's record: counts, mean losses, lowest kept score, share kept of each kind."""
+        if self.env.world > 1:
+            dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
+        loss, selected, n_valid, n_kept, *counts = self.env.total(self.sums).tolist()
+        threshold = self.threshold.item()
+        record = {"tokens_seen": int(n_valid), "tokens_selected": int(n_kept), "loss": loss / max(n_valid, 1), "loss_selected": selected / max(n_kept, 1),
+                  "threshold": threshold if math.isfinite(threshold) else None}
+        if counts:
+            every, kept = counts[: len(self.kinds)], counts[len(self.kinds):]
+            record["kept"] = {name: round(b / a, 4) for name, a, b in zip(self.kinds, every, kept) if a}
+        return record
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a run's folder
+
+NOT_IDENTITY = {"out", "resume", "overwrite", "threads", "save_every", "eval_every", "snapshots", "verify", "compile",
+                "device", "head", "parallel", "checkpointing", "chain"}
+
+
+class Run:
+    """A training run's folder: args.json, log.jsonl, train_state.pt, summary.json. Only rank 0 writes.
+
+    Opening it settles --resume and --overwrite. `state` is the saved training state to go on from, or None; `summary`
+    is set when the run is finished already. train_state.pt holds everything that a resume needs (weights too), so one
+    rename makes a checkpoint, and a kill at any moment leaves the last good one.
+    """
+
+    def __init__(self, args, inputs, env):
+        self.folder, self.args, self.env = Path(args.out), args, env
+        self.record = {**{k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}, "inputs": inputs}
+        self.record = json.loads(json.dumps(self.record, default=str))
+        self.summary = env.from_main(self._claim)
+        path = self.folder / "train_state.pt"
+        self.state = None
+        if self.summary is None and path.exists():
+            self.state = torch.load(path, map_location="cpu", weights_only=True)
+        self.step = self.first_step = self.state["step"] if self.state else 0
+        self.val_loss = self.state["val_loss"] if self.state else None
+        self.seconds = self.state["seconds"] if self.state else 0.0
+        self.tokens_seen, self.tokens_selected = self.state["tokens"] if self.state else (0, 0)
+        self.started, self.shown = time.perf_counter(), {}
+        if env.main and self.summary is None:
+            self._cut_log()
+            self.log_file = open(self.folder / "log.jsonl", "a")
+
+    def _claim(self):
+        path = self.folder / "args.json"
+        if self.args.overwrite and path.exists():
+            shutil.rmtree(self.folder)
+        if path.exists():
+            saved = read_json(path, "run")
+            differing = [f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v]
+            if differing:
+                raise UserError(f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
+                                f"choose another --out or start it over with --overwrite")
+            if not (self.args.resume or is_demo_folder(self.folder)):
+                raise UserError(f"{self.folder} exists; go on with --resume or start it over with --overwrite")
+            if (self.folder / "summary.json").exists():
+                return read_json(self.folder / "summary.json", "run")
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} exists and is not a run of this kit; choose another --out")
+        else:
+            write_atomic(path, json.dumps(self.record, indent=1))
+        return None
+
+    def _cut_log(self):
+        """Drop the records after the checkpoint's step: those steps are done again."""
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+            write_atomic(path, "".join(line for line in lines if json.loads(line)["step"] <= self.step))
+
+    def record_step(self, step, record, seconds, bar):
+        """One line of log.jsonl and of the progress bar, from the step's own record. `step` counts from 1."""
+        if step == self.first_step + 1:  # compilation and warm-up left out of the peak
+            self.env.peak_memory(reset=True)
+        self.step = step
+        tokens, self.val_loss = record["tokens_seen"], record.get("val_loss", self.val_loss)
+        self.tokens_seen += tokens
+        self.tokens_selected += record["tokens_selected"]
+        record = {"step": step, **record, "tokens_seen": self.tokens_seen, "tokens_selected": self.tokens_selected,
+                  "tok_per_s": round(tokens / seconds)}
+        if self.env.main:
+            self.log_file.write(json.dumps(record) + "\n")
+            self.log_file.flush()
+        shown = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
+        self.shown.update({name: f"{record[key]:.4g}" for name, key in shown.items() if record.get(key) is not None})
+        bar.set_postfix(self.shown, refresh=False)
+        bar.update()
+
+    def save_state(self, step, model_state, optimizer_state):
+        """The training state, atomically. States are full (gathered) ones, the same for any number of ranks."""
+        if self.env.main:
+            state = {"step": step, "seconds": self.seconds + time.perf_counter() - self.started,
+                     "tokens": [self.tokens_seen, self.tokens_selected], "val_loss": self.val_loss,
+                     "model": model_state, "optimizer": optimizer_state}
+            with renamed_when_whole(self.folder / "train_state.pt") as temporary:
+                torch.save(state, temporary)
+
+    def finish(self):
+        """summary.json, the last file of a run: its presence says that the run is finished."""
+        self.summary = {"val_loss": self.val_loss, "exact_match": None, "tokens_seen": self.tokens_seen,
+                        "tokens_selected": self.tokens_selected,
+                        "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
+                        "peak_memory_bytes": self.env.peak_memory()}
+        if self.env.main:
+            self.log_file.close()
+            write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
+
+    def show_summary(self):
+        if self.env.main:
+            shown = {"val_loss": "validation loss {:.4f}", "exact_match": "exact match {:.3f}",
+                     "tokens_seen": "{:,} tokens read", "tokens_selected": "{:,} learnt from", "seconds": "{:.0f} s",
+                     "peak_memory_bytes": "peak memory {:.2e} bytes"}
+            print(f"{self.folder}: " + ", ".join(text.format(self.summary[key]) for key, text in shown.items()
+                                                 if self.summary.get(key) is not None))
