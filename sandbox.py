@@ -250,9 +250,10 @@ def serve(channel, options):
         with contextlib.suppress(OSError):              # Landlock is left; the probe tells
             own_files = change_root(options["folder"], paths)
     libc.prctl(4, 0)                                    # PR_SET_DUMPABLE: no program may trace this server
-    on_the_way = {p for path in paths for p in (Path(path), *Path(path).parents) if p.is_dir()}
-    if not own_files and not all(p.stat().st_mode & 1 for p in on_the_way):
-        options["uid"] = None                           # another uid would not reach Python; the probe tells
+    needed = [importlib.util.find_spec(name).origin for name in ("json", *preload)]
+    needed += [f"{path}/." for path in paths if os.path.isdir(path)]            # "/.": may be entered, too
+    options["uid"] = next((uid for uid in (options["uid"], 65534) if os.getuid() == 0 and in_a_fork(
+        lambda: become(uid) or all(os.access(path, os.R_OK) for path in needed))), None)   # the probe tells what is lost
     for name in preload:
         importlib.import_module(name)
     options.update(own_files=own_files, paths=paths, null=null)
@@ -447,15 +448,8 @@ def confine(options):
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
-    if os.getuid() == 0 and options["uid"]:
-        for uid in (options["uid"], 65534):             # a uid that nobody has; containers may not map it
-            try:
-                os.setgroups([])
-                os.setresgid(uid, uid, uid)
-                os.setresuid(uid, uid, uid)
-                break
-            except OSError:
-                pass
+    if options["uid"]:
+        become(options["uid"])
     check(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     check(libc.prctl(38, 1, 0, 0, 0))                   # PR_SET_NO_NEW_PRIVS
     libc.prctl(4, 0)
@@ -463,6 +457,13 @@ def confine(options):
         check(libc.syscall(446, restrict_files, 0))
         os.close(restrict_files)
     seccomp()
+
+
+def become(uid):
+    """Another user, for good. OSError where the namespace does not map it."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def landlock(paths, box):

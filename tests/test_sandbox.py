@@ -255,6 +255,17 @@ def test_control_without_a_sandbox(name, place):
     assert TELLTALE[name] in done.stdout
 
 
+def test_python_that_others_may_not_read():
+    """A virtual environment in a folder of mode 700 (mktemp -d, root's home): modules load late, too."""
+    with tempfile.TemporaryDirectory() as folder:       # of mode 700
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        packages = next(Path(folder).glob("lib/python*/site-packages"))
+        (packages / "loads_late.py").write_text("answer = 42")
+        done = subprocess.run([Path(folder, "bin/python"), ROOT / "sandbox.py"], text=True, capture_output=True,
+                              input="from loads_late import answer\nprint(answer)")
+        assert (done.returncode, done.stdout) == (0, "42\n"), done.stderr
+
+
 def test_strict_refuses_what_it_cannot_enforce(place):
     prefix, python, code = world_of("without namespaces", place[0])
     done = subprocess.run([*prefix, python, code / "sandbox.py", "--strict-sandbox"], input="print(1)", text=True,
