@@ -21,7 +21,7 @@ from torch import nn
 import slm
 from model import MLP, Attention
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of fp32 logits at a time; large enough for full-speed products
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}  # of fp32 logits at a time; large enough for full-speed products
 
 
 # ---------------------------------------------------------------------------------------------------------------------
