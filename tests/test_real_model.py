@@ -72,7 +72,8 @@ def test_a_sliding_window_equals_transformers(capsys, tmp_path):
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
     tokens = english(folder, 600)
     with torch.no_grad():
-        a, b, without = weights.load(tmp_path).logits(tokens), theirs(tokens).logits, weights.load(folder).logits(tokens)
+        a, b = weights.load(tmp_path).logits(tokens), theirs(tokens).logits
+        without = weights.load(folder).logits(tokens)
     show(capsys, f"600 tokens, window 200: largest difference of fp32 logits {(a - b).abs().max():.1e}")
     assert (a - b).abs().max() <= 1e-4 and (a - without)[:, 200:].abs().max() > 0.1
 
@@ -80,8 +81,8 @@ def test_a_sliding_window_equals_transformers(capsys, tmp_path):
 def test_one_adamw_step_equals_transformers(capsys):
     folder = real_model()
     tokens, after, gradients = english(folder, 129), [], []
-    for load in (lambda: weights.load(folder), lambda: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)):
-        model = load()
+    for load in (weights.load, AutoModelForCausalLM.from_pretrained):
+        model = load(folder, dtype=torch.float32)
         logits = model.logits(tokens[:, :-1]) if hasattr(model, "logits") else model(tokens[:, :-1]).logits
         # the first step is lr * g / (|g| + eps): eps above the gradients' own rounding, or it compares signs of noise
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-3)
@@ -103,11 +104,12 @@ def test_continued_with_slm_its_loss_falls_and_transformers_agrees(stage, tmp_pa
         texts = [row.get("text") or row["question"] + "\n" + row["answer"] for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text[:12000]}) + "\n" for text in texts))
         assert stage(prepare, f"--source {name}.jsonl --tokenizer {folder} --out {name} --workers 1")[0] == 0
-    shape = "--seq-len 128 --device cpu --eval-every 0"
-    assert stage(train_ref, f"--data problems --init {folder} --out ref --steps 4 --batch-size 4 --lr 2e-5 --warmup 2 {shape}")[0] == 0
-    assert stage(score, "--model ref --data latex --out ref_loss.bin --seq-len 128 --batch-size 4 --device cpu")[0] == 0
-    code, _, err = stage(train_slm, f"--k 0.6 --data latex --val latex --init {folder} --ref-loss ref_loss.bin --out slm "
-                                    f"--steps 24 --batch-size 4 --lr 1e-4 --warmup 4 --seq-len 128 --device cpu --eval-every 8")
+    shape = "--seq-len 128 --batch-size 4 --device cpu"
+    assert stage(train_ref, f"--data problems --init {folder} --out ref --steps 4 --lr 2e-5 --warmup 2 --eval-every 0 "
+                            f"{shape}")[0] == 0
+    assert stage(score, f"--model ref --data latex --out ref_loss.bin {shape}")[0] == 0
+    code, _, err = stage(train_slm, f"--k 0.6 --data latex --val latex --init {folder} --ref-loss ref_loss.bin "
+                                    f"--out slm --steps 24 --lr 1e-4 --warmup 4 --eval-every 8 {shape}")
     assert code == 0, err
     losses = [json.loads(line).get("val_loss") for line in open(tmp_path / "slm/log.jsonl")]
     losses = [loss for loss in losses if loss is not None]
@@ -115,7 +117,8 @@ def test_continued_with_slm_its_loss_falls_and_transformers_agrees(stage, tmp_pa
         print(f"\n  loss on the text it continues on: {' -> '.join(f'{loss:.3f}' for loss in losses)}", end="")
     assert losses[-1] < losses[0] - 0.05
 
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "slm"), AutoTokenizer.from_pretrained(tmp_path / "slm")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "slm")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "slm")
     text = "Let $X$ be a scheme. Then $X$ is affine if and only if"
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert ids[0].tolist() == AutoTokenizer.from_pretrained(folder)(text).input_ids
@@ -130,5 +133,5 @@ def test_continued_with_slm_its_loss_falls_and_transformers_agrees(stage, tmp_pa
     weights.save(model, tmp_path / "again", tokenizer_from=tmp_path / "slm")
     assert weights.model_hash(tmp_path / "again") == weights.model_hash(tmp_path / "slm")
     for name in ("slm", "again"):
-        assert stage(score, f"--model {name} --data problems --out {name}.bin --seq-len 128 --batch-size 4 --device cpu")[0] == 0
+        assert stage(score, f"--model {name} --data problems --out {name}.bin {shape}")[0] == 0
     assert (tmp_path / "slm.bin").read_bytes() == (tmp_path / "again.bin").read_bytes()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from tools.bench import interleaved, ratio, resident
+from tools.bench import interleaved, ratio
+from tools.bench_rows import resident
 
 
 def tokenizer(args, env):
