@@ -203,9 +203,9 @@ def draw_kept(plot, line, out):
         tokens, share = (np.array([smooth(row) for row in rows]) for rows in (tokens, share))
         axis.plot(tokens.mean(0) / 1e6, share.mean(0), color=COLOURS[i % 8], linestyle=DASHES[(i + i // 8) % 8])
         drawn.append((share.mean(0)[-1], tokens.mean(0)[-1] / 1e6, kind, COLOURS[i % 8]))
-    previous = -1.0
-    for y, x, kind, colour in sorted(drawn):   # names beside the lines' ends, none on another
-        previous = max(y, previous + .055)
-        axis.annotate(kind, (x, y), xytext=(x * 1.03, previous), color=colour, va="center", fontsize=8, annotation_clip=False)
+    right, above = max(x for _, x, _, _ in drawn) * 1.04, 1.06
+    for y, _, kind, colour in sorted(drawn, reverse=True):   # names beside the lines' ends, none on another
+        above = min(y, above - .055)
+        axis.text(right, above, kind, color=colour, va="center", fontsize=8)
     axis.set(xlabel="tokens read, millions", ylabel=f"share kept, {line.label}", ylim=(0, 1))
     explore_run.save_figure(figure, out)
