@@ -89,6 +89,10 @@ def read_json(path, what):
 # ---------------------------------------------------------------------------------------------------------------------
 # device, precision, ranks
 
+PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
+              "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}  # dense bf16, by a part of the device's name
+
+
 class Env:
     """Where a stage runs. `device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
 
@@ -153,6 +157,12 @@ class Env:
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def mfu(self, flops_per_s):
+        """Model FLOPs utilisation: the share (0..1) of the peak of all ranks' devices; None where that is not known."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+        return flops_per_s / (peak * self.world) if peak else None
 
     def peak_memory(self, reset=False):
         """Peak memory in bytes since the last reset: allocated on the GPU, resident on the CPU."""

@@ -81,7 +81,7 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     args.steps = args.steps or math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     model, tokenizer_from, init = weights.begin(args, data, env)
-    run = training.Run(args, {"data": data.hash, "init": init}, env)
+    run = training.Run(args, {"data": data.hash, "init": init}, env, model)
     if not run.summary:
         train(args, env, run, data, val, loader, model, tokenizer_from)
     run.show_summary()

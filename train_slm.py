@@ -94,7 +94,8 @@ def main():
     args.steps = args.steps or math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     stored = open_stored(args, data)
     model, tokenizer_from, init = weights.begin(args, data, env)
-    run = training.Run(args, {"data": data.hash, "init": init, **{k: v.meta["reference"] for k, v in stored.items()}}, env)
+    references = {name: values.meta["reference"] for name, values in stored.items()}
+    run = training.Run(args, {"data": data.hash, "init": init, **references}, env, model)
     if not run.summary:
         train(args, env, run, data, val, loader, model, tokenizer_from, stored)
     run.show_summary()

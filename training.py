@@ -37,6 +37,15 @@ def lr_at(step, args):
     return args.lr + progress * (args.min_lr - args.lr)
 
 
+def flops_per_token(model, seq_len):
+    """Of forward and backward pass: 6 N + 12 L d T, for N parameters without an untied input embedding and L layers of
+    width d; attention's share is not halved for causality (PaLM, appendix B). Selection does not change it: the
+    utilisation then tells what a token that was read costs, whether or not it was learnt from."""
+    c = model.config
+    n = sum(p.numel() for p in model.parameters()) - (0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size)
+    return 6 * n + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * seq_len
+
+
 def check_arguments(args):
     """Refuse what cannot be meant, before anything is read or written."""
     def need(ok, flag, wanted):
@@ -114,9 +123,9 @@ class Meter:
         values = [torch.where(m, losses, zero).sum() for m in (valid, kept)] + [valid.sum(), kept.sum()]
         sums = [torch.stack([v.double() for v in values])]
         if kind is not None:
-            kind = self.env.tensor(kind)
-            sums += [torch.bincount(torch.where(m, kind, len(self.kinds)).flatten(), minlength=len(self.kinds) + 1)
-                     [:-1].double() for m in (valid, kept)]
+            kind = self.env.tensor(kind).flatten()
+            sums += [torch.zeros(len(self.kinds), dtype=torch.float64, device=kind.device).index_add_(
+                0, kind, m.flatten().double()) for m in (valid, kept)]
         self.sums += torch.cat(sums)
         if scores is not None:
             self.threshold = torch.minimum(self.threshold, torch.where(kept, scores, math.inf).min())
@@ -127,7 +136,8 @@ class Meter:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
         loss, selected, n_valid, n_kept, *counts = self.env.total(self.sums).tolist()
         threshold = self.threshold.item()
-        record = {"tokens_seen": int(n_valid), "tokens_selected": int(n_kept), "loss": loss / max(n_valid, 1), "loss_selected": selected / max(n_kept, 1),
+        record = {"tokens_seen": int(n_valid), "tokens_selected": int(n_kept), "loss": loss / max(n_valid, 1),
+                  "loss_selected": selected / max(n_kept, 1),
                   "threshold": threshold if math.isfinite(threshold) else None}
         if counts:
             every, kept = counts[: len(self.kinds)], counts[len(self.kinds):]
@@ -142,6 +152,9 @@ NOT_IDENTITY = {"out", "resume", "overwrite", "threads", "save_every", "eval_eve
                 "device", "head", "parallel", "checkpointing", "chain"}
 
 
+WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
+
+
 class Run:
     """A training run's folder: args.json, log.jsonl, train_state.pt, summary.json. Only rank 0 writes.
 
@@ -150,7 +163,7 @@ class Run:
     rename makes a checkpoint, and a kill at any moment leaves the last good one.
     """
 
-    def __init__(self, args, inputs, env):
+    def __init__(self, args, inputs, env, model):
         self.folder, self.args, self.env = Path(args.out), args, env
         self.record = {**{k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}, "inputs": inputs}
         self.record = json.loads(json.dumps(self.record, default=str))
@@ -164,6 +177,7 @@ class Run:
         self.seconds = self.state["seconds"] if self.state else 0.0
         self.tokens_seen, self.tokens_selected = self.state["tokens"] if self.state else (0, 0)
         self.started, self.shown = time.perf_counter(), {}
+        self.flops_per_token, self.timed = flops_per_token(model, args.seq_len), [0, 0.0]  # tokens, seconds
         if env.main and self.summary is None:
             self._cut_log()
             self.log_file = open(self.folder / "log.jsonl", "a")
@@ -200,6 +214,8 @@ class Run:
         if step == self.first_step + 1:  # compilation and warm-up left out of the peak
             self.env.peak_memory(reset=True)
         self.step = step
+        if step > self.first_step + WARM_UP:
+            self.timed = [self.timed[0] + record["tokens_seen"], self.timed[1] + seconds]
         tokens, self.val_loss = record["tokens_seen"], record.get("val_loss", self.val_loss)
         self.tokens_seen += tokens
         self.tokens_selected += record["tokens_selected"]
@@ -228,6 +244,9 @@ class Run:
                         "tokens_selected": self.tokens_selected,
                         "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
                         "peak_memory_bytes": self.env.peak_memory()}
+        if self.timed[1]:
+            rate = self.timed[0] / self.timed[1]
+            self.summary |= {"tok_per_s": round(rate), "mfu": self.env.mfu(rate * self.flops_per_token)}
         if self.env.main:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
@@ -236,6 +255,6 @@ class Run:
         if self.env.main:
             shown = {"val_loss": "validation loss {:.4f}", "exact_match": "exact match {:.3f}",
                      "tokens_seen": "{:,} tokens read", "tokens_selected": "{:,} learnt from", "seconds": "{:.0f} s",
-                     "peak_memory_bytes": "peak memory {:.2e} bytes"}
+                     "peak_memory_bytes": "peak memory {:.2e} bytes", "tok_per_s": "{:,} tokens/s", "mfu": "MFU {:.1%}"}
             print(f"{self.folder}: " + ", ".join(text.format(self.summary[key]) for key, text in shown.items()
                                                  if self.summary.get(key) is not None))

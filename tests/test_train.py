@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -287,10 +288,15 @@ def test_disk_full_is_one_line(scored):
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("flags", ["--k 1.0", "--scope micro", "--scope sequence", "--scope batch"])
+@pytest.mark.parametrize("flags", ["--k 1.0", "--scope micro", "--scope sequence", "--scope batch",
+                                   "--scope micro --data sparse", "--scope batch --data sparse"])
 @pytest.mark.slow
-def test_ranks_agree(scored, parallel, flags):
-    """1 rank = 2 = 4, with one window per micro-batch so that the list of micro-batches is the same."""
+def test_ranks_agree(scored, vocabulary, parallel, flags):
+    """1 rank = 2 = 4, with one window per micro-batch so that the list of micro-batches is the same. `sparse`: three
+    windows of four have no valid target, the others one or two, so most ranks have nothing to learn from."""
+    mask = np.zeros(3000, np.uint8)
+    mask[5::64] = mask[7::128] = 1
+    write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
     args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel {parallel} {flags}"
     runs = [launch(f"{args} --out one", scored)]
     runs += [launch(f"{args} --out ranks{n}", scored, ranks=n) for n in (2, 4)]
@@ -299,3 +305,25 @@ def test_ranks_agree(scored, parallel, flags):
     for n in (2, 4):
         assert distance(scored / "one", scored / f"ranks{n}") < 1e-5
         assert [r["tokens_selected"] for r in log(scored / "one")] == [r["tokens_selected"] for r in log(scored / f"ranks{n}")]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.slow
+def test_killed_on_two_ranks_goes_on_with_any_number(scored, parallel):
+    """The same windows in the same order, however many ranks go on: the result is that of one rank, to rounding."""
+    args = f"train_slm.py {SLM} --steps 60 --save-every 5 --micro-batch-size 1 --parallel {parallel} --scope batch"
+    whole = launch(f"{args} --out whole", scored)
+    process = launch(f"{args} --out cut", scored, ranks=2, start_new_session=True)
+    path, target = scored / "cut/log.jsonl", random.Random(parallel).randrange(10, 40)
+    while not path.exists() or path.read_text().count("\n") < target:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finish(whole)
+    assert (scored / "cut/train_state.pt").exists() and not (scored / "cut/summary.json").exists()
+    for n in (0, 1, 2, 4):
+        shutil.copytree(scored / "cut", scored / f"on{n}")
+        finish(launch(f"{args} --out on{n} --resume", scored, ranks=n))
+        assert distance(scored / "whole", scored / f"on{n}") < 1e-5
+        assert [r["tokens_seen"] for r in log(scored / f"on{n}")] == [r["tokens_seen"] for r in log(scored / "whole")]

@@ -23,11 +23,14 @@ import tempfile
 import time
 from pathlib import Path
 
+os.environ["TQDM_DISABLE"] = "1"  # score.py's bar
+
 import numpy as np
 import torch
 
 import runtime
 import slm
+import training
 from data import Loader, Stored
 from runtime import UserError
 from tools.bench_rows import PRESETS, SCORED, Rows, memory_of, token_set
@@ -36,8 +39,6 @@ ROWS = ("clm_transformers", "clm", "clm_chunked", "slm_usual", "slm_full", "slm_
         "slm_pruned_all", "forward", "score")  # see bench_rows.py
 GROW = [(512, 32000, 1), (1024, 32000, 1), (2048, 32000, 1), (4096, 32000, 1), (512, 64000, 1), (512, 128000, 1),
         (512, 32000, 2), (512, 32000, 4), (512, 32000, 8)]  # T, V, windows per step
-PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12,
-              "A10": 125e12, "L4": 121e12, "4090": 165e12, "3090": 71e12}  # dense bf16, by a part of the device's name
 
 
 def arguments(argv=None):
@@ -113,22 +114,16 @@ def bench_train(args, env, names, baseline="clm"):
     with tempfile.TemporaryDirectory() as folder:
         rows = Rows(args, env, folder)
         seconds = interleaved({name: rows.step(name) for name in names}, args, env)
-        n_parameters = sum(p.numel() for p in rows.ours("full")[0].parameters())
+        # The same for every row: what a row skips counts as its gain.
+        flops = training.flops_per_token(rows.ours("full")[0].lm, args.seq_len)
     if "score" in seconds:
         seconds["score"] = [s / SCORED for s in seconds["score"]]
-    # FLOPs per token of plain training: 6 N + 12 L d T (N parameters without an untied input embedding, L layers of
-    # width d, T tokens of context, not halved for causality). The same for every row: what is skipped counts as gain.
-    c = rows.config
-    n_matrices = n_parameters - (0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size)
-    flops = 6 * n_matrices + 12 * c.num_hidden_layers * c.hidden_size * args.seq_len
-    name = torch.cuda.get_device_name() if env.device.type == "cuda" else ""
-    peak = next((v for k, v in PEAK_FLOPS.items() if k in name), None)
     out = {}
     for row in names:
         step = statistics.median(seconds[row])
         middle, low, high = ratio(seconds[row], seconds[baseline]) if baseline in seconds else (None,) * 3
         out[row] = {"step_s": step, "tok_per_s": rows.n / step, "ratio": middle, "low": low, "high": high,
-                    "mfu": flops * rows.n / step / peak if peak and row not in ("forward", "score") else None}
+                    "mfu": None if row in ("forward", "score") else env.mfu(flops * rows.n / step)}
     del rows, seconds
     if env.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -205,7 +200,6 @@ def bench_loader(args, env):
 
 def main():
     args = arguments()
-    os.environ["TQDM_DISABLE"] = "1"  # score.py's bar
     env = runtime.Env(args)
     if args.memory_of:
         print(json.dumps(memory_of(args.memory_of, args, env)))
