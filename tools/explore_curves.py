@@ -71,7 +71,8 @@ def find_reference(folder, saved):
     """The run beside the stored losses whose weights they were made with."""
     wanted = next(value for name, value in saved["inputs"].items() if name.startswith("ref_"))
     for path in sorted(Path(saved["ref_loss"]).parent.glob("*/summary.json")):
-        if (path.parent / "config.json").exists() and weights.model_hash(path.parent) == wanted:
+        finished = (path.parent / "model.safetensors").exists() or any(path.parent.glob("*.index.json"))
+        if finished and weights.model_hash(path.parent) == wanted:
             return path.parent
     raise UserError(f"--reference: no run beside {saved['ref_loss']} has the weights that {folder} was selected with; "
                     f"name the reference's folder")
