@@ -143,12 +143,16 @@ class Attention(nn.Module):
             if T == 1:
                 return self.o_proj(attend_one(q, parts, mask).reshape(B, T, -1))
             k, v = (torch.cat([part.expand(B, -1, -1, -1) for part in side], dim=2) for side in zip(*parts))
-        if self.kv_heads != self.heads:
-            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
-            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        # is_causal only for equal lengths: with a cache it would align the mask to the top left
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        y = self.attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+
+    @staticmethod
+    def attend(q, k, v, mask=None):
+        """q (B, H, T, D), k and v (B, H_kv, S, D), `mask` as in `forward` -> (B, H, T, D)."""
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        # is_causal only for equal lengths: with a cache it would align the mask to the top left
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
 class MLP(nn.Module):

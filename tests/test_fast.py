@@ -180,16 +180,16 @@ def test_evaluation_after_training_finds_no_stale_rows():
     fresh, module = copy.deepcopy(model), fast.FastLoss(model, "kept", "pruned")
     names = list(dict(fresh.named_parameters()))
     module(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].backward()
-    assert any(part.rows is not None for part in module.linears)
+    assert any(part.rows is not None for part in module.parts)
     with torch.no_grad():
         assert torch.equal(module(x[:1], y[:1]), slm.WithLoss(fresh)(x[:1], y[:1]))  # another number of rows
-    assert all(part.rows is None for part in module.linears)
+    assert all(part.rows is None for part in module.parts)
     assert list(dict(model.named_parameters())) == names  # weights keep their names
     model.zero_grad()
     for m in (model, fresh):  # and plain autograd through the bare model is whole again
         m(x).square().sum().backward()
     grads = [(a.grad, b.grad) for a, b in zip(model.parameters(), fresh.parameters())]
-    assert all(torch.equal(a, b) for a, b in grads)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6 * b.abs().max()) for a, b in grads)
 
 
 def test_a_wrong_count_and_a_second_backward_are_refused():
