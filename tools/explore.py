@@ -35,6 +35,9 @@ def arguments():
     tokens.add_argument("--out", required=True, help="the page (FILE.html)")
     tokens.add_argument("--windows", type=int, default=200, help="windows shown; whole micro-batches are taken")
     tokens.add_argument("--models", type=int, default=5, help="snapshots shown at most, first and last among them")
+    tokens.add_argument("--passage", metavar="FILE.svg", help="draw some documents as a picture too")
+    tokens.add_argument("--documents", type=int, nargs="+", default=[1, 2, 3], metavar="N",
+                        help="which, by their numbers on the page; drawn as the first model shown sees them")
     machine(tokens)
 
     dynamics = commands.add_parser("dynamics", help="the four categories of token (section 2.1)")

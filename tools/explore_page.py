@@ -20,7 +20,7 @@ import slm
 from data import Loader, Stored, TokenSet, entropy_path
 from runtime import Env, UserError, write_atomic
 from tokenizer import Tokenizer
-from tools import explore_run
+from tools import explore_passage, explore_run
 
 TOP = 3                # predictions shown
 BUDGET = 2_900_000     # bytes of the page up to which every snapshot's predictions are put in; beyond it the last one's
@@ -53,6 +53,9 @@ def main(args):
         "kind": data.kinds and packed(data.labels(rows, T), "u1"),
     }
     page.update(text_of(data, rows, T, seen))
+    if args.passage:
+        passage(args, page, models[0][0], seen[0]["loss"], ref_loss.batch(rows, valid), valid, micro_batches)
+    page["token"] = packed(page["token"], "<u2")
     for shown, found in zip(page["snapshots"], seen):
         shown["loss"] = packed(found["loss"], "<f4")
         shown["entropy"] = packed(np.rint(found["entropy"] * 16).clip(0, 255), "u1")
@@ -66,6 +69,21 @@ def main(args):
     write_atomic(args.out, html)
     print(f"{args.out}: {len(rows)} windows, {int(valid.sum()):,} targets, {len(models)} models, "
           f"{len(html.encode()) / 1e6:.2f} MB")
+
+
+def passage(args, page, step, loss, ref_loss, valid, micro_batches):
+    """`--passage`: the documents `--documents` as the first model shown sees them."""
+    T, k, scope = page["T"], page["k"] if page["k"] < 1 else .6, page["scope"] if page["scope"] != "batch" else "micro"
+    kept = explore_passage.kept_tokens(micro_batches, valid, loss, ref_loss, k, scope)
+    documents = []
+    for n in args.documents:
+        if not 1 <= n <= len(page["pieces"]):
+            raise UserError(f"--documents: got {n}, wanted numbers from 1 to {len(page['pieces'])}")
+        row, start, end, _ = page["pieces"][n - 1]
+        documents.append([(page["spelt"].get(row * T + j, page["words"][page["token"][row, j]]),
+                           loss[row, j] - ref_loss[row, j], kept[row, j], valid[row, j]) for j in range(start, end)])
+    explore_passage.draw(args.passage, documents, f"Excess loss after {step} steps: orange, the reference knows it better; blue, "
+                         f"it knows it less. Underlined: kept at k = {k:g}.")
 
 
 def choose_windows(saved, data, wanted):
@@ -113,7 +131,7 @@ def text_of(data, rows, T, seen):
     for found in seen:
         found["top_id"] = np.searchsorted(used, found["top_id"])
     return {"words": [spell([tokenizer.token_bytes(int(i))])[0] for i in used], "spelt": spelt, "pieces": pieces,
-            "token": packed(np.searchsorted(used, targets), "<u2"), "first": np.searchsorted(used, first[:, 0]).tolist()}
+            "token": np.searchsorted(used, targets), "first": np.searchsorted(used, first[:, 0]).tolist()}
 
 
 def spell(tokens):
