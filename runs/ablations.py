@@ -1,4 +1,4 @@
-"""What runs/ablations.sh needs beside the stages: the narrow reference's problems, and a table and a figure of each ablation.
+"""What runs/ablations.sh needs beside the stages: the narrow reference's problems; an ablation's table and figure.
 
     python -m runs.ablations table --name score --seeds 31 32 33
     python -m runs.ablations narrow --seed 31 --out data/demo-seed31/narrow.jsonl
@@ -17,7 +17,7 @@ import numpy as np
 from data import TokenSet, TokenSetWriter
 from demo import corpus
 from demo.chain import records, roots, tokens_to_reach
-from runtime import read_json, write_atomic
+from runtime import UserError, read_json, write_atomic
 from tokenizer import Tokenizer
 from tools import explore_run
 
@@ -29,7 +29,8 @@ ROWS = {        # label: folder of the run
               "both of these": "ref_and", "either of these": "ref_or", "student's loss, highest": "loss",
               "random": "random", "CLM": "clm"},
     "self": {"curated reference, excess": "slm", "self-reference, excess": "self-excess",
-             "self-reference, its loss": "self-ref_loss", "self-reference, its loss and entropy": "self-ref_and", "CLM": "clm"},
+             "self-reference, its loss": "self-ref_loss", "self-reference, its loss and entropy": "self-ref_and",
+             "CLM": "clm"},
     "weak": {"reference of 271k": "slm", "reference of 80k": "slm-weak", "CLM": "clm",
              "(the reference of 271k itself)": "ref", "(the reference of 80k itself)": "weak"},
     "narrow": {"reference of 6 templates": "slm", "reference of 1 template": "slm-narrow", "CLM": "clm",
@@ -64,7 +65,12 @@ def write_narrow(args):
 
 
 def show(args):
-    rows = {label: [measured(roots(seed)[1], name) for seed in args.seeds] for label, name in ROWS[args.name].items()}
+    missing = [str(roots(seed)[1] / name) for name in ROWS[args.name].values() for seed in args.seeds
+               if not (roots(seed)[1] / name / "summary.json").exists()]
+    rows = {label: [measured(roots(seed)[1], name) for seed in args.seeds] for label, name in ROWS[args.name].items()
+            if not any(str(roots(seed)[1] / name) in missing for seed in args.seeds)}
+    if not rows:
+        raise UserError(f"--seeds: none of the runs is finished; make them with runs/ablations.sh {args.name}")
     seeds = ", ".join(map(str, args.seeds))
     print(f"\n{args.name}, seeds {seeds}: mean (lowest to highest)\n")
     print("| | validation loss | exact match | times fewer tokens than CLM | share kept | " + " | ".join(SHOWN) + " |")
@@ -75,21 +81,23 @@ def show(args):
         kinds = [spread([r["kept"].get(kind) for r in runs], "{:.0%}", mean_only=True) for kind in SHOWN]
         print(f"| {label} | {' | '.join(cells + kinds)} |")
     draw(args, rows)
-    if args.name == "narrow":
+    if missing:
+        print(f"not finished, and left out: {', '.join(missing)}")
+    elif args.name == "narrow":
         show_templates(args.seeds)
 
 
 def measured(out, name):
     """What the table says of a run."""
-    summary, log = read_json(out / name / "summary.json", f"{out / name}, made by runs/ablations.sh"), records(out / name)
-    end = records(out / "clm")[-1]
+    summary = read_json(out / name / "summary.json", "run")
+    log, end = records(out / name), records(out / "clm")[-1]
     is_student = name not in ("ref", "weak", "narrow", "stale")
     reached = tokens_to_reach(out / name, end["val_loss"]) if is_student and name != "clm" else None
     last = [r["kept"] for r in log[-100:] if r.get("kept")] if is_student else []
     return {"val_loss": summary["val_loss"], "exact_match": summary["exact_match"],
             "times": end["tokens_seen"] / reached if reached else None,
             "share": summary["tokens_selected"] / summary["tokens_seen"] if is_student else None,
-            "kept": {kind: statistics.mean(r[kind] for r in last if kind in r) for kind in {k for r in last for k in r}}}
+            "kept": {kind: statistics.mean(r[kind] for r in last if kind in r) for kind in set().union(*last)}}
 
 
 def spread(values, form, mean_only=False):

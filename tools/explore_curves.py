@@ -129,8 +129,9 @@ def main(args):
                 for axis, x in ((a, np.mean(reached)), (b, line.at_cost(np.array(reached)[:, None]).mean())):
                     axis.plot(x / 1e6, target, "o", color=COLOURS[i % 8], markersize=5)
     if baseline:
+        end = np.mean([s["val_loss"] for s in baseline.summaries])
         for axis in (a, b):
-            axis.axhline(np.mean([s["val_loss"] for s in baseline.summaries]), color="#666", linewidth=.8, linestyle=":")
+            axis.axhline(end, color="#666", linewidth=.8, linestyle=":")
     a.set(xlabel="tokens read, millions", ylabel="validation loss, nats")
     b.set(xlabel="cost, millions of training tokens\n(reference and scoring included)")
     a.legend()
@@ -174,15 +175,16 @@ def summarise(line, baseline):
         reach.append(tokens)
         ratio.append(tokens and round(end["tokens_seen"] / tokens, 2))
         spent = tokens and line.costs[i][0] + line.costs[i][1] * tokens
-        cost_ratio.append(spent and round((baseline.costs[j][0] + baseline.costs[j][1] * end["tokens_seen"]) / spent, 2))
+        fixed, per = baseline.costs[j]
+        cost_ratio.append(spent and round((fixed + per * end["tokens_seen"]) / spent, 2))
     return {"runs": [str(folder) for folder in line.folders], "val_loss": [s["val_loss"] for s in line.summaries],
             "exact_match": [s["exact_match"] for s in line.summaries], "fixed_cost": [round(c) for c, _ in line.costs],
             "tokens_to_reach": reach, "times_fewer_tokens": ratio, "times_less_cost": cost_ratio}
 
 
 def table(result, baseline):
-    print(f"| | validation loss | exact match | reference and scoring | {baseline or 'no baseline'}'s final loss after, tokens | "
-          f"times fewer | cost: times less |\n|---|---|---|---|---|---|---|")
+    print(f"| | validation loss | exact match | reference and scoring | {baseline or 'no baseline'}'s final loss after "
+          f"tokens | times fewer | cost: times less |\n|---|---|---|---|---|---|---|")
     show = lambda values, form: ", ".join("never" if v is None else form.format(v) for v in values) or "–"
     for label, row in result.items():
         print(f"| {label} | {show(row['val_loss'], '{:.3f}')} | "

@@ -1,8 +1,8 @@
 """Token dynamics (section 2.1 and appendix D of the paper): `python -m tools.explore dynamics`.
 
-The loss of a token at each of a run's snapshots x = 0..n is fitted by a line, l = a x + b; the change is a n. Below -0.2
-the token is H→L (learnt), above 0.2 L→H (unlearnt); of the others those whose last loss is at most the mean last loss
-are L→L (known all along), the rest H→H (never learnt).
+The loss of a token at each of a run's snapshots x = 0..n is fitted by a line, l = a x + b; the change is a n. Below
+-0.2 the token is H→L (learnt), above 0.2 L→H (unlearnt); of the others those whose last loss is at most the mean
+last loss are L→L (known all along), the rest H→H (never learnt).
 """
 
 import json
@@ -50,7 +50,7 @@ def main(args):
         raise UserError(f"--tokens: got {args.tokens}, wanted at least 1")
     models = explore_run.snapshots(args.run)
     if len(models) < 2:
-        raise UserError(f"--run: {args.run} has {len(models)} snapshot, wanted at least 2; train with --snapshots 12, say")
+        raise UserError(f"--run: {args.run} has {len(models)} snapshot, wanted at least 2; train with --snapshots 12")
     n = data.n_windows(T)
     windows = np.array(explore_run.spaced(range(n), max(1, min(n, args.tokens // T))))
     batches, valid = explore_run.batched(windows, 32), data.valid(windows, T)
@@ -104,8 +104,9 @@ def draw(result, out):
     figure, (left, right) = plot.subplots(1, 2, figsize=(9.5, 1.3 + .27 * max(len(rows), 7)))
     for i, name in enumerate(CATEGORIES):
         if result["mean_loss"][name]:
-            left.plot(result["steps"], result["mean_loss"][name], color=explore_run.COLOURS[i], linestyle=explore_run.DASHES[i],
-                      marker="os^D"[i], markersize=3.5, label=f"{name}  {result['shares']['all'][name]:.0%} (paper {PAPER[name]:.0%})")
+            left.plot(result["steps"], result["mean_loss"][name], color=explore_run.COLOURS[i],
+                      linestyle=explore_run.DASHES[i], marker="os^D"[i], markersize=3.5,
+                      label=f"{name}  {result['shares']['all'][name]:.0%} (paper {PAPER[name]:.0%})")
     left.set(xlabel="optimiser steps", ylabel="mean loss, nats", ylim=(0, None))
     left.legend(fontsize=8)
     start = np.zeros(len(rows))

@@ -1,8 +1,9 @@
-"""The token page: `python -m tools.explore tokens`. One HTML file, tools/page.html with the data put in.
+"""The token page: `python -m tools.explore tokens`. One HTML file: tools/page.html with tools/page.js
+and the data put in.
 
-The page ranks and selects by itself, by the rules of slm.py: the same scores, the same groups (the micro-batches that the
-run's own loader cut), the same rounding and the same order among ties, on the same fp32 losses. So for any k the tokens
-that it shows as kept are those that slm.py keeps.
+The page ranks and selects by itself, by the rules of slm.py: the same scores, the same groups (the micro-batches that
+the run's own loader cut), the same rounding and the same order among ties, on the same fp32 losses. So for any k the
+tokens that it shows as kept are those that slm.py keeps.
 
 Text is data and nothing else: it goes in as JSON with every "<", ">" and "&" escaped, the page shows it through
 textContent, and its content security policy lets only the page's own script run, and nothing be fetched.
@@ -64,7 +65,8 @@ def main(args):
         seen[:-1] = [{} for _ in seen[:-1]]
     for shown, found in zip(page["snapshots"], seen):
         if found:
-            shown["top_id"], shown["top_p"] = packed(found["top_id"], "<u2"), packed(np.rint(found["top_p"] * 255), "u1")
+            shown["top_id"] = packed(found["top_id"], "<u2")
+            shown["top_p"] = packed(np.rint(found["top_p"] * 255), "u1")
     html = fill(page)
     write_atomic(args.out, html)
     print(f"{args.out}: {len(rows)} windows, {int(valid.sum()):,} targets, {len(models)} models, "
@@ -82,8 +84,8 @@ def passage(args, page, step, loss, ref_loss, valid, micro_batches):
         row, start, end, _ = page["pieces"][n - 1]
         documents.append([(page["spelt"].get(row * T + j, page["words"][page["token"][row, j]]),
                            loss[row, j] - ref_loss[row, j], kept[row, j], valid[row, j]) for j in range(start, end)])
-    explore_passage.draw(args.passage, documents, f"Excess loss after {step} steps: orange, the reference knows it better; blue, "
-                         f"it knows it less. Underlined: kept at k = {k:g}.")
+    explore_passage.draw(args.passage, documents, f"Excess loss after {step} steps: orange, the reference knows it "
+                         f"better; blue, it knows it less. Underlined: kept at k = {k:g}.")
 
 
 def choose_windows(saved, data, wanted):
@@ -178,11 +180,12 @@ def packed(array, dtype):
 
 
 def fill(page):
-    """tools/page.html with the data and the script's hash, which the content security policy names."""
-    template = (Path(__file__).parent / "page.html").read_text()
-    script = template.split("<script>")[1].split("</script>")[0]
+    """tools/page.html with the data, tools/page.js, and its hash, which the content security policy names."""
+    template, script = ((Path(__file__).parent / name).read_text() for name in ("page.html", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = json.dumps(page, separators=(",", ":"))
     for char in "<>&":
         text = text.replace(char, f"\\u{ord(char):04x}")
-    return template.replace("SCRIPT_HASH", f"sha256-{digest}").replace("PAGE_DATA", text)
+    for mark, content in (("SCRIPT_HASH", f"sha256-{digest}"), ("PAGE_SCRIPT", script), ("PAGE_DATA", text)):
+        template = template.replace(mark, content)
+    return template

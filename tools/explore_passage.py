@@ -7,7 +7,7 @@ import torch
 import slm
 from runtime import write_atomic
 
-HOT, COLD = (240, 138, 36), (112, 170, 232)     # the page's: tokens still to learn, tokens that the reference does not know
+HOT, COLD = (240, 138, 36), (112, 170, 232)     # the page's: still to learn; what the reference does not know
 LIMIT = 3.0                                     # nats at which the colour is full
 WIDTH, CHAR, LINE = 92, 8.43, 21                # characters a line, width of one, height of a line
 
@@ -27,6 +27,10 @@ def colour(excess):
     return "#" + "".join(f"{round(255 + (c - 255) * share):02x}" for c in end)
 
 
+def box(x, y, width, height, fill):
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{fill}"/>'
+
+
 def draw(path, documents, note):
     """`documents`: for each a list of (text, excess, kept, valid), a token each. Kept tokens are underlined."""
     boxes, texts, x, y = [], [], 0, 1
@@ -40,17 +44,19 @@ def draw(path, documents, note):
                     here, part = part[: WIDTH - x], part[WIDTH - x :]
                     left, top, width = 14 + x * CHAR, 14 + (y - 1) * LINE, len(here) * CHAR
                     if valid:
-                        boxes.append(f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{LINE - 3}" fill="{colour(excess)}"/>')
+                        boxes.append(box(left, top, width, LINE - 3, colour(excess)))
                     if kept:
-                        boxes.append(f'<rect x="{left:.1f}" y="{top + LINE - 4:.1f}" width="{width:.1f}" height="2" fill="#111"/>')
-                    texts.append(f'<text x="{left:.1f}" y="{top + 13:.1f}" textLength="{width:.1f}" xml:space="preserve" '
-                                 f'fill="{"#111" if valid else "#666"}">{escape(here)}</text>')
+                        boxes.append(box(left, top + LINE - 4, width, 2, "#111"))
+                    texts.append(f'<text x="{left:.1f}" y="{top + 13:.1f}" textLength="{width:.1f}" '
+                                 f'xml:space="preserve" fill="{"#111" if valid else "#666"}">{escape(here)}</text>')
                     x += len(here)
                     if part:
                         y, x = y + 1, 0
-    height = 14 + (y + 2.2) * LINE
-    write_atomic(path, f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {28 + WIDTH * CHAR:.0f} {height:.0f}" '
-                       f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="14">\n<title>{escape(note)}</title>\n'
-                       f'<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(boxes + texts) +
-                       f'\n<text x="14" y="{height - 10:.1f}" fill="#444" font-family="sans-serif" font-size="13">{escape(note)}</text>\n</svg>\n')
+    width, height = 28 + WIDTH * CHAR, 14 + (y + 2.2) * LINE
+    write_atomic(path, "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" font-size="14" '
+        f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace">', f"<title>{escape(note)}</title>",
+        '<rect width="100%" height="100%" fill="#fff"/>', *boxes, *texts,
+        f'<text x="14" y="{height - 10:.1f}" fill="#444" font-family="sans-serif" font-size="13">{escape(note)}</text>',
+        "</svg>", ""]))
     print(path)
