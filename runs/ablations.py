@@ -40,6 +40,7 @@ ROWS = {        # label: folder of the run
     "stale": {"fresh reference": "slm", "stale reference": "slm-stale", "CLM": "clm",
               "(the stale reference itself)": "stale"},
 }
+REFERENCES = ("ref", "weak", "narrow", "stale")
 SHOWN = ("solution", "problem", "wrong_digits", "id_hash", "chatter")      # kinds in the tables
 
 
@@ -49,6 +50,7 @@ def main():
     table = commands.add_parser("table", help="a table and a figure of finished runs")
     table.add_argument("--name", required=True, choices=list(ROWS), help="which ablation")
     table.add_argument("--seeds", type=int, nargs="+", required=True, help="seeds whose runs are finished")
+    table.add_argument("--steps", type=int, default=1200, help="of the students")
     table.add_argument("--figures", default="figures", help="folder for the figure")
     narrow = commands.add_parser("narrow", help="curated problems of one template only")
     narrow.add_argument("--seed", type=int, default=0, help="the demo's seed")
@@ -65,14 +67,15 @@ def write_narrow(args):
 
 
 def show(args):
-    missing = [str(roots(seed)[1] / name) for name in ROWS[args.name].values() for seed in args.seeds
-               if not (roots(seed)[1] / name / "summary.json").exists()]
-    rows = {label: [measured(roots(seed)[1], name) for seed in args.seeds] for label, name in ROWS[args.name].items()
-            if not any(str(roots(seed)[1] / name) in missing for seed in args.seeds)}
+    folders = {label: [folder_of(name, seed, args.steps) for seed in args.seeds]
+               for label, name in ROWS[args.name].items()}
+    missing = [str(f) for row in folders.values() for f in row if not (f / "summary.json").exists()]
+    rows = {label: [measured(f, folder_of("clm", seed, args.steps)) for f, seed in zip(row, args.seeds)]
+            for label, row in folders.items() if not set(map(str, row)) & set(missing)}
     if not rows:
         raise UserError(f"--seeds: none of the runs is finished; make them with runs/ablations.sh {args.name}")
     seeds = ", ".join(map(str, args.seeds))
-    print(f"\n{args.name}, seeds {seeds}: mean (lowest to highest)\n")
+    print(f"\n{args.name}, {args.steps} steps, seeds {seeds}: mean (lowest to highest)\n")
     print("| | validation loss | exact match | times fewer tokens than CLM | share kept | " + " | ".join(SHOWN) + " |")
     print("|---|" + "---|" * (4 + len(SHOWN)))
     for label, runs in rows.items():
@@ -84,15 +87,20 @@ def show(args):
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
     elif args.name == "narrow":
-        show_templates(args.seeds)
+        show_templates(args.seeds, args.steps)
 
 
-def measured(out, name):
+def folder_of(name, seed, steps):
+    """A reference or a run of runs/ablations.sh; shorter students than the demo's have a folder of their own."""
+    out = roots(seed)[1]
+    return out / name if name in REFERENCES or steps == 1200 else out / f"steps{steps}" / name
+
+
+def measured(folder, clm):
     """What the table says of a run."""
-    summary = read_json(out / name / "summary.json", "run")
-    log, end = records(out / name), records(out / "clm")[-1]
-    is_student = name not in ("ref", "weak", "narrow", "stale")
-    reached = tokens_to_reach(out / name, end["val_loss"]) if is_student and name != "clm" else None
+    summary, log, end = read_json(folder / "summary.json", "run"), records(folder), records(clm)[-1]
+    is_student = folder.name not in REFERENCES
+    reached = tokens_to_reach(folder, end["val_loss"]) if is_student and folder != clm else None
     last = [r["kept"] for r in log[-100:] if r.get("kept")] if is_student else []
     return {"val_loss": summary["val_loss"], "exact_match": summary["exact_match"],
             "times": end["tokens_seen"] / reached if reached else None,
@@ -125,6 +133,8 @@ def draw(args, rows):
                 axis.plot(values, [y] * len(values), "o", color=colour, markersize=4.5, alpha=.75)
                 axis.plot([statistics.mean(values)] * 2, [y - .3, y + .3], color=colour, linewidth=2.5)
         axis.set(xlabel=label)
+    if all(r["exact_match"] is None for runs in rows.values() for r in runs):
+        axes[1].set_visible(False)
     axes[0].set_yticks(range(len(rows)), list(rows))
     axes[0].invert_yaxis()
     axes[0].set_title(args.name, loc="left", fontsize=9)
@@ -134,7 +144,7 @@ def draw(args, rows):
 # ---------------------------------------------------------------------------------------------------------------------
 # what a narrow reference drops
 
-def show_templates(seeds, pages=40):
+def show_templates(seeds, steps, pages=40):
     """Of clean solved problems of each template, the share of tokens whose excess at the start lies above the cut-off
     that the run had in its last 100 steps; and exact match by template."""
     env = runtime.Env(argparse.Namespace(device="cpu", dtype="float32", threads=1))
@@ -148,13 +158,15 @@ def show_templates(seeds, pages=40):
         start = explore_run.look(out / "base", data, batches, 128, env)["loss"]
         for reference, run in (("ref", "slm"), ("narrow", "slm-narrow")):
             excess = start - explore_run.look(out / reference, data, batches, 128, env)["loss"]
-            cut = statistics.mean(r["threshold"] for r in records(out / run)[-100:])
-            answers = [json.loads(line) for line in (out / run / "eval" / "demo.jsonl").read_text().splitlines()]
+            folder = folder_of(run, seed, steps)
+            cut = statistics.mean(r["threshold"] for r in records(folder)[-100:])
+            answers = folder / "eval" / "demo.jsonl"
+            answers = [json.loads(line) for line in answers.read_text().splitlines()] if answers.exists() else []
             tests = [json.loads(line) for line in (sets / "test.jsonl").read_text().splitlines()]
             for t in range(len(corpus.TEMPLATES)):
                 kept.setdefault((run, t), []).append((excess[valid & (labels == t)] >= cut).mean())
                 right.setdefault((run, t), []).append(np.mean([
-                    a["published"] for a, test in zip(answers, tests) if test["template"] == t]))
+                    a["published"] for a, test in zip(answers, tests) if test["template"] == t] or [np.nan]))
     print("\n| template | of 6: seen | kept | right | of 1: seen | kept | right |\n|---|---|---|---|---|---|---|")
     for t, (text, *_) in enumerate(corpus.TEMPLATES):
         cells = [cell for run, seen in (("slm", t in corpus.COVERED), ("slm-narrow", t == NARROW)) for cell in

@@ -1,8 +1,10 @@
 """tools/explore: the token page (in a real browser too), token dynamics, curves, the suggestion for k."""
 import argparse
+import base64
 import json
 import re
 import shutil
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import train_slm
 import weights
 from data import Loader, Stored, TokenSet, TokenSetWriter
 from runtime import Env, UserError
-from tools import explore_dynamics, explore_k, explore_page, explore_run
+from tools import explore_dynamics, explore_k, explore_page, explore_passage, explore_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 HOSTILE = ["<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>",
@@ -238,9 +240,30 @@ def browser():
 def html(run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["explore", *f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
-                                               f"--out {run}/page.html --windows 48 --threads 1".split()])
+                                               f"--out {run}/page.html --windows 48 --threads 1 "
+                                               f"--passage {run}/passage.svg --documents {' '.join(map(str, range(1, 60)))}"
+                                               .split()])
         tools.explore.main()
     return run / "page.html"
+
+
+def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
+    drawn = ElementTree.parse(run / "passage.svg").getroot()          # hostile text and all, it is well-formed XML
+    parts = {name: [e for e in drawn.iter("{http://www.w3.org/2000/svg}" + name)] for name in ("rect", "text", "script")}
+    text = "".join(e.text for e in parts["text"])
+    assert parts["script"] == [] and "script>" in text and "onerror" in text and "apples" in text
+    width = lambda e: round(float(e.get("width")) / explore_passage.CHAR)
+    underlined = sum(width(e) for e in parts["rect"] if e.get("height") == "2")
+    coloured = sum(width(e) for e in parts["rect"][1:] if e.get("height") != "2")
+    data, kept = TokenSet(run / "data"), kept_by_slm(run, 0, "excess", "micro", .6)
+    page = json.loads(html.read_text().split('id="data">')[1].split("</script>")[0])
+    token = np.frombuffer(base64.b64decode(page["token"]), "<u2")
+    word = lambda i: page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
+    shown = [r * 32 + j for r, start, end, _ in page["pieces"][:59] for j in range(start, end)]
+    assert underlined == sum(len(word(i)) for i in shown if i in kept) and underlined > 100
+    assert coloured == sum(len(word(i)) for i in shown if data.valid([page["windows"][i // 32]], 32)[0, i % 32])
+    warm, cold = explore_passage.colour(2.0), explore_passage.colour(-2.0)
+    assert explore_passage.colour(0.0) == "#ffffff" and warm != cold and explore_passage.colour(9) == "#f08a24"
 
 
 @pytest.fixture
