@@ -202,7 +202,7 @@ def read_array(source, start):
                     try:
                         end = scan(text, at)[1]
                     except json.JSONDecodeError as error:
-                        if not block:
+                        if not block or len(text) - at > 64 * BLOCK:
                             raise UserError(f"{path}: damaged after record {number} ({error.msg}); copy the file again"
                                             ) from None
                         break       # the rest of the element is still to be read
