@@ -5,9 +5,9 @@
     --head lean      no more than CHUNK_BYTES of logits ever exist; those of the kept rows are made twice. Leanest.
     --backward exact   with kept and lean the last block's matrices, too, see kept rows only in the backward pass (but
                        for keys and values): no other row has a gradient there, so the result is the same.
-    --backward pruned  AN APPROXIMATION: so does every block (and, on CPU, attention's queries). What a kept token's loss says about earlier
-                       tokens still flows through keys, values and the residual stream; what it says through their
-                       queries and MLPs is dropped.
+    --backward pruned  AN APPROXIMATION: so does every block and, on CPU, attention. What a kept token's loss says about
+                       earlier tokens still flows through keys, values and the residual stream; what it says through
+                       their queries and MLPs is dropped.
     --backward pruned_all  keys and values too: dropped tokens get no gradient at all. Cheaper, further off.
 
 Everything but the pruned backward is exact. A head is told how many tokens will be kept (`count`, known from the masks
