@@ -234,7 +234,7 @@ def test_token_sets_are_joined_in_order_with_masks_and_kinds_filled_in(folder, d
 def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bytes(folder, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 20_000)
     paths = [write(tmp_path / "a.parquet", texts * 16), write(tmp_path / "b.jsonl.gz", texts * 16),
-             write(tmp_path / "c.jsonl", texts * 16)]
+             write(tmp_path / "c.jsonl", texts * 48)]       # long enough to be killed in on a busy machine
     prepared(tmp_path / "whole", "--source", *paths, "--train-vocab", 300)
     monkeypatch.setattr(prepare, "MARK_SECONDS", 0)
     rng, out, marks, groups = random.Random(2), tmp_path / "out", [], []
