@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import write_model, write_set
 
+import runs.ablations
 import score
 import slm
 import tools.explore
@@ -174,6 +175,35 @@ def test_tokens_and_cost_to_reach_the_baseline(vocabulary, tmp_path, explore):
     assert code == 2 and "--reference" in err and err.count("\n") == 1
     code, _, err = explore(f"curves --run CLM={clm} --baseline clm --out {tmp_path}/c")
     assert code == 2 and "wanted one of CLM" in err
+
+
+# ---- ablations
+
+def test_the_narrow_reference_sees_one_template(stage, tmp_path):
+    code, _, err = stage(runs.ablations, f"narrow --seed 3 --out {tmp_path}/narrow.jsonl")
+    assert code == 0, err
+    texts = [json.loads(line)["text"] for line in (tmp_path / "narrow.jsonl").read_text().splitlines()]
+    pattern = re.compile(r"Q: \w+ has (\d) \w+ and buys (\d) more\. Then \w+ takes (\d) away\. How many \w+ are left\?\n"
+                         r"A: \1\+\2=(\d+)\n \4-\3=(\d+)\n #### \5\n")
+    found = [pattern.fullmatch(text) for text in texts]
+    assert len(texts) == 800 and all(found)
+    assert all(int(m[1]) + int(m[2]) == int(m[4]) and int(m[4]) - int(m[3]) == int(m[5]) for m in found)
+
+
+def test_an_ablations_table(stage, tmp_path):
+    for seed, losses in ((1, [3.0, 2.0, 1.5]), (2, [3.0, 2.0, 1.7])):
+        out = tmp_path / f"out/demo-seed{seed}/steps3"
+        write_log(out / "clm", [4.0, 3.0, 2.0])
+        write_log(out / "slm", losses)
+        write_log(out / "random", [4.0, 3.5, 3.0 + seed])
+    code, out, err = stage(runs.ablations, "table --name score --seeds 1 2 --steps 3")
+    assert code == 0, err
+    assert "| excess | 1.600 (1.500 to 1.700) | – | 1.5 (1.5 to 1.5) |" in out
+    assert "| random | 4.500 (4.000 to 5.000) | – | – |" in out
+    assert "left out: " in out and "demo-seed2/steps3/ref_and" in out and "| both" not in out
+    assert (tmp_path / "figures/ablation-score.png").exists()
+    code, _, err = stage(runs.ablations, "table --name k --seeds 9")
+    assert code == 2 and "none of the runs is finished" in err
 
 
 # ---- pick-k
