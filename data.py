@@ -9,6 +9,7 @@ what lets a loss that was stored once (score.py) be used in any order of trainin
 
 import hashlib
 import json
+import mmap
 import os
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def file_hash(path, sampled=False):
             while block := file.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def forget(array):
+    """Take the pages of a memory map out of this process (they stay in the system's cache), so that its memory does not
+    grow with what it has read. Does nothing with other arrays."""
+    if isinstance(array, np.memmap):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 class TokenSet:
@@ -107,6 +115,7 @@ class TokenSet:
         for row, w in zip(out, windows):
             piece = array[int(w) * seq_len + shift : int(w) * seq_len + shift + seq_len]
             row[: len(piece)] = piece
+        forget(array)
         return out
 
 

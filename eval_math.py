@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 import grading
 import hub
+import report
 import tasks
 import weights
 from generate import Decoder, common_prefix, encode_prompt, stop_strings
@@ -98,8 +99,8 @@ def main():
         evaluate(task, args, env, folder, model_hash, out, tokenizer, model)
     if env.main:
         results = read_json(out / "results.json", "results")
-        write_atomic(out / "results.md", grading.markdown(results, args.model))
-        print(grading.table(results))
+        write_atomic(out / "results.md", report.markdown(results, args.model))
+        print(report.table(results))
 
 
 def regrade(args):
@@ -113,11 +114,11 @@ def regrade(args):
             if not isinstance(row.get("text"), str) or "gt" not in row:
                 raise UserError(f"{args.regrade}, sample {line}: got fields {' '.join(row)}, wanted gt and text")
         verdicts = [demo_verdict(row["text"], row["gt"]) for row in rows]
-        results = grading.write_results(task, [row["text"] for row in rows], verdicts, out, settings)
+        results = report.write_results(task, [row["text"] for row in rows], verdicts, out, settings)
     else:
-        results = grading.regrade(args.regrade, task, out, settings, result_name(task, args.mode))
-    write_atomic(out / "results.md", grading.markdown(results, args.regrade))
-    print(grading.table(results))
+        results = report.regrade(args.regrade, task, out, settings, result_name(task, args.mode))
+    write_atomic(out / "results.md", report.markdown(results, args.regrade))
+    print(report.table(results))
 
 
 def result_name(task, mode):
@@ -185,7 +186,7 @@ def evaluate(task, args, env, folder, model_hash, out, tokenizer, model):
                     grader.add(i, text)
             verdicts = [grader.verdict(i) for i in range(len(examples))]
             texts = [texts[i] for i in range(len(examples))]
-            grading.write_results(task, texts, verdicts, out, settings, name)
+            report.write_results(task, texts, verdicts, out, settings, name)
             for path in out.glob(f"{name}.partial-*.jsonl"):
                 path.unlink()
             if task == "demo" and not args.limit and (folder / "summary.json").exists():

@@ -5,9 +5,9 @@
     --head lean      no more than CHUNK_BYTES of logits ever exist; those of the kept rows are made twice. Leanest.
     --backward exact   with kept and lean the last block's matrices, too, see kept rows only in the backward pass (but
                        for keys and values): no other row has a gradient there, so the result is the same.
-    --backward pruned  AN APPROXIMATION: so do the matrices of every block. What a kept token's loss says about earlier
-                       tokens still flows through keys, values and the residual stream; what it says through their
-                       queries and MLPs is dropped.
+    --backward pruned  AN APPROXIMATION: so does every block and, on CPU, attention. What a kept token's loss says about
+                       earlier tokens still flows through keys, values and the residual stream; what it says through
+                       their queries and MLPs is dropped.
     --backward pruned_all  keys and values too: dropped tokens get no gradient at all. Cheaper, further off.
 
 Everything but the pruned backward is exact. A head is told how many tokens will be kept (`count`, known from the masks
@@ -21,7 +21,8 @@ from torch import nn
 import slm
 from model import MLP, Attention
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of fp32 logits at a time; large enough for full-speed products
+QUERIES = 64  # of attention's backward pass on CPU, at a time
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}  # of fp32 logits at a time; large enough for full-speed products
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,9 +160,6 @@ def attention_backward(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: 
             d_k[b, :, :n] += d_scores.mT @ query
             d_v[b, :, :n] += p.to(q.dtype).mT @ g
     return d_q, d_k, d_v
-
-
-QUERIES = 64
 
 
 def pick(rows, *tensors):

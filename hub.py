@@ -2,6 +2,7 @@
 
     resolve("TinyLlama/TinyLlama_v1.1")                        # config, tokenizer files, weights
     resolve("mistralai/Mistral-7B-v0.1", files="tokenizer")    # what prepare.py needs
+    dataset_files("openai/gsm8k")                              # (commit, [(path, bytes), ...])
 
 No file is fetched that is not needed, none twice, and the weights last, after everything that could refuse them.
 huggingface-hub's environment variables hold: HF_TOKEN, HF_HUB_OFFLINE=1, HF_HUB_CACHE, HF_ENDPOINT.
@@ -66,29 +67,47 @@ def where():
     return "on the hub"
 
 
-def get(name, file, revision):
-    """The cached path of a repository's file, downloaded if need be; None where the repository (offline: the cache) has
-    no such file. The client resumes broken connections; what it does not is tried again. Raises UserError."""
-    import huggingface_hub as hub  # a second to import, and needed for hub ids alone
-    from huggingface_hub import constants, errors
+def dataset_files(name, revision=None):
+    """(commit, [(path, bytes)]) of a data set's repository, asked of the hub. Raises UserError."""
+    import huggingface_hub as hub
+    info = ask(name, "its list of files", revision, lambda: hub.HfApi().dataset_info(
+        name, revision=revision, files_metadata=True), "data set")
+    return info.sha, [(file.rfilename, file.size or 0) for file in info.siblings]
 
-    if revision and COMMIT.fullmatch(revision):  # a commit cannot change: what is known of it needs no request
+
+def get(name, file, revision, **place):
+    """The cached path of a repository's file, downloaded if need be; None where the repository (offline: the cache) has
+    no such file. `place`: repo_type and local_dir, for data sets. Raises UserError."""
+    import huggingface_hub as hub  # a second to import, and needed for hub ids alone
+
+    if not place and revision and COMMIT.fullmatch(revision):  # a commit cannot change: what is known needs no request
         known = hub.try_to_load_from_cache(name, file, revision=revision)
         if known is not None:
             return Path(known) if isinstance(known, str) else None
+    found = ask(name, file, revision, lambda: hub.hf_hub_download(name, file, revision=revision, **place),
+                "data set" if place else "model")
+    return found and Path(found)
+
+
+def ask(name, file, revision, request, kind):
+    """request(), or None where the repository (offline: the cache) has no such file. The client resumes broken
+    connections; what it does not is tried again. Raises UserError that says what is wrong in the user's terms."""
+    from huggingface_hub import constants, errors
+
     at = f" at revision {revision}" if revision and not COMMIT.fullmatch(revision) else ""
     try:
         for attempts_left in (2, 1, 0):
             try:
-                return Path(hub.hf_hub_download(name, file, revision=revision))
+                return request()
             except Exception as error:  # the client itself goes on after some kinds of broken connection, not after all
                 if attempts_left == 0 or not transient(error):
                     raise
     except errors.GatedRepoError:
-        raise UserError(f"{name} is gated: ask for access at {constants.ENDPOINT}/{name}, then set HF_TOKEN or run "
-                        f"`hf auth login`") from None
+        page = f"{constants.ENDPOINT}/{'datasets/' * (kind == 'data set')}{name}"
+        raise UserError(f"{name} is gated: ask for access at {page}, then set HF_TOKEN or run `hf auth login`") from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"{name}: no such folder, and no such model on the hub (private ones need HF_TOKEN)") from None
+        raise UserError(f"{name}: no such {'folder, and no such ' * (kind == 'model')}{kind} on the hub (private ones "
+                        f"need HF_TOKEN)") from None
     except errors.LocalEntryNotFoundError as error:
         causes = chain(error)
         if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):

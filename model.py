@@ -149,10 +149,11 @@ class Attention(nn.Module):
     @staticmethod
     def attend(q, k, v, mask=None):
         """q (B, H, T, D), k and v (B, H_kv, S, D), `mask` as in `forward` -> (B, H, T, D)."""
-        if k.shape[1] != q.shape[1]:
+        if mask is not None and k.shape[1] != q.shape[1]:  # masked kernels do not take shared heads
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
         # is_causal only for equal lengths: with a cache it would align the mask to the top left
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                              enable_gqa=k.shape[1] != q.shape[1])
 
 
 class MLP(nn.Module):

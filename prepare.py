@@ -5,10 +5,15 @@
     python prepare.py --source web.parquet --tokenizer TinyLlama/TinyLlama_v1.1 --out data/web    # a model's vocabulary
     python prepare.py --source sft.jsonl --prompt-field question --response-field answer --mask-prompt \
         --tokenizer out/base --out data/sft                                                       # fine-tuning data
+    python prepare.py --source hf:open-web-math/open-web-math --tokenizer TinyLlama/TinyLlama_v1.1 --max-tokens 1000000000 \\
+        --decontaminate gsm8k math --out data/owm                                                 # from the hub
     python prepare.py --source data/web data/curated data/curated --out data/mixed                # mixing token sets
 
-A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file (one document per record) or a
-token set (taken over as it is; named twice it goes in twice). A document is its tokens with EOS after it, and BOS in
+A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file (one document per
+record), a token set (taken over as it is; named twice it goes in twice), or a data set on the hub,
+hf:REPO[:CONFIG][:SPLIT][@REVISION], whose shards are streamed one by one (shards.py). What a record says goes by its
+fields' names where no flag says it: text, pair, or chat, whose prompts and tool outputs are never targets (records.py).
+--mix 6 3 1 takes that many parts of --max-tokens from each source. A document is its tokens with EOS after it, and BOS in
 front of it where the model's config adds one; BOS is never a target. With --prompt-field a document is
 prompt + "\\n" + response, tokenised as one text; --mask-prompt makes every token a non-target that is the same
 whatever the response is. Empty documents are left out.
@@ -23,6 +28,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -55,15 +61,22 @@ def arguments(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("what goes in and out")
     group.add_argument("--source", nargs="+", default=["demo"], metavar="SOURCE",
-                       help="demo, or files (.txt .jsonl .jsonl.gz .jsonl.zst .parquet) and token sets (default: demo)")
+                       help="demo, or files (.txt .jsonl .jsonl.gz .jsonl.zst .json .parquet), token sets and data sets "
+                            "on the hub, hf:REPO[:CONFIG][:SPLIT][@REVISION] (default: demo)")
     group.add_argument("--out", metavar="DIR", help="folder of the token set (default with the demo: data/demo, "
                                                     "or data/demo-seedS with --seed S)")
     group.add_argument("--overwrite", action="store_true", help="replace a finished --out made from something else")
     group.add_argument("--max-tokens", type=int, metavar="N", help="stop after exactly N tokens (default: take all)")
+    group.add_argument("--mix", nargs="+", type=float, metavar="W", help="a weight for each --source: its part of "
+                                                                         "--max-tokens, counted in tokens")
+    group.add_argument("--decontaminate", nargs="+", metavar="TASK", help="leave out documents that hold a problem of "
+                       "these test sets (gsm8k math ...), see tools/decontaminate.py")
+    group.add_argument("--data-dir", help="folder with the test sets' eval/ (default: download them)")
     group.add_argument("--seed", type=int, default=0, help="seed of the demo's text (default: 0)")
 
-    group = parser.add_argument_group("records (.jsonl and .parquet)")
-    group.add_argument("--text-field", metavar="NAME", help="field that holds the text (default: text)")
+    group = parser.add_argument_group("records (.jsonl, .json and .parquet)")
+    group.add_argument("--text-field", metavar="NAME",
+                       help="field that holds the text (default: by the fields' names, see records.py; else text)")
     group.add_argument("--prompt-field", metavar="NAME", help="fine-tuning data: field that holds the prompt")
     group.add_argument("--response-field", metavar="NAME", help="fine-tuning data: field that holds the response")
     group.add_argument("--mask-prompt", action="store_true", help="the prompt's tokens are no targets (loss_mask.bin)")
@@ -91,11 +104,13 @@ def arguments(argv=None):
         raise UserError("--prompt-field and --response-field go together: got one, wanted both")
     if args.text_field and args.prompt_field:
         raise UserError("--text-field and --prompt-field: got both, wanted one")
-    if args.mask_prompt and not args.prompt_field:
-        raise UserError("--mask-prompt: needs --prompt-field and --response-field")
+    if args.mix and (len(args.mix) != len(args.source) or min(args.mix) <= 0 or not args.max_tokens):
+        raise UserError(f"--mix {' '.join(f'{w:g}' for w in args.mix)}: wanted a weight above 0 for each of "
+                        f"{len(args.source)} sources, and --max-tokens")
     if args.tokenizer and args.train_vocab:
         raise UserError("--tokenizer and --train-vocab: got both, wanted one")
-    args.fields = [args.prompt_field, args.response_field] if args.prompt_field else [args.text_field or "text"]
+    args.form = "pair" if args.prompt_field else "text" if args.text_field else None
+    args.fields = [args.prompt_field, args.response_field] if args.prompt_field else [args.text_field]
     return args
 
 
@@ -130,17 +145,17 @@ def tokenise(job):
         made = demo_pages(job, source, tokenizer, options) if source["type"] == "demo" else \
             file_documents(job, source, tokenizer, options)
         front, pieces = options["front"], {name: [] for name in arrays}
-        counts = {"documents": 0, "bytes": 0, "bad": 0}
+        counts = {"documents": 0, "bytes": 0, "bad": int("damage" in job), "contaminated": 0}
         for document in made:
-            if document is None:
-                counts["bad"] += 1
+            if document is None or document == "contaminated":
+                counts["contaminated" if document else "bad"] += 1
                 continue
-            ids, n_bytes, n_prompt, kind = document
+            ids, n_bytes, mask, kind = document
             counts["documents"] += 1
             counts["bytes"] += n_bytes
             pieces["tokens"] += front, ids, options["end"]
             if "loss_mask" in arrays:
-                pieces["loss_mask"] += np.zeros(len(front) + n_prompt), np.ones(len(ids) - n_prompt + 1)
+                pieces["loss_mask"] += np.zeros(len(front)), np.ones(len(ids) + 1) if mask is None else mask
             if "kind" in arrays:
                 unlabelled = np.full(len(front) + len(ids) + 1, options["kinds"].index(UNLABELLED)) \
                     if kind is None else kind
@@ -151,23 +166,41 @@ def tokenise(job):
 
 
 def file_documents(job, source, tokenizer, options):
-    """(ids, bytes, prompt tokens to mask, None) of each record, None for a broken one."""
-    for values in sources.documents(source, job, options["fields"], options["skip_bad"]):
-        if values is None:
+    """(ids, bytes, loss mask of ids and EOS or None, None) of each record; None for a broken one, "contaminated" for one
+    that --decontaminate leaves out."""
+    check = options.get("decontaminator")
+    for texts in sources.documents(source, job, options["skip_bad"]):
+        if texts is None:
             yield None
             continue
-        text = "".join(values)
-        ids, n_prompt = tokenizer.encode(text), 0
-        if options["mask_prompt"]:      # a token that reaches into the response is a target
-            prompt = tokenizer.encode(values[0])
-            length = min(len(prompt), len(ids))
-            differs = np.flatnonzero(prompt[:length] != ids[:length])
-            n_prompt = int(differs[0]) if len(differs) else length
-        yield ids, len(text.encode()), n_prompt, None
+        text = "".join(texts)
+        if check and check.problems_in(text):
+            yield "contaminated"
+            continue
+        ids, mask = tokenizer.encode(text), None
+        if len(texts) > 1 and (options["mask_prompt"] or source["form"] == "chat"):
+            mask = targets(texts, ids, tokenizer)
+        yield ids, len(text.encode()), mask, None
+
+
+def targets(texts, ids, tokenizer):
+    """Which of a document's tokens and its EOS are to be learnt, (len(ids) + 1,), where its texts are so by turns. What
+    belongs to the texts before a border is what is the same whatever comes after it: a token that reaches from a prompt
+    into a response is a target."""
+    mask, start, before = np.zeros(len(ids) + 1, np.uint8), 0, ""
+    for learnt, text in enumerate(texts[:-1]):
+        before += text
+        alone = tokenizer.encode(before)
+        length = min(len(alone), len(ids))
+        differs = np.flatnonzero(alone[:length] != ids[:length])
+        end = max(start, int(differs[0]) if len(differs) else length)
+        mask[start:end], start = learnt % 2, end
+    mask[start:] = (len(texts) - 1) % 2
+    return mask
 
 
 def demo_pages(job, source, tokenizer, options):
-    """(ids, bytes, 0, kinds) of each generated page: a token has the kind of the span that its first byte lies in."""
+    """(ids, bytes, None, kinds) of each generated page: a token has the kind of the span that its first byte lies in."""
     lengths = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.n_vocab)])
     for i in job["records"]:
         spans = corpus.page(source["path"], options["seed"], i)
@@ -176,7 +209,7 @@ def demo_pages(job, source, tokenizer, options):
         ends = np.cumsum([len(text.encode()) for text, _ in spans])
         starts = np.cumsum(lengths[ids]) - lengths[ids]
         kind = np.array([kind for _, kind in spans])[np.searchsorted(ends, starts, side="right")]
-        yield ids, len(text.encode()), 0, np.append(kind, corpus.END_OF_TEXT)
+        yield ids, len(text.encode()), None, np.append(kind, corpus.END_OF_TEXT)
 
 
 def copy_set(job, source, options):
@@ -192,7 +225,7 @@ def copy_set(job, source, options):
             names, kind = tokens.kinds, tokens.kind[piece]
         pieces["kind"] = np.array([options["kinds"].index(name) for name in names], np.uint8)[kind]
     size = tokens.meta.get("text_bytes", 0)
-    counts = {"documents": int(np.count_nonzero(pieces["tokens"] == options["end"][0])), "bad": 0,
+    counts = {"documents": int(np.count_nonzero(pieces["tokens"] == options["end"][0])), "bad": 0, "contaminated": 0,
               "bytes": size * piece.stop // tokens.count - size * piece.start // tokens.count}
     return pieces, counts
 
@@ -264,25 +297,44 @@ def build(out, todo, plan, tokenizer, options, workers, overwrite):
         tokenizer.save(out)
 
     writer = TokenSetWriter(out, tokenizer.n_vocab, arrays, plan)
-    state = writer.state or {"source": 0, "record": 0, "bad": 0, "text_bytes": 0, "sources": [
-        {"name": source["path"], "documents": 0, "tokens": 0} for source in todo]}
+    names = options.get("names") or [source["path"] for source in todo]
+    state = writer.state or {"source": 0, "record": 0, "bad": 0, "contaminated": 0, "text_bytes": 0, "sources": [
+        {"name": name, "documents": 0, "tokens": 0} for name in names]}
     refuse_bad(out, state["bad"], options)
     writer.mark(state)
     shared = tokenizer, todo, {
         **options, "arrays": arrays, "kinds": kinds, "folder": out, "end": np.array([tokenizer.eos_id], np.uint32),
         "front": np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)}
-    results = in_order(sources.jobs(todo, state, options["fields"]), workers, shared)
-    full = fill(writer, state, results, todo, tokenizer.eos_id, options["max_tokens"] or sys.maxsize)
-    results.close()
+    for stop, limit in shares(todo, options):
+        if state["source"] < stop:
+            results = in_order(sources.jobs(todo, state, stop, options["skip_bad"]), workers, shared)
+            full = fill(writer, state, results, todo, tokenizer.eos_id, limit)
+            results.close()
+            if options.get("mix") and not full:
+                raise UserError(f"--mix: {names[todo[stop - 1]['entry']]} ends {limit - writer.count:,} tokens short of "
+                                f"its share; lower --max-tokens or its weight")
+            if stop < len(todo):
+                state["source"], state["record"] = stop, 0
+                writer.mark(state)
+    shutil.rmtree(out / "shard", ignore_errors=True)
     for entry in state["sources"]:
         if writer.count == 0 or not (entry["tokens"] or full or options["skip_bad"]):
             raise UserError(f"{entry['name']}: has no documents, wanted at least one that is not blank"
                             + f" ({state['bad']:,} broken ones were left out)" * (state["bad"] > 0))
     done = writer.finish(tokenizer=tokenizer.hash, sources=state["sources"], bad_records=state["bad"],
-                         text_bytes=state["text_bytes"], **({"kinds": kinds} if kinds else {}),
+                         text_bytes=state["text_bytes"], contaminated=state["contaminated"], **({"kinds": kinds} if kinds else {}),
                          seed=options["seed"], plan=plan)
     print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
     return done
+
+
+def shares(todo, options):
+    """[(number of the source to stop before, tokens written by then)]: one for all, or with --mix one for each name."""
+    whole = options["max_tokens"] or sys.maxsize
+    if not options.get("mix"):
+        return [(len(todo), whole)]
+    entries, behind = [source["entry"] for source in todo], np.cumsum(options["mix"]) / np.sum(options["mix"])
+    return [(len(entries) - entries[::-1].index(i), round(whole * part)) for i, part in enumerate(behind.tolist())]
 
 
 def fill(writer, state, results, todo, eos, limit):
@@ -301,10 +353,14 @@ def fill(writer, state, results, todo, eos, limit):
                     counts["documents"] = int(np.count_nonzero(ended)) + int(not ended[-1])
                 writer.append(**pieces)
                 state["source"], state["record"] = job["source"], job["next"]
-                state["sources"][job["source"]]["documents"] += counts["documents"]
+                entry = state["sources"][todo[job["source"]].get("entry", 0)]
+                entry["documents"] += counts["documents"]
                 state["text_bytes"] += counts["bytes"]
                 state["bad"] += counts["bad"]
-                state["sources"][job["source"]]["tokens"] += len(pieces["tokens"])      # last: see below
+                state["contaminated"] += counts["contaminated"]
+                if "damage" in job:
+                    tqdm.write(f"left out from there on: {job['damage']}")
+                entry["tokens"] += len(pieces["tokens"])        # last: see below
                 bar.update(behind[job["source"]] + job["read"] - bar.n)
                 bar.set_postfix_str(f"{writer.count / 1e6:.1f}M tokens", refresh=False)
                 if full:
@@ -337,7 +393,7 @@ def what_to_write(todo, tokenizer, options):
         kinds = corpus.KINDS
     elif kinds and UNLABELLED not in kinds and sum(tokens.kind is not None for tokens in sets) < len(todo):
         kinds.append(UNLABELLED)
-    masked = options["mask_prompt"] or tokenizer.add_bos or any(tokens.loss_mask is not None for tokens in sets)
+    masked = options["mask_prompt"] or tokenizer.add_bos or any(source.get("form") == "chat" for source in todo) or any(tokens.loss_mask is not None for tokens in sets)
     return ["tokens"] + ["loss_mask"] * masked + ["kind"] * bool(kinds), kinds
 
 
@@ -354,6 +410,7 @@ def difference(old, new):
 
 def summary(meta):
     bad = f", {meta['bad_records']:,} broken records left out" if meta["bad_records"] else ""
+    bad += f", {meta['contaminated']:,} contaminated ones" if meta.get("contaminated") else ""
     return (f"{sum(entry['documents'] for entry in meta['sources']):,} documents, {meta['count']:,} tokens, "
             f"vocabulary {meta['vocab_size']:,}, {meta['count'] / max(1, meta['text_bytes']):.3f} tokens per byte{bad}")
 
@@ -363,7 +420,7 @@ def summary(meta):
 
 def prepare_demo(args):
     """OUT/{base,corpus,curated,val}, all with one tokenizer trained on noisy pages, and OUT/test.jsonl."""
-    for flag in ("tokenizer", "max_tokens", "text_field", "prompt_field"):
+    for flag in ("tokenizer", "max_tokens", "text_field", "prompt_field", "decontaminate"):
         if getattr(args, flag) is not None:
             raise UserError(f"--{flag.replace('_', '-')}: does not go with --source demo; name files as --source")
     root = Path(args.out or ("data/demo" if args.seed == 0 else f"data/demo-seed{args.seed}"))
@@ -382,7 +439,7 @@ def prepare_demo(args):
         text = json.dumps([corpus.page(name, args.seed, i) for i in range(0, pages, 50)])   # another generator shows
         plan = {"source": "demo", "set": name, "seed": args.seed, "pages": pages, "kinds": corpus.KINDS,
                 "vocabulary": vocabulary, "text": hashlib.sha256(text.encode()).hexdigest()}
-        options = {"fields": [], "mask_prompt": False, "skip_bad": False, "max_tokens": None, "seed": args.seed}
+        options = {"mask_prompt": False, "skip_bad": False, "max_tokens": None, "seed": args.seed}
         done = build(root / name, [{"type": "demo", "path": name, "size": pages}], plan, tokenizer, options,
                      args.workers, args.overwrite)
         tokenizer = Tokenizer.load(done.folder) if name == "base" else tokenizer
@@ -399,29 +456,45 @@ def prepare_files(args):
     for name in [*args.source, *([args.tokenizer] if args.tokenizer else [])]:
         if Path(name).is_dir() and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out}: is also read from; name another folder")
-    todo = sources.find(args.source, args.fields, args.skip_bad)
+    if args.overwrite:
+        (out / "hub.json").unlink(missing_ok=True)
+    todo = sources.find(args.source, args.form, args.fields, args.skip_bad, out)
+    if args.mask_prompt and not any(source.get("form") in ("pair", "chat") for source in todo):
+        raise UserError("--mask-prompt: needs --prompt-field and --response-field")
     folder = next((source["path"] for source in todo if source["type"] == "set"), None)
     if not (args.tokenizer or args.train_vocab or folder):
         raise UserError("--tokenizer: got none, wanted --tokenizer NAME or --train-vocab N")
     if folder and args.train_vocab:
         raise UserError(f"--train-vocab: does not go with {folder}, a token set that brings its tokenizer")
     if args.train_vocab:
-        tokenizer = lambda: train_bpe(sources.sample(todo, args.fields, args.skip_bad, TRAIN_BYTES), args.train_vocab)
+        tokenizer = lambda: train_bpe(sources.sample(todo, args.skip_bad, TRAIN_BYTES), args.train_vocab)
     else:
         name = args.tokenizer or folder
         if not Path(name).exists():
             from hub import resolve
             name = resolve(name, files="tokenizer")
         tokenizer = Tokenizer.load(name)
-    options = {name: getattr(args, name) for name in ("fields", "mask_prompt", "skip_bad", "max_tokens", "seed")}
-    hashes = [sources.open_set(source["path"]).hash if source["type"] == "set" else
-              file_hash(source["path"], sampled=True) for source in todo]
-    plan = {"sources": [f"{source['path']} sha256 {sha[:20]}" for source, sha in zip(todo, hashes)],
-            "train_vocab": args.train_vocab, **options,
-            "tokenizer": None if args.train_vocab else tokenizer.hash}
+    options = {name: getattr(args, name) for name in ("mask_prompt", "skip_bad", "max_tokens", "seed", "mix")}
+    plan = {"sources": [], "fields": [], "train_vocab": args.train_vocab, **options,
+            "tokenizer": None if args.train_vocab else tokenizer.hash, "decontaminate": None}
+    for entry, name in enumerate(args.source):
+        parts = [source for source in todo if source["entry"] == entry]
+        what = f"commit {parts[0]['commit']}, {len(parts)} shards" if "repo" in parts[0] else "sha256 " + (
+            open_hash(parts[0]))[:20]
+        plan["sources"].append(f"{name} {what}")
+        plan["fields"].append([parts[0].get("form"), parts[0].get("fields")])
+    options["names"] = args.source
+    if args.decontaminate:
+        from tools.decontaminate import Decontaminator
+        options["decontaminator"] = Decontaminator.of_tasks(args.decontaminate, args.data_dir)
+        plan["decontaminate"] = options["decontaminator"].hash
     del plan["skip_bad"]        # it makes no difference before the first broken record
     workers = 1 if all(source["type"] == "set" for source in todo) else args.workers
     build(out, todo, plan, tokenizer, options, workers, args.overwrite)
+
+
+def open_hash(source):
+    return sources.open_set(source["path"]).hash if source["type"] == "set" else file_hash(source["path"], sampled=True)
 
 
 def main(argv=None):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import demo.chain
 import slm
 import weights
-from data import TokenSet, entropy_path
+from data import TokenSet, entropy_path, forget
 from runtime import UserError, read_json, write_atomic
 
 CHUNK = 64  # batches between two notes of how far scoring has come
@@ -116,6 +116,7 @@ def score(args, env, data, model, header, n_scored):
             bar.update(len(windows) * env.world)
         for file in files:
             file.flush()
+            forget(file)
         env.barrier()  # every rank's losses are on disk before the note says so
         if env.main:
             write_atomic(Path(args.out).with_suffix(".json"), json.dumps({**header, "n_scored": end}, indent=1))

@@ -1,11 +1,12 @@
-"""Reading text for prepare.py: files and token sets, cut into jobs for its workers.
+"""Reading text for prepare.py: files, shards of the hub and token sets, cut into jobs for its workers.
 
-A source is a dict: type ("txt", "jsonl", "parquet", "set" or "demo"), path, and size (bytes; tokens of a set; pages of
-the demo). A job is a dict: source (its number), records (what is to be tokenised), first (the number of the first
+A source is a dict: type ("txt", "jsonl", "json", "parquet", "set" or "demo"), path, size (bytes; tokens of a set; pages
+of the demo), entry (which --source it belongs to: a hub's has many shards), form and fields (records.py). A job is a dict: source (its number), records (what is to be tokenised), first (the number of the first
 record in its source), next (where a restart goes on) and read (how much of the source's size lies behind it). Jobs are
 cut the same way on every run, and only one is in memory. Every error names the file and the line, row or byte.
 """
 
+import codecs
 import gzip
 import json
 import zlib
@@ -16,67 +17,149 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+import records
+import shards
 from data import TokenSet
 from runtime import UserError
 
 BLOCK = 1 << 20     # bytes of text per job, about
-JOIN = "\n"         # between prompt and response; it belongs to the prompt
-ENDINGS = {".txt": "txt", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet"}
+DAMAGED = 1 << 60   # the record to go on from, behind a shard that could not be read to its end
+ENDINGS = {".txt": "txt", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet",
+           ".json": "json"}  # an array of objects, or lines after all
+SHARDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 open_set = cache(TokenSet)
 
 
-def find(names, fields, skip_bad):
-    """The sources of --source. Raises UserError for whatever can be seen to be wrong without reading everything."""
+def find(names, form, fields, skip_bad, out):
+    """The sources of --source. `form` and `fields`: as the flags say, or None: by the names of the first record's fields.
+    Raises UserError for whatever can be seen to be wrong without reading everything."""
     sources = []
-    for name in names:
-        path, ending = Path(name), max((e for e in ENDINGS if name.endswith(e)), key=len, default=None)
+    for entry, name in enumerate(names):
         if name == "demo":
             raise UserError("--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on")
-        if not path.exists():
-            raise UserError(f"--source {name}: does not exist")
-        if path.is_dir():
-            if not (path / "meta.json").exists():
-                raise UserError(f"--source {name}: is a folder without meta.json, so not a finished token set; "
-                                f"name files or token sets")
-            sources.append({"type": "set", "path": name, "size": open_set(name).count})
+        found = on_the_hub(name, out) if name.startswith("hf:") else [here(name, skip_bad)]
+        if found[0]["type"] == "set":
+            sources.append({**found[0], "entry": entry})
             continue
-        if ending is None:
-            raise UserError(f"--source {name}: got the ending {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
-        if path.stat().st_size == 0 and not skip_bad:
-            raise UserError(f"--source {name}: the file is empty")
-        if ending == ".parquet":
-            columns = open_parquet(name).schema_arrow.names
-            for field in fields:
+        taken = (form, fields) if form else known_format(name, found[0])
+        if found[0]["type"] == "parquet":
+            columns = open_parquet(found[0]).schema_arrow.names
+            for field in taken[1]:
                 if field not in columns:
                     raise UserError(f"--source {name}: has no field {field!r}, {listed(columns)}")
-        sources.append({"type": ENDINGS[ending], "path": name, "size": path.stat().st_size})
+        sources += [{**source, "entry": entry, "form": taken[0], "fields": taken[1]} for source in found]
     return sources
+
+
+def ending_of(name):
+    return max((e for e in ENDINGS if name.endswith(e)), key=len, default=None)
+
+
+def here(name, skip_bad):
+    """The source of a local file or token set."""
+    path, ending = Path(name), ending_of(name)
+    if not path.exists():
+        raise UserError(f"--source {name}: does not exist")
+    if path.is_dir():
+        if not (path / "meta.json").exists():
+            raise UserError(f"--source {name}: is a folder without meta.json, so not a finished token set; "
+                            f"name files or token sets")
+        return {"type": "set", "path": name, "size": open_set(name).count}
+    if ending is None:
+        raise UserError(f"--source {name}: got the ending {path.suffix!r}, wanted one of {', '.join(ENDINGS)}")
+    if path.stat().st_size == 0 and not skip_bad:
+        raise UserError(f"--source {name}: the file is empty")
+    return {"type": ENDINGS[ending], "path": name, "size": path.stat().st_size}
+
+
+def on_the_hub(name, out):
+    """A source for each shard; the first is here already."""
+    repo = shards.parse(name)["repo"]
+    found = shards.listing(name, out, SHARDS, ".json")
+    sources = [{"type": ENDINGS[ending_of(file)], "path": f"hf:{repo}@{found['commit'][:12]}/{file}", "size": max(1, size),
+                "repo": repo, "commit": found["commit"], "file": file, "folder": str(Path(out) / "shard")}
+               for file, size in found["files"]]
+    shards.fetch(sources[0])
+    return sources
+
+
+def known_format(name, source):
+    """(form, fields) by the names of the first record's fields; what was found is shown. Nothing known: field text."""
+    form, fields = "text", ["text"]
+    record = first_record(source)
+    if record and (guess := records.guess(record)):
+        form, fields = guess
+    if record and ("repo" in source or fields != ["text"]):
+        try:
+            text = "".join(records.document(form, fields, [record[field] for field in fields]))
+        except (KeyError, ValueError):
+            text = "(not readable so)"
+        print(f"{name}: fields {', '.join(map(repr, record))}; taken as {form} from {', '.join(map(repr, fields))}, "
+              f"the first document:\n    " + text[:400].replace("\n", "\n    ") + " ..." * (len(text) > 400))
+    return form, fields
+
+
+def first_record(source):
+    """The first record as a dict; None where there is none, or it cannot be read (reading will say it better)."""
+    try:
+        if source["type"] == "parquet":
+            return next((batch.to_pylist()[0] for batch in open_parquet(source).iter_batches(1)), None)
+        if source["type"] == "txt":
+            return None
+        for job in read(source, 0):
+            for line in job["records"]:
+                if line.strip():
+                    record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+                    return record if isinstance(record, dict) else None
+    except (UserError, ValueError, RecursionError, pyarrow.ArrowException):
+        pass
+    return None
 
 
 def listed(fields):
     return f"its fields are {', '.join(map(repr, fields)) or 'none'}; name one with --text-field or --prompt-field"
 
 
-def jobs(sources, state, fields):
-    """Jobs of all sources, from record state["record"] of source state["source"] on. Damage to a file is a job, too
-    ({"error": line}): it is met after everything that was read well."""
-    for number in range(state["source"], len(sources)):
+def jobs(sources, state, stop, skip_bad):
+    """Jobs of the sources before number `stop`, from record state["record"] of source state["source"] on. Damage to a
+    file is a job, too ({"error": line}): it is met after everything that was read well. With skip_bad the rest of a
+    damaged shard of the hub is left out instead, and counted."""
+    for number in range(state["source"], stop):
+        source = sources[number]
+        start = state["record"] if number == state["source"] else 0
+        if start == DAMAGED:
+            continue
         try:
-            for job in read(sources[number], state["record"] if number == state["source"] else 0, fields):
+            if "repo" in source:
+                shards.fetch(source)
+            for job in read(source, start):
                 yield {"source": number, **job}
         except UserError as error:
-            yield {"error": str(error)}
+            if not (skip_bad and "repo" in source and Path(file_of(source)).exists()):
+                yield {"error": str(error)}
+                return
+            yield {"source": number, "records": [], "first": 0, "next": DAMAGED, "read": source["size"],
+                   "damage": str(error)}
 
 
-def read(source, start, fields):
+def file_of(source):
+    """Where a source's file lies here; messages name source["path"]."""
+    return str(Path(source["folder"]) / source["file"]) if "repo" in source else source["path"]
+
+
+def read(source, start):
     """Jobs of one source from record `start` on."""
     if source["type"] == "txt" and start == 0:
         yield {"records": [Path(source["path"]).read_bytes()], "first": 0, "next": 1, "read": source["size"]}
     elif source["type"] == "jsonl":
         yield from read_lines(source, start)
+    elif source["type"] == "json":
+        with open(file_of(source), "rb") as file:
+            array = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+        yield from (read_array if array else read_lines)(source, start)
     elif source["type"] == "parquet":
-        yield from read_rows(source, start, fields)
+        yield from read_rows(source, start)
     elif source["type"] in ("demo", "set"):     # the records are numbers: of pages to write, of tokens to copy
         step = 256 if source["type"] == "demo" else BLOCK
         for first in range(start, source["size"], step):
@@ -86,7 +169,7 @@ def read(source, start, fields):
 
 def read_lines(source, start):
     path, number, parts = source["path"], 0, []
-    with open(path, "rb") as file:
+    with open(file_of(source), "rb") as file:
         try:
             for block in blocks(path, file):
                 parts.append(block)
@@ -100,6 +183,37 @@ def read_lines(source, start):
             raise UserError(f"{path}: damaged after line {number} ({error}); copy the file again") from None
     if b"".join(parts) and number >= start:     # a last line without its newline
         yield {"records": [b"".join(parts)], "first": number, "next": number + 1, "read": source["size"]}
+
+
+def read_array(source, start):
+    """Jobs of a file that is one JSON array; a record is an element's text. Memory holds a block and an element."""
+    path, decoder, scan = source["path"], codecs.getincrementaldecoder("utf-8")(), json.JSONDecoder().raw_decode
+    with open(file_of(source), "rb") as file:
+        text, at, number, lines, ended = "", 0, 0, [], False
+        try:
+            while not ended:
+                block = file.read(BLOCK)
+                text, at, size = text[at:] + decoder.decode(block, final=not block), 0, 0
+                while True:
+                    while at < len(text) and text[at] in " \t\r\n,[\ufeff":
+                        at += 1
+                    if ended := text[at:at + 1] == "]":
+                        break
+                    try:
+                        end = scan(text, at)[1]
+                    except json.JSONDecodeError as error:
+                        if not block or len(text) - at > 64 * BLOCK:
+                            raise UserError(f"{path}: damaged after record {number} ({error.msg}); copy the file again"
+                                            ) from None
+                        break       # the rest of the element is still to be read
+                    if number >= start:
+                        lines.append(text[at:end].encode(errors="surrogatepass"))
+                    number, at = number + 1, end
+                if lines:
+                    yield {"records": lines, "first": number - len(lines), "next": number, "read": file.tell()}
+                    lines = []
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: damaged after record {number} ({error.reason}); copy the file again") from None
 
 
 def blocks(path, file):
@@ -120,15 +234,18 @@ def blocks(path, file):
             yield piece
 
 
-def open_parquet(path):
+def open_parquet(source):
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(file_of(source))
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole parquet file ({first_line(error)}); copy it again") from None
+        raise UserError(f"{source['path']}: not a whole parquet file ({first_line(error)}); copy it again") from None
 
 
-def read_rows(source, start, fields):
-    file, row = open_parquet(source["path"]), 0
+def read_rows(source, start):
+    file, row, fields = open_parquet(source), 0, source["fields"]
+    for field in fields:
+        if field not in file.schema_arrow.names:
+            raise UserError(f"{source['path']}: has no field {field!r}, {listed(file.schema_arrow.names)}")
     try:
         for group in range(file.num_row_groups):
             table = file.metadata.row_group(group)
@@ -157,17 +274,17 @@ def first_line(error):
     return str(error).strip().split("\n")[0]
 
 
-def documents(source, job, fields, skip_bad):
-    """For each record of a job: [text], or [prompt + JOIN, response], or None where it is broken and skip_bad.
+def documents(source, job, skip_bad):
+    """For each record of a job its texts by turns (records.py), or None where it is broken and skip_bad.
     Blank ones are passed over. Raises UserError naming file and place of a broken one where not skip_bad."""
-    unit = {"txt": "", "jsonl": " line {}", "parquet": " row {}"}[source["type"]]
+    unit = {"txt": "", "jsonl": " line {}", "json": " record {}", "parquet": " row {}"}[source["type"]]
     for number, record in enumerate(job["records"], job["first"]):
         if isinstance(record, bytes):
             record = record.removeprefix(b"\xef\xbb\xbf") if number == 0 else record    # Windows' mark of UTF-8
             if not record.strip():
                 continue
         try:
-            values = strings(source, record, fields)
+            texts = records.document(source["form"], source["fields"], values_of(source, record))
         except (ValueError, RecursionError) as error:
             if isinstance(error, UnicodeDecodeError):
                 line = f" (line {record.count(10, 0, error.start) + 1})" if source["type"] == "txt" else ""
@@ -179,40 +296,40 @@ def documents(source, job, fields, skip_bad):
                                 f"broken with --skip-bad") from None
             yield None
         else:
-            if any(map(str.strip, values)):
-                yield [values[0] + JOIN, values[1]] if len(values) == 2 else values
+            if any(map(str.strip, texts)):
+                yield texts
 
 
-def strings(source, record, fields):
+def values_of(source, record):
     """The fields of one record. Raises ValueError where it is broken."""
-    values = [record] if source["type"] == "txt" else record
-    if source["type"] == "jsonl":
-        try:
-            record = json.loads(record.decode())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"broken JSON, {error.msg} at column {error.colno}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"got {type(record).__name__}, wanted a JSON object")
-        for field in fields:
-            if field not in record:
-                raise ValueError(f"has no field {field!r}, {listed(record)}")
-        values = [record[field] for field in fields]
-    values = [value.decode() if isinstance(value, bytes) else value for value in values]
-    for field, value in zip(fields, values):
-        if not isinstance(value, str):
-            raise ValueError(f"field {field!r} is {type(value).__name__}, wanted a string")
-        value.encode()                          # a lone surrogate has no UTF-8
-    return values
+    if source["type"] == "txt":
+        return [record]
+    if source["type"] == "parquet":
+        return record
+    try:
+        record = json.loads(record.decode())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"broken JSON, {error.msg} at column {error.colno}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"got {type(record).__name__}, wanted a JSON object")
+    for field in source["fields"]:
+        if field not in record:
+            raise ValueError(f"has no field {field!r}, {listed(record)}")
+    return [record[field] for field in source["fields"]]
 
 
-def sample(sources, fields, skip_bad, n_bytes):
-    """Texts from the start of the sources, an equal share of n_bytes from each."""
+def sample(sources, skip_bad, n_bytes):
+    """Texts from the start of each --source, an equal share of n_bytes from each."""
+    entries = {source["entry"] for source in sources}
+    rooms = dict.fromkeys(entries, n_bytes // len(entries))
     for source in sources:
-        room = n_bytes // len(sources)
-        for job in read(source, 0, fields):
-            for values in filter(None, documents(source, job, fields, skip_bad)):
-                if room > 0:
-                    yield "".join(values)
-                    room -= len("".join(values).encode())
-            if room <= 0:
-                break
+        if rooms[source["entry"]] > 0:
+            if "repo" in source:
+                shards.fetch(source)
+            for job in read(source, 0):
+                for texts in filter(None, documents(source, job, skip_bad)):
+                    if rooms[source["entry"]] > 0:
+                        yield "".join(texts)
+                        rooms[source["entry"]] -= len("".join(texts).encode())
+                if rooms[source["entry"]] <= 0:
+                    break

@@ -1,12 +1,14 @@
 """Hugging Face folders: config.json and weight files in, config.json and model.safetensors out, and their hash."""
 
+import contextlib
+import ctypes
 import dataclasses
 import datetime
 import hashlib
 import json
+import mmap
 import pickle
 import re
-import shlex
 import sys
 import zipfile
 from pathlib import Path
@@ -137,7 +139,7 @@ def load(folder, dtype=torch.float32, device="cpu"):
             if name in seen:
                 raise UserError(f"{path}: tensor {name} stands in another shard too")
             tensor = tensor.to(device=device, dtype=dtype, copy=True)
-            if not torch.isfinite(tensor).all():
+            if not all(map(torch.isfinite, tensor.aminmax())):  # of all values it would make copies; NaN comes through
                 broken.append(name)
             owner, leaf = name.rsplit(".", 1)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
@@ -188,37 +190,30 @@ def shard_names(index):
 def read_tensors(path):
     """Yields (name, tensor) of a weight file. Pickles are read with weights_only, so code in them is refused, not run.
 
-    The tensors are mapped from the file, which is opened anew for each: what has been read of it would count as this
-    process's memory for as long as it is open.
+    The tensors are mapped from the file; each is to be copied or used up before the next one is asked for.
     """
     pickled = path.suffix != ".safetensors"
-    mapped = pickled and zipfile.is_zipfile(path)  # pickled ones from before PyTorch 1.6 cannot be mapped
-
-    def unpickle():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-
     try:
-        if pickled:
-            state = unpickle()
-            if not isinstance(state, dict):
-                raise UserError(f"{path}: holds a {type(state).__name__}, wanted a pickled {{name: tensor}}")
-            names = list(state)
-        else:
-            with safetensors.safe_open(path, "pt") as file:
-                names = sorted(file.keys())
-        for name in names:
+        with contextlib.ExitStack() as opened:
             if pickled:
-                state = unpickle() if mapped else state
-                tensor = state[name]
+                mapped = zipfile.is_zipfile(path)  # pickled ones from before PyTorch 1.6 cannot be mapped
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                if not isinstance(state, dict):
+                    raise UserError(f"{path}: holds a {type(state).__name__}, wanted a pickled {{name: tensor}}")
+                names, read = list(state), state.get
             else:
-                with safetensors.safe_open(path, "pt") as file:
-                    tensor = file.get_tensor(name)
-            plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-            if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
-                raise UserError(f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}")
-            if tensor.nbytes > path.stat().st_size:  # a view that repeats a few bytes
-                raise UserError(f"{path}: tensor {name} claims more bytes ({tensor.nbytes}) than the file has")
-            yield name, tensor.detach()
+                file = opened.enter_context(safetensors.safe_open(path, "pt"))
+                names, read, mapped = sorted(file.keys()), file.get_tensor, True
+            for name in names:
+                tensor = read(name)
+                plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
+                if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
+                    raise UserError(f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}")
+                if tensor.nbytes > path.stat().st_size:  # a view that repeats a few bytes
+                    raise UserError(f"{path}: tensor {name} claims more bytes ({tensor.nbytes}) than the file has")
+                yield name, tensor.detach()
+                if mapped:
+                    forget_pages(tensor)
     except (UserError, OSError):
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
@@ -227,6 +222,15 @@ def read_tensors(path):
     except Exception as error:  # a hostile pickle can break anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a whole weight file ({reason[:200]}); get it again") from None
+
+
+def forget_pages(tensor):
+    """Hand the memory of a tensor that is mapped from a file, and was not written to, back to the system: pages that
+    were read count as this process's memory for as long as the file is mapped. Linux; elsewhere nothing happens."""
+    first, end = (-(-tensor.data_ptr() // mmap.PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE)
+    if sys.platform == "linux" and tensor.is_contiguous() and first < end:  # whole pages of its own alone
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first * mmap.PAGESIZE),
+                                  ctypes.c_size_t((end - first) * mmap.PAGESIZE), mmap.MADV_DONTNEED)
 
 
 def save(model, folder, dtype=None, shard_bytes=5_000_000_000, state=None, tokenizer_from=None):
@@ -277,39 +281,7 @@ def save_wrapped(module, folder, tokenizer_from, env, run=None):
     if env.main:
         save(getattr(module, "module", module).lm, folder, state=state, tokenizer_from=tokenizer_from)
         if run:
-            write_atomic(Path(folder) / "README.md", card(run))
-
-
-def card(run):
-    """The model card (README.md, with the hub's metadata on top) of what a training.Run has trained so far."""
-    args, inputs = vars(run.args), run.record["inputs"]
-    reference = next((sha for name, sha in inputs.items() if name.startswith("ref_")), None)
-    init, k = args["init"], args.get("k", 1.0)
-    scratch, revision = init == "scratch", f" at revision {args['revision']}" if args["revision"] else ""
-    method = (f"Selective Language Modeling (Rho-1, arXiv:2404.07965): every token was read, the loss was taken on the "
-              f"{k:.0%} of them that the score `{args['score']}` ranks first." if k < 1 else
-              "Plain causal language modelling: the loss was taken on every token.")
-    rows = {"base": "random weights" if scratch else init + revision,
-            "base, sha256 of its tensors": inputs["init"],
-            "training data": args["data"], "training data, sha256": inputs["data"],
-            "reference, sha256 of its tensors": reference,
-            "k": k, "score": args.get("score") if k < 1 else None, "scope": args.get("scope") if k < 1 else None,
-            "window": f"{args['seq_len']} tokens", "batch": f"{args['batch_size']} windows",
-            "steps": f"{run.step} of {args['steps']}", "tokens read": f"{run.tokens_seen:,}",
-            "tokens learnt from": f"{run.tokens_selected:,}",
-            "validation data": args["val"], "validation loss, nats per token": run.val_loss,
-            "type of the weights": "float32, as the optimiser held them"}
-    head = ["library_name: transformers", "pipeline_tag: text-generation"]
-    head += [] if scratch or Path(init).exists() else [f"base_model: {init}"]
-    head += ["tags: [selective-language-modeling]"] if k < 1 else []
-    ranks = f", on {run.env.world} ranks" if run.env.world > 1 else ""
-    return "\n".join([
-        "---", *head, "---", "", f"# {Path(args['out']).name}", "", method, "", "| | |", "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows.items() if value is not None), "",
-        f"Made by the command below{ranks}, with the settings below it.", "", "```",
-        shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]), "```", "", "```json",
-        json.dumps(run.record, indent=1), "```", "", f"The licence of {'' if scratch else 'the base and of '}the data "
-        "holds for the weights.", ""])
+            write_atomic(Path(folder) / "README.md", run.card())
 
 
 def model_hash(folder):

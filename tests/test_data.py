@@ -1,11 +1,13 @@
 """Windows, the loader and the stored losses."""
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from conftest import write_set
-from data import Loader, Stored, TokenSet, TokenSetWriter, token_dtype
+from conftest import ROOT, write_set
+from data import Loader, Stored, TokenSet, TokenSetWriter, file_hash, token_dtype
 from runtime import UserError
 
 
@@ -150,3 +152,49 @@ def test_losses_of_something_else_are_refused(vocabulary, tmp_path, changes, mes
     path = store(tmp_path, data, 8, np.arange(20.0), changes)
     with pytest.raises(UserError, match=message):
         Stored(path, data, 8)
+
+
+RANDOM_PLACES = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from data import Loader, Stored, TokenSet
+
+def memory():
+    return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) * 1024
+
+def read():
+    return int(open("/proc/self/io").read().split("rchar:")[1].split()[0])
+
+before = read()
+data = TokenSet("big")
+stored = Stored("ref_loss.bin", data, 2048)
+opened = read() - before
+loader, resident = Loader(data.n_windows(2048), 8, 0), []
+for step in range(1001):
+    windows, = loader.micro_batches(step, 8)
+    x, y, valid = data.batch(windows, 2048)
+    stored.batch(windows, valid)
+    if step % 100 == 0:
+        resident.append(memory())
+print(json.dumps([opened, resident]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
+    """A sparse token set and its losses, 2 GB each: opening reads a few blocks, random places leave no pages behind."""
+    n = 10 ** 9
+    (tmp_path / "big").mkdir()
+    for path in (tmp_path / "big/tokens.bin", tmp_path / "ref_loss.bin"):
+        with open(path, "wb") as file:
+            file.truncate(2 * n)
+    (tmp_path / "big/meta.json").write_text(json.dumps({
+        "format": 1, "count": n, "dtype": "<u2", "vocab_size": 32000, "sha256": "-", "tokenizer": "-",
+        "sample_sha256": file_hash(tmp_path / "big/tokens.bin", sampled=True)}))
+    (tmp_path / "ref_loss.json").write_text(json.dumps({
+        "data": "-", "count": n, "seq_len": 2048, "n_scored": -(-(n - 1) // 2048), "reference": "-"}))
+    done = subprocess.run([sys.executable, "-c", RANDOM_PLACES, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    opened, resident = json.loads(done.stdout)
+    assert opened < 1 << 20
+    assert max(resident) - resident[0] < 8 << 20  # 262 MB of tokens and losses were read

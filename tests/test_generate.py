@@ -198,3 +198,20 @@ def test_real_model_equals_transformers(share_prefix):
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     for i, prompt in enumerate(prompts):
         assert got[i].ids == greedy(reference, prompt, 32), i
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"needs GSM8K and its prompt in {SHARED}")
+def test_bench_counts_the_same_texts_on_both_sides(tmp_path, capsys):
+    """tools.bench generate on a tiny model: ours and transformers' make the same tokens, or the ratio means nothing."""
+    from types import SimpleNamespace
+
+    import runtime
+    import tokenizer
+    from tools import bench_text
+    vocabulary = tokenizer.train_bpe(["Question: Tom has 3 apples. How many? Answer: 3\n"] * 9, 300)
+    write_model(tmp_path, vocabulary, max_position_embeddings=8192, eos_token_id=vocabulary.eos_id)
+    args = SimpleNamespace(model=tmp_path, data_dir=SHARED, device="cpu", dtype="float32", threads=1, repeats=1)
+    rows = bench_text.generate(args, runtime.Env(args), n=3, new_tokens=6)
+    assert [row["identical"] for row in rows] == [3, 3, 3] and rows[0]["ratio"] == 1
+    assert len({row["new_tokens"] for row in rows}) == 1 and all(row["tok_per_s"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("3 of 3 texts identical") == 3

@@ -134,7 +134,7 @@ WORLDS = ["as we are", "as nobody", *(pytest.param(world, marks=pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that every user may enter, with a secret key, a file open to all, a copy of sandbox.py; and a port."""
+    """A folder that every user may enter, with a secret key, a file open to all, copies of the sandbox; and a port."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     (folder / "home" / ".ssh").mkdir(parents=True)
     (folder / "home" / ".ssh" / "id_rsa").write_text(SECRET)
@@ -143,12 +143,13 @@ def place():
         path.chmod(0o777)
     for name in ("copy", "weak"):
         (folder / name).mkdir(mode=0o755)
-        text = (ROOT / "sandbox.py").read_text()
+        shutil.copyfile(ROOT / "sandbox.py", folder / name / "sandbox.py")
+        text = (ROOT / "confine.py").read_text()
         if name == "weak":                              # seccomp and Landlock taken out: namespaces must do alone
             for line in ("    seccomp()\n", '    restrict_files = landlock(options["paths"], options["box"])\n'):
                 assert text.count(line) == 1
                 text = text.replace(line, "    restrict_files = None\n" if "landlock" in line else "")
-        (folder / name / "sandbox.py").write_text(text)
+        (folder / name / "confine.py").write_text(text)
     (folder / "driver.py").write_text(DRIVER)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield folder, server.getsockname()[1]

@@ -321,12 +321,13 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
 
 
 MEASURE = """
-import sys, re, resource
+import sys, re
 from pathlib import Path
 import torch, weights
 status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-before = status("VmRSS")
-model = weights.load(sys.argv[1])
+weights.load(sys.argv[1])  # a tiny model: what is imported on the way is there now
+before = max(status("VmRSS"), status("VmHWM"))
+model = weights.load(sys.argv[2])
 print(status("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
 """
 
@@ -334,23 +335,21 @@ print(status("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of resident memory is read from /proc")
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "pickled"])
-def test_peak_memory_of_loading(form, tmp_path):
-    """Below 1.3 times the model, mapped pages of the file included; 20 MB for what is imported on the way. Pickles of old
-    repositories: pages that PyTorch has mapped stay resident for a while, though the system may drop them (measured 1.7).
-    """
+def test_peak_memory_of_loading(form, folder, tmp_path):
+    """Below 1.3 times the model, mapped pages of the file included (a bfloat16 file becomes a float32 model)."""
     config = model_file.Config(vocab_size=16000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=5,
                                num_attention_heads=16, num_key_value_heads=8)
     with torch.device("meta"):
         model = model_file.Transformer(config)
-    tensors = {name: torch.rand(p.shape, dtype=torch.bfloat16 if form == "bfloat16" else torch.float32)
+    tensors = {name: torch.ones(p.shape, dtype=torch.bfloat16 if form == "bfloat16" else torch.float32)
                for name, p in model.named_parameters()}
     (tmp_path / "config.json").write_text(json.dumps(weights.config_to_hf(config)))
     if form == "pickled":
         torch.save(tensors, tmp_path / "pytorch_model.bin")
     else:
         safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
-    done = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], cwd=ROOT, check=True, text=True,
+    done = subprocess.run([sys.executable, "-c", MEASURE, folder, tmp_path], cwd=ROOT, check=True, text=True,
                           stdout=subprocess.PIPE)
     peak, size = map(int, done.stdout.split())
     print(f"{form}: peak {peak / 1e6:.0f} MB for a model of {size / 1e6:.0f} MB")
-    assert size > 350e6 and peak < (1.8 if form == "pickled" else 1.3) * size + 20e6, (peak, size)
+    assert size > 350e6 and size < peak < 1.3 * size, (peak, size)

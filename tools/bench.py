@@ -53,7 +53,7 @@ def arguments(argv=None):
     parser.add_argument("--k", type=float, default=0.6, help="share of the tokens that is kept")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one of warm-up")
     parser.add_argument("--model", help="generate, tokenizer: a Hugging Face folder")
-    parser.add_argument("--data-dir", help="generate: the folder that holds eval/ and prompts/")
+    parser.add_argument("--data-dir", help="generate: the folder that holds eval/ and prompts/; tokenizer: corpus/")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on a GPU")

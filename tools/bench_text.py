@@ -9,19 +9,24 @@ from pathlib import Path
 
 import torch
 
-from tools.bench import interleaved, ratio, resident
+from tasks import read_rows
+from tools.bench import interleaved, ratio
+from tools.bench_rows import resident
 
 
 def tokenizer(args, env):
     """Megabytes of text per second, of ours and of tokenizers' encode_batch_fast, and how many documents got different
-    ids (0 is right). Texts: the manual pages inside Python. Vocabularies: one trained here, and `--model`'s."""
+    ids (0 is right). Texts: English, the manual pages inside Python; LaTeX, if `--data-dir` has the Stacks project.
+    Vocabularies: one trained here, and `--model`'s."""
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)  # read once, by the first use of tokenizers
     import tokenizers
     from tokenizer import Tokenizer, train_bpe
 
-    docs = list(pydoc_data.topics.topics.values())
-    size = sum(len(doc.encode()) for doc in docs) / 1e6
-    vocabularies = {"trained, 4096": train_bpe((line for doc in docs for line in doc.splitlines()), 4096)}
+    texts = {"English": list(pydoc_data.topics.topics.values())}
+    latex = Path(args.data_dir or "") / "corpus" / "stacks_project.jsonl"
+    if args.data_dir and latex.exists():
+        texts["LaTeX"] = [row["text"] for row in read_rows(latex)[:120]]
+    vocabularies = {"trained, 4096": train_bpe((line for doc in texts["English"] for line in doc.splitlines()), 4096)}
     if args.model:
         vocabularies[args.model] = Tokenizer.load(args.model)
     rows = []
@@ -30,23 +35,27 @@ def tokenizer(args, env):
             ours.save(folder)  # so that a tokenizer.model has its tokenizer.json
             theirs = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         theirs.encode_special_tokens = True  # special tokens in the text are text, as they are for ours
-        ids = {}
-        with ThreadPoolExecutor(args.threads) as pool:
-            def with_ours():
-                ids["ours"] = ours.encode_batch(docs) if args.threads == 1 else list(pool.map(ours.encode, docs))
-
-            def with_theirs():
-                ids["theirs"] = [e.ids for e in theirs.encode_batch_fast(docs, add_special_tokens=False)]
-            seconds = interleaved({"ours": with_ours, "theirs": with_theirs}, args, env)
-        faster, low, high = ratio(seconds["theirs"], seconds["ours"])
-        rows.append({"vocab": name, "megabytes": size, "threads": args.threads,
-                     "ours": size / statistics.median(seconds["ours"]),
-                     "tokenizers": size / statistics.median(seconds["theirs"]), "ratio": faster,
-                     "low": low, "high": high,
-                     "different": sum(list(a) != b for a, b in zip(ids["ours"], ids["theirs"]))})
-        print("tokenizer ({vocab}): ours {ours:.2f} MB/s, tokenizers {tokenizers:.2f} MB/s: {ratio:.2f}x "
-              "({low:.2f}-{high:.2f}), {different} documents differ".format(**rows[-1]))
+        rows += [{"vocab": name, "text": kind, **race(ours, theirs, docs, args, env)} for kind, docs in texts.items()]
+    for row in rows:
+        print("tokenizer ({vocab}, {text}): ours {ours:.2f} MB/s, tokenizers {tokenizers:.2f} MB/s: {ratio:.2f}x "
+              "({low:.2f}-{high:.2f}), {different} documents differ".format(**row))
     return rows
+
+
+def race(ours, theirs, docs, args, env):
+    """One row: both tokenizers take turns at the same documents."""
+    size, ids = sum(len(doc.encode()) for doc in docs) / 1e6, {}
+    with ThreadPoolExecutor(args.threads) as pool:
+        def with_ours():
+            ids["ours"] = ours.encode_batch(docs) if args.threads == 1 else list(pool.map(ours.encode, docs))
+
+        def with_theirs():
+            ids["theirs"] = [e.ids for e in theirs.encode_batch_fast(docs, add_special_tokens=False)]
+        seconds = interleaved({"ours": with_ours, "theirs": with_theirs}, args, env)
+    faster, low, high = ratio(seconds["theirs"], seconds["ours"])
+    return {"megabytes": size, "threads": args.threads, "ours": size / statistics.median(seconds["ours"]),
+            "tokenizers": size / statistics.median(seconds["theirs"]), "ratio": faster, "low": low, "high": high,
+            "different": sum(list(a) != b for a, b in zip(ids["ours"], ids["theirs"]))}
 
 
 def generate(args, env, n=8, new_tokens=32):
