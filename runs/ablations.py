@@ -133,7 +133,7 @@ def draw(args, rows):
                 axis.plot(values, [y] * len(values), "o", color=colour, markersize=4.5, alpha=.75)
                 axis.plot([statistics.mean(values)] * 2, [y - .3, y + .3], color=colour, linewidth=2.5)
         axis.set(xlabel=label)
-    if all(r["exact_match"] is None for runs in rows.values() for r in runs):
+    if all(r["exact_match"] is None for name, runs in rows.items() if name[0] != "(" for r in runs):
         axes[1].set_visible(False)
     axes[0].set_yticks(range(len(rows)), list(rows))
     axes[0].invert_yaxis()

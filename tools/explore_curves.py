@@ -24,8 +24,8 @@ class Line:
     """A line of the figures: `label`, and a run (a folder) for each seed."""
 
     def __init__(self, text, references):
-        label, _, folders = text.partition("=")
-        if not folders:
+        label, _, folders = text.rpartition("=")
+        if not label:
             raise UserError(f"--run: got {text}, wanted LABEL=FOLDER or LABEL=FOLDER,FOLDER")
         self.label, self.folders = label, [Path(folder) for folder in folders.split(",")]
         self.saved = [explore_run.run_arguments(folder) for folder in self.folders]
@@ -90,7 +90,8 @@ def accuracy(folder, task="demo"):
 
 
 def smooth(values):
-    return np.convolve(values, np.ones(SMOOTH) / SMOOTH, "valid") if len(values) > SMOOTH else values
+    """The mean over SMOOTH steps, of every tenth step: figures stay small."""
+    return np.convolve(values, np.ones(SMOOTH) / SMOOTH, "valid")[::10] if len(values) > SMOOTH else values
 
 
 def band(axis, i, label, x, y):

@@ -6,7 +6,6 @@ last loss are L→L (known all along), the rest H→H (never learnt).
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 

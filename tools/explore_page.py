@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-import slm
 from data import Loader, Stored, TokenSet, entropy_path
 from runtime import Env, UserError, write_atomic
 from tokenizer import Tokenizer
