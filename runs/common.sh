@@ -4,9 +4,11 @@
 #   PLAN=1 bash runs/X.sh            prints the commands and runs none; python -m tools.plan reads them
 #   K=1.0 bash runs/X.sh             the baseline: plain causal training (CLM), no reference and no scoring
 #   SCALE=tiny bash runs/X.sh        the whole of it on a CPU: tiny models, a local hub, a few steps
+#   EXTRA="--checkpointing"          more flags for the training stages; MICRO=1 sets their micro-batch
 #   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else they are downloaded
 # Interrupted, a recipe goes on where it stopped: every command takes up what is there.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
+EXTRA=${EXTRA:-}
 RECIPE=$(basename "$0" .sh)
 D=data/$RECIPE O=out/$RECIPE
 LAUNCH=${LAUNCH:-torchrun --nproc-per-node $GPUS}

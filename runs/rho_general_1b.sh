@@ -25,14 +25,14 @@ if [ "$K" != 1.0 ]; then
         --max-tokens $(pick 1900000000 20000) --out $D/curated
     # 1. The reference: 3 epochs (paper). Rate and batch are not stated here: as in the math experiment.
     run $LAUNCH train_ref.py --data $D/curated --init $BASE --epochs $(pick 3 0.5) --lr 5e-5 --schedule cosine \
-        --warmup $(pick 50 2) --seq-len $WINDOW --batch-size $(pick 256 8) --micro-batch-size $MICRO --out $O/ref --resume
+        --warmup $(pick 50 2) --seq-len $WINDOW --batch-size $(pick 256 8) --micro-batch-size $MICRO $EXTRA --out $O/ref --resume
     # 2. Its loss on every token of the corpus, once.
     run $LAUNCH score.py --model $O/ref --data $D/corpus --seq-len $WINDOW --batch-size $(pick 16 8) \
         --out $O/ref_loss.bin --resume
 fi
 # 3. The student: 1e-4 (paper); cosine to a tenth and the warm-up are our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin --steps $STEPS --lr 1e-4 \
-    --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO --out $O/slm-k$K --resume
+    --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --out $O/slm-k$K --resume
 # 4. Two of the 15 benchmarks with the paper's maths protocol, the others with lm-eval (pip install lm-eval), which opens the
 #    checkpoint as it is. We know of no TydiQA in it; MBPP and HumanEval run the model's code. Numbers of shots: lm-eval's own.
 run $LAUNCH eval_math.py --model $O/slm-k$K --tasks $(pick "gsm8k math" "gsm8k") $EVAL

@@ -21,6 +21,6 @@ run $PYTHON prepare.py --source $TRAJECTORIES --tokenizer $BASE --decontaminate 
 # ToRA's recipe (Rho-1 does not state its own): 2e-5, linear, 3 epochs, windows of 2048, 128 sequences a step; its 3 % of
 # warm-up are 17 of the 573 steps that 50M tokens make. Packing several to a window is ours: a step holds more of them.
 run $LAUNCH train_ref.py --data $D/$NAME --init $BASE --epochs $(pick 3 0.5) --lr 2e-5 --min-lr 0 --schedule linear \
-    --warmup $(pick 17 1) --seq-len $WINDOW --batch-size $(pick 128 8) --micro-batch-size $MICRO $SHARD \
+    --warmup $(pick 17 1) --seq-len $WINDOW --batch-size $(pick 128 8) --micro-batch-size $MICRO $EXTRA $SHARD \
     --out $O/$NAME --resume
 run $LAUNCH eval_math.py --model $O/$NAME --mode tool --tasks $(pick "gsm8k math" gsm8k) $EVAL

@@ -12,7 +12,7 @@ BASE=TinyLlama/TinyLlama_v1.1
 WINDOW=$(pick 2048 128) BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}
 TASKS=$(pick "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat" "gsm8k")
 train="--data $D/corpus --init $BASE --steps $((TOKENS / (BATCH * WINDOW))) --lr 8e-5 --warmup $(pick 200 2)
-    --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO --resume"
+    --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --resume"
 
 run $PYTHON prepare.py --source hf:open-web-math/open-web-math --tokenizer $BASE --max-tokens $(pick $TOKENS 40000) \
     --decontaminate $TASKS $TESTS --out $D/corpus

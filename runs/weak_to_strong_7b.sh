@@ -21,7 +21,7 @@ SHARD=$(pick "--parallel fsdp --checkpointing" "")      # ours: 7B in fp32 with 
 TOKENS=$(pick 15000000000 16384) UNTIL=scores bash runs/rho_math_1b.sh
 # 3. The student: rate of the 7B math experiment.
 run $LAUNCH train_slm.py --k $K --data $CORPUS --init $BASE --ref-loss $REF_LOSS --steps $((TOKENS / (BATCH * WINDOW))) \
-    --lr 2e-5 --warmup $(pick 200 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $SHARD \
+    --lr 2e-5 --warmup $(pick 200 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA $SHARD \
     --out $O/slm-k$K --resume
 # 4. The nine tasks; the paper's averages are over a part of them.
 run $LAUNCH eval_math.py --model $O/slm-k$K $EVAL \
