@@ -24,6 +24,7 @@ import data
 import prepare
 import runtime
 import sources
+import tokenising
 from data import TokenSet
 from demo import corpus
 from runtime import UserError
@@ -290,8 +291,8 @@ def test_kill_while_the_set_is_closed(folder, tmp_path, monkeypatch, call):
     process = run_forked([*flags, "--workers", 1], tmp_path / "log", die_in_finish)
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out" / "meta.json").exists()
-    monkeypatch.setattr(prepare, "tokenise", lambda job: pytest.fail("it was tokenised again"))
-    prepare.tokenise.shared = None
+    monkeypatch.setattr(tokenising, "tokenise", lambda job: pytest.fail("it was tokenised again"))
+    tokenising.tokenise.shared = None
     prepared(*flags[-1:], *flags[:-2])
     monkeypatch.undo()
     prepared(tmp_path / "whole", *flags[:-2])
