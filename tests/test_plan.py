@@ -65,8 +65,10 @@ def test_depth_is_a_line():
 def test_what_does_not_fit_gets_the_smallest_change():
     small = "TinyLlama/TinyLlama_v1.1"
     row = planned(TRAIN.format(small, 2048, 512, 2, ""), gpu="4090", n_gpus=1)
+    assert not row["fits"] and row["change"] == "--micro-batch-size 1"
+    row = planned(TRAIN.format(small, 4096, 512, 2, ""), gpu="4090", n_gpus=1)
     assert not row["fits"] and row["change"] == "--checkpointing"
-    again = planned(TRAIN.format(small, 2048, 512, 2, row["change"]), gpu="4090", n_gpus=1)
+    again = planned(TRAIN.format(small, 4096, 512, 2, row["change"]), gpu="4090", n_gpus=1)
     assert again["fits"] and again["hours"] == pytest.approx(row["hours"] * 4 / 3)
     large = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), n_gpus=8)
     assert not large["fits"] and large["change"] == "--checkpointing --parallel fsdp"
