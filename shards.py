@@ -49,8 +49,8 @@ def choose(files, config, split, endings, otherwise=None):
 
 def listing(name, out, endings, otherwise=None):
     """{"commit", "files": [[path, bytes], ...]} of a --source, from OUT/hub.json or from the hub, noted there."""
-    note = Path(out) / "hub.json"
-    known = read_json(note, "listing of the hub's files") if note.exists() else {}
+    path = Path(out) / "hub.json"
+    known = read_json(path, "listing of the hub's files") if path.exists() else {}
     if name not in known:
         asked = parse(name)
         commit, files = hub.dataset_files(asked["repo"], asked["revision"])
@@ -59,12 +59,20 @@ def listing(name, out, endings, otherwise=None):
             folders = sorted({path.rsplit("/", 1)[0] if "/" in path else path for path, _ in files})
             raise UserError(f"--source {name}: {asked['repo']} has no file that fits, of {len(files)}; wanted one of "
                             f"{' '.join(endings)}; it has {', '.join(folders[:12])}{' ...' * (len(folders) > 12)}")
-        known[name] = {"commit": commit, "files": chosen}
-        write_atomic(note, json.dumps(known))
+        known[name] = note(name, out, commit=commit, files=chosen)
     entry = known[name]
     print(f"{name}: {len(entry['files']):,} shards, {sum(size for _, size in entry['files']) / 1e9:.2f} GB, at commit "
           f"{entry['commit'][:12]}, first {entry['files'][0][0]}")
     return entry
+
+
+def note(name, out, **more):
+    """Add to what OUT/hub.json says of a --source; returns all of that."""
+    path = Path(out) / "hub.json"
+    known = read_json(path, "listing of the hub's files") if path.exists() else {}
+    known[name] = {**known.get(name, {}), **more}
+    write_atomic(path, json.dumps(known))
+    return known[name]
 
 
 def fetch(source):

@@ -42,13 +42,15 @@ def find(names, form, fields, skip_bad, out):
         if found[0]["type"] == "set":
             sources.append({**found[0], "entry": entry})
             continue
-        taken = (form, fields) if form else known_format(name, found[0])
-        if found[0]["type"] == "parquet":
+        taken = (form, fields) if form else found[0].get("noted") or known_format(name, found[0], out)
+        if found[0]["type"] == "parquet" and "repo" not in found[0]:
             columns = open_parquet(found[0]).schema_arrow.names
             for field in taken[1]:
                 if field not in columns:
                     raise UserError(f"--source {name}: has no field {field!r}, {listed(columns)}")
-        sources += [{**source, "entry": entry, "form": taken[0], "fields": taken[1]} for source in found]
+        for source in found:
+            source.pop("noted", None)
+            sources.append({**source, "entry": entry, "form": taken[0], "fields": taken[1]})
     return sources
 
 
@@ -74,19 +76,21 @@ def here(name, skip_bad):
 
 
 def on_the_hub(name, out):
-    """A source for each shard; the first is here already."""
+    """A source for each shard; "noted" is the format, where an earlier run saw it."""
     repo = shards.parse(name)["repo"]
     found = shards.listing(name, out, SHARDS, ".json")
     sources = [{"type": ENDINGS[ending_of(file)], "path": f"hf:{repo}@{found['commit'][:12]}/{file}", "size": max(1, size),
                 "repo": repo, "commit": found["commit"], "file": file, "folder": str(Path(out) / "shard")}
                for file, size in found["files"]]
-    shards.fetch(sources[0])
+    sources[0]["noted"] = found.get("format")
     return sources
 
 
-def known_format(name, source):
+def known_format(name, source, out):
     """(form, fields) by the names of the first record's fields; what was found is shown. Nothing known: field text."""
     form, fields = "text", ["text"]
+    if "repo" in source:
+        shards.fetch(source)
     record = first_record(source)
     if record and (guess := records.guess(record)):
         form, fields = guess
@@ -97,6 +101,8 @@ def known_format(name, source):
             text = "(not readable so)"
         print(f"{name}: fields {', '.join(map(repr, record))}; taken as {form} from {', '.join(map(repr, fields))}, "
               f"the first document:\n    " + text[:400].replace("\n", "\n    ") + " ..." * (len(text) > 400))
+    if record and "repo" in source:
+        shards.note(name, out, format=[form, fields])
     return form, fields
 
 

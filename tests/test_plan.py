@@ -69,7 +69,7 @@ def test_what_does_not_fit_gets_the_smallest_change():
     again = planned(TRAIN.format(small, 2048, 512, 2, row["change"]), gpu="4090", n_gpus=1)
     assert again["fits"] and again["hours"] == pytest.approx(row["hours"] * 4 / 3)
     large = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), n_gpus=8)
-    assert not large["fits"] and large["change"] == "--parallel fsdp"
+    assert not large["fits"] and large["change"] == "--checkpointing --parallel fsdp"
     alone = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), gpu="4090", n_gpus=1)
     assert "more GPUs" in alone["change"] and "116 GB" in alone["change"]
 

@@ -24,6 +24,7 @@ import data
 import prepare
 import runtime
 import sources
+import tokenising
 from data import TokenSet
 from demo import corpus
 from runtime import UserError
@@ -234,7 +235,7 @@ def test_token_sets_are_joined_in_order_with_masks_and_kinds_filled_in(folder, d
 def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bytes(folder, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 20_000)
     paths = [write(tmp_path / "a.parquet", texts * 16), write(tmp_path / "b.jsonl.gz", texts * 16),
-             write(tmp_path / "c.jsonl", texts * 16)]
+             write(tmp_path / "c.jsonl", texts * 48)]       # long enough to be killed in on a busy machine
     prepared(tmp_path / "whole", "--source", *paths, "--train-vocab", 300)
     monkeypatch.setattr(prepare, "MARK_SECONDS", 0)
     rng, out, marks, groups = random.Random(2), tmp_path / "out", [], []
@@ -290,8 +291,8 @@ def test_kill_while_the_set_is_closed(folder, tmp_path, monkeypatch, call):
     process = run_forked([*flags, "--workers", 1], tmp_path / "log", die_in_finish)
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out" / "meta.json").exists()
-    monkeypatch.setattr(prepare, "tokenise", lambda job: pytest.fail("it was tokenised again"))
-    prepare.tokenise.shared = None
+    monkeypatch.setattr(tokenising, "tokenise", lambda job: pytest.fail("it was tokenised again"))
+    tokenising.tokenise.shared = None
     prepared(*flags[-1:], *flags[:-2])
     monkeypatch.undo()
     prepared(tmp_path / "whole", *flags[:-2])

@@ -106,6 +106,8 @@ def test_released_answers_are_extracted(model, folder, task, _, __):
 def test_released_generations_get_the_authors_verdicts(tmp_path, model, folder, task, accuracy, agreement):
     file = next((PUBLISHED / model / folder).glob("*.jsonl"))
     entry = regrade(file, task, tmp_path)[task]
+    print(f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; the authors' verdict in "
+          f"{entry['agree_score']}%, their answer in {entry['agree_pred']}%")
     assert entry["published"] == pytest.approx(accuracy, abs=0.4)
     assert entry["agree_score"] >= agreement and entry["agree_pred"] >= agreement
     lines = [json.loads(line) for line in (tmp_path / f"{task}.jsonl").open()]

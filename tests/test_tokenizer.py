@@ -597,3 +597,15 @@ def test_faster_than_tokenizers(name, tmp_path, capsys):
         with capsys.disabled():
             print(f"\n{name}, {kind}: {ours:.2f} MB/s, tokenizers {theirs:.2f} MB/s: {ours / theirs:.2f}x")
         assert ours > 2.5 * theirs
+
+
+def test_bench_compares_the_same_ids(capsys):
+    """tools.bench tokenizer: both sides encode the same documents to the same ids, or the ratio means nothing."""
+    from types import SimpleNamespace
+
+    import runtime
+    from tools import bench_text
+    args = SimpleNamespace(model=None, data_dir=None, device="cpu", dtype="float32", threads=1, repeats=1)
+    row, = bench_text.tokenizer(args, runtime.Env(args))
+    assert row["different"] == 0 and row["text"] == "English" and row["ratio"] > 0 and row["megabytes"] > 0.1
+    assert "0 documents differ" in capsys.readouterr().out

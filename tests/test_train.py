@@ -207,7 +207,7 @@ def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(scored):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=280)
     assert process.returncode == 130 and "interrupted" in out and "Traceback" not in out
     assert torch.load(scored / "a/train_state.pt", weights_only=True)["step"] % 5 == 0
 

@@ -6,7 +6,7 @@
         --batch-size 512 --micro-batch-size 4" --tokens d=1e9 --gpu h100
 
 Reads the commands that the recipe would run (PLAN=1 bash RECIPE prints them, and nothing runs), with the stages' own
-parsers. Nothing is downloaded: TinyLlama's and Mistral-7B's shapes are known here, other hub ids must be in the cache.
+parsers. TinyLlama's, Mistral-7B's, Llama-2-7B's and Rho-1's shapes are known here; of other hub ids config.json is fetched.
 
 Arithmetic is 6 N per token of training plus attention, 12 L d T (not halved for causality), a third of it for scoring;
 checkpointing computes the forward pass twice and takes a third longer. Hours follow from the MFU that you state: it is an
@@ -35,9 +35,11 @@ from tools.plan_memory import counts, memory
 GPUS = {  # dense bf16 FLOP/s, bytes: a little less than there is, for the CUDA context and the allocator's gaps
     "h100": (989e12, 80e9), "h200": (989e12, 141e9), "b200": (2250e12, 180e9), "a100": (312e12, 80e9),
     "a100-40g": (312e12, 40e9), "l40s": (362e12, 46e9), "4090": (165e12, 24e9), "3090": (71e12, 24e9)}
-KNOWN = {
-    "TinyLlama/TinyLlama_v1.1": Config(32000, 2048, 5632, 22, 32, 4),
-    "mistralai/Mistral-7B-v0.1": Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")}
+TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
+MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
+KNOWN = {"TinyLlama/TinyLlama_v1.1": TINYLLAMA, "microsoft/rho-math-1b-v0.1": TINYLLAMA,
+         "mistralai/Mistral-7B-v0.1": MISTRAL, "microsoft/rho-math-7b-v0.1": MISTRAL,
+         "meta-llama/Llama-2-7b-hf": Config(32000, 4096, 11008, 32, 32, 32)}
 STAGES = {"prepare.py": prepare, "train_ref.py": train_ref, "score.py": score, "train_slm.py": train_slm}
 
 
@@ -142,20 +144,20 @@ class Plan:
         n = counts(config)[0]
         row.update(config=config, parameters=n)
         if name == "score.py":
-            row["tokens"], share = self.size(args.data), 1 / 3
+            row["tokens"], parts = self.size(args.data), 1 / 3  # the forward pass alone
             row["disk"] = row["tokens"] * (4 if args.entropy else 2)
         else:
-            share = 4 / 3 if args.checkpointing else 1
+            parts = 1
             per_step = args.batch_size * args.seq_len
             if not args.steps:
                 args.steps = -(-int((args.epochs or 1) * self.size(args.data)) // per_step)
             row.update(steps=args.steps, tokens=args.steps * per_step)
-            row["disk"] = 16 * n  # train_state.pt (weights, two moments) and the model itself, fp32
+            row["disk"] = (16 + 4 * max(0, args.snapshots - 1)) * n  # train_state.pt (weights, two moments) and the model itself, fp32
             self.models[args.out] = config
             self.fit(row, args)
-        row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len)
-        row["six_nd"] = 6.0 * n * row["tokens"]
-        row["gpu_hours"] = row["flops"] * share / (self.flops * self.mfu) / 3600
+        row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len) * parts
+        again = 4 / 3 if getattr(args, "checkpointing", False) else 1
+        row["gpu_hours"] = row["flops"] * again / (self.flops * self.mfu) / 3600
         row["hours"], row["cost"] = row["gpu_hours"] / self.n_gpus, row["gpu_hours"] * self.price
 
     def fit(self, row, args):

@@ -1,0 +1,38 @@
+# Read by the recipes beside it; nothing of the experiments is in here.
+#   GPUS=8 bash runs/X.sh            GPUs of this machine, under torchrun (default 8)
+#   LAUNCH="torchrun --nnodes 4 --nproc-per-node 8 ..."     another way to start the stages that use GPUs
+#   PLAN=1 bash runs/X.sh            prints the commands and runs none; python -m tools.plan reads them
+#   K=1.0 bash runs/X.sh             the baseline: plain causal training (CLM), no reference and no scoring
+#   SCALE=tiny bash runs/X.sh        the whole of it on a CPU: tiny models, a local hub, a few steps
+#   EXTRA="--checkpointing"          more flags for the training stages; MICRO=1 sets their micro-batch
+#   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else they are downloaded
+# Interrupted, a recipe goes on where it stopped: every command takes up what is there.
+SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
+EXTRA=${EXTRA:-}
+RECIPE=$(basename "$0" .sh)
+D=data/$RECIPE O=out/$RECIPE
+LAUNCH=${LAUNCH:-torchrun --nproc-per-node $GPUS}
+TESTS=${DATA_DIR:+--data-dir $DATA_DIR} EVAL=${DATA_DIR:+--data-dir $DATA_DIR}
+
+# pick FULL TINY: a number of the paper, and what stands for it under SCALE=tiny
+pick() { if [ "$SCALE" = tiny ]; then echo "$2"; else echo "$1"; fi; }
+
+run() {
+    printf '$ %s\n' "$*"
+    [ -n "${PLAN:-}" ] || "$@"
+}
+
+if [ "$SCALE" = tiny ]; then
+    : "${TINY:=out/tiny}"
+    D=$TINY/data/$RECIPE O=$TINY/out/$RECIPE LAUNCH=$PYTHON
+    EVAL="$EVAL --limit 2 --max-new-tokens 8 --threads 1"
+    if [ -z "${PLAN:-}" ]; then
+        rm -f "$TINY/hub/address"; mkdir -p "$TINY/hub"
+        "$PYTHON" tests/local_hub.py "$TINY/hub" &
+        hub=$!
+        trap 'kill $hub' EXIT
+        until [ -s "$TINY/hub/address" ]; do kill -0 $hub && sleep 0.2; done
+        HF_ENDPOINT=$(cat "$TINY/hub/address")
+        export HF_ENDPOINT HF_HOME=$TINY/hub-cache HF_HUB_OFFLINE=0
+    fi
+fi
