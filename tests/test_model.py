@@ -31,6 +31,7 @@ def make(folder, **changes):
                          "max_position_embeddings": 4096, **changes,
                          "num_attention_heads": changes.get("num_attention_heads", 4),
                          "num_key_value_heads": changes.get("num_key_value_heads", 4)})
+    torch.manual_seed(0)
     model = M.initialise(M.Transformer(config), 0)
     for name, p in model.named_parameters():  # initialise leaves norms at 1 and biases where PyTorch puts them
         if p.dim() == 1:
