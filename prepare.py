@@ -5,8 +5,8 @@
     python prepare.py --source web.parquet --tokenizer TinyLlama/TinyLlama_v1.1 --out data/web    # a model's vocabulary
     python prepare.py --source sft.jsonl --prompt-field question --response-field answer --mask-prompt \
         --tokenizer out/base --out data/sft                                                       # fine-tuning data
-    python prepare.py --source hf:open-web-math/open-web-math --tokenizer TinyLlama/TinyLlama_v1.1 --max-tokens 1000000000 \\
-        --decontaminate gsm8k math --out data/owm                                                 # from the hub
+    python prepare.py --source hf:open-web-math/open-web-math --tokenizer TinyLlama/TinyLlama_v1.1 \\
+        --max-tokens 1000000000 --decontaminate gsm8k math --out data/owm                                                 # from the hub
     python prepare.py --source data/web data/curated data/curated --out data/mixed                # mixing token sets
 
 A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file (one document per
@@ -175,7 +175,8 @@ def build(out, todo, plan, tokenizer, options, workers, overwrite):
             raise UserError(f"{entry['name']}: has no documents, wanted at least one that is not blank"
                             + f" ({state['bad']:,} broken ones were left out)" * (state["bad"] > 0))
     done = writer.finish(tokenizer=tokenizer.hash, sources=state["sources"], bad_records=state["bad"],
-                         text_bytes=state["text_bytes"], contaminated=state["contaminated"], **({"kinds": kinds} if kinds else {}),
+                         text_bytes=state["text_bytes"], contaminated=state["contaminated"],
+                         **({"kinds": kinds} if kinds else {}),
                          seed=options["seed"], plan=plan)
     print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
     return done
@@ -246,7 +247,8 @@ def what_to_write(todo, tokenizer, options):
         kinds = corpus.KINDS
     elif kinds and UNLABELLED not in kinds and sum(tokens.kind is not None for tokens in sets) < len(todo):
         kinds.append(UNLABELLED)
-    masked = options["mask_prompt"] or tokenizer.add_bos or any(source.get("form") == "chat" for source in todo) or any(tokens.loss_mask is not None for tokens in sets)
+    masked = (options["mask_prompt"] or tokenizer.add_bos or any(source.get("form") == "chat" for source in todo)
+              or any(tokens.loss_mask is not None for tokens in sets))
     return ["tokens"] + ["loss_mask"] * masked + ["kind"] * bool(kinds), kinds
 
 

@@ -1,9 +1,10 @@
 """Reading text for prepare.py: files, shards of the hub and token sets, cut into jobs for its workers.
 
 A source is a dict: type ("txt", "jsonl", "json", "parquet", "set" or "demo"), path, size (bytes; tokens of a set; pages
-of the demo), entry (which --source it belongs to: a hub's has many shards), form and fields (records.py). A job is a dict: source (its number), records (what is to be tokenised), first (the number of the first
-record in its source), next (where a restart goes on) and read (how much of the source's size lies behind it). Jobs are
-cut the same way on every run, and only one is in memory. Every error names the file and the line, row or byte.
+of the demo), entry (which --source it belongs to: a hub's has many shards), form and fields (records.py). A job is a
+dict: source (its number), records (what is to be tokenised), first (the number of the first record in its source), next
+(where a restart goes on) and read (how much of the source's size lies behind it). Jobs are cut the same way on every
+run, and only one is in memory. Every error names the file and the line, row or byte.
 """
 
 import codecs

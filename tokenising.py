@@ -61,7 +61,8 @@ def tokenise(job):
             counts["bytes"] += n_bytes
             pieces["tokens"] += front, ids, options["end"]
             if "loss_mask" in arrays:
-                pieces["loss_mask"] += np.zeros(len(front)), np.ones(len(ids) + 1) if mask is None else mask
+                mask = np.ones(len(ids) + 1, np.uint8) if mask is None else mask
+                pieces["loss_mask"] += np.zeros(len(front), np.uint8), mask
             if "kind" in arrays:
                 unlabelled = np.full(len(front) + len(ids) + 1, options["kinds"].index(UNLABELLED)) \
                     if kind is None else kind

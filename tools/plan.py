@@ -152,7 +152,7 @@ class Plan:
             if not args.steps:
                 args.steps = -(-int((args.epochs or 1) * self.size(args.data)) // per_step)
             row.update(steps=args.steps, tokens=args.steps * per_step)
-            row["disk"] = (16 + 4 * max(0, args.snapshots - 1)) * n  # train_state.pt (weights, two moments) and the model itself, fp32
+            row["disk"] = (16 + 4 * max(0, args.snapshots - 1)) * n  # train_state.pt 12, each model 4
             self.models[args.out] = config
             self.fit(row, args)
         row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len) * parts
@@ -185,9 +185,9 @@ class Plan:
         choices = product(parallel, dict.fromkeys([args.checkpointing, True]), heads, halvings)
         for how, checkpointing, head, size in choices:  # the cheapest change first
             if need(size, head, checkpointing, how)[1] <= self.bytes:
-                flags = [f"--micro-batch-size {size}"] * (size != micro) + [f"--head {head}"] * (head != args.head) + [
-                    "--checkpointing"] * (checkpointing != args.checkpointing) + [f"--parallel {how}"] * (how != args.parallel)
-                row["change"] = " ".join(flags)
+                changes = {f"--micro-batch-size {size}": size != micro, f"--head {head}": head != args.head,
+                           "--checkpointing": checkpointing != args.checkpointing, f"--parallel {how}": how != args.parallel}
+                row["change"] = " ".join(flag for flag, changed in changes.items() if changed)
                 return
         states = 16 * row["parameters"]
         row["change"] = f"more GPUs: weights, gradients and optimiser alone are {states / 1e9:.0f} GB, shared with FSDP2"
@@ -208,7 +208,8 @@ def implied_mfu(parameters, tokens, gpus, hours, peak=GPUS["h100"][0]):
 def show(plan, args):
     print(f"{args.n_gpus} x {args.gpu}, {plan.bytes / 1e9:.0f} GB each; MFU {args.mfu:.0%} and "
           f"{args.price_per_hour:g} per GPU hour are assumptions\n")
-    head = f"{'stage':<13}{'out':<34}{'param':>7}{'tokens':>9}{'steps':>8}{'FLOPs':>9}{'hours':>8}{'cost':>9}{'disk GB':>9}"
+    names, widths = ("param", "tokens", "steps", "FLOPs", "hours", "cost", "disk GB"), (7, 9, 8, 9, 8, 9, 9)
+    head = f"{'stage':<13}{'out':<34}" + "".join(f"{name:>{width}}" for name, width in zip(names, widths))
     print(head + "\n" + "-" * len(head))
     for row in plan.rows:
         if not row["tokens"]:
@@ -218,15 +219,15 @@ def show(plan, args):
                  f"{row['steps']:,}" if "steps" in row else "", f"{row['flops']:.2g}" if row["flops"] else "",
                  f"{row['hours']:.2f}" if row["flops"] else "", f"{row['cost']:,.0f}" if row["flops"] else "",
                  f"{row['disk'] / 1e9:.1f}"]
-        print(f"{row['stage']:<13}{row['out'][-33:]:<34}" + "".join(f"{c:>{w}}" for c, w in zip(cells, (7, 9, 8, 9, 8, 9, 9))))
+        print(f"{row['stage']:<13}{row['out'][-33:]:<34}" + "".join(f"{c:>{w}}" for c, w in zip(cells, widths)))
     total = {name: sum(row[name] for row in plan.rows) for name in ("hours", "cost", "disk")}
     print(f"{'total':<71}{'':>9}{total['hours']:>8.2f}{total['cost']:>9,.0f}{total['disk'] / 1e9:>9.1f}")
     print(f"\nGPU hours: {total['hours'] * args.n_gpus:,.0f}\n\nmemory per GPU, GB:")
     for row in plan.rows:
         if "memory" in row:
             parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in row["memory"].items() if size > 5e7)
-            print(f"  {row['out']}: peak {row['peak'] / 1e9:.1f} of {plan.bytes / 1e9:.0f}, micro-batch {row['micro']} ({parts}): "
-                  + ("fits" if row["fits"] else f"DOES NOT FIT; it does with {row['change']}"))
+            print(f"  {row['out']}: peak {row['peak'] / 1e9:.1f} of {plan.bytes / 1e9:.0f}, micro-batch {row['micro']} "
+                  f"({parts}): " + ("fits" if row["fits"] else f"DOES NOT FIT; it does with {row['change']}"))
 
 
 def main(argv=None):
