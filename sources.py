@@ -200,7 +200,7 @@ def read_array(source, start):
         try:
             while not ended:
                 block = file.read(BLOCK)
-                text, at, size = text[at:] + decoder.decode(block, final=not block), 0, 0
+                text, at = text[at:] + decoder.decode(block, final=not block), 0
                 while True:
                     while at < len(text) and text[at] in " \t\r\n,[\ufeff":
                         at += 1

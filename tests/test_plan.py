@@ -1,8 +1,6 @@
 """tools/plan.py: against the paper's hours, against counting by hand, and against measured memory."""
 import pytest
-import torch
 
-from conftest import ROOT
 from model import Config, Transformer
 from runtime import UserError
 from tools import bench, bench_rows, plan, plan_memory
