@@ -20,9 +20,8 @@ def prepared(what="train"):
 
 
 @pytest.mark.parametrize("row", bench.ROWS)
-def test_every_row_is_a_step(row, tmp_path, monkeypatch):
+def test_every_row_is_a_step(row, tmp_path):
     """Training rows change weights, `forward` and `score` do not; selective ones keep k of the tokens."""
-    monkeypatch.setenv("TQDM_DISABLE", "1")
     args, env = prepared()
     rows = bench_rows.Rows(args, env, tmp_path)
     model = rows.theirs("student")[0] if row in ("clm_transformers", "slm_usual") else rows.ours("full")[0].lm

@@ -23,8 +23,6 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["TQDM_DISABLE"] = "1"  # score.py's bar
-
 import numpy as np
 import torch
 

@@ -1,5 +1,7 @@
 """The rows of tools/bench.py: whole training steps of ours and of transformers, a bare forward pass, scoring."""
 
+import contextlib
+import io
 import os
 import tempfile
 from functools import partial
@@ -140,7 +142,8 @@ class Rows:
         args = SimpleNamespace(out=str(out), seq_len=self.args.seq_len, batch_size=self.args.batch_size, entropy=False)
         if not out.exists():
             np.full(data.count, np.nan, "<f2").tofile(out)
-        score.score(args, self.env, data, self.ours("full")[0], {}, 0)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
+            score.score(args, self.env, data, self.ours("full")[0], {}, 0)
 
 
 def initialise_quickly(model):
