@@ -427,6 +427,10 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     assert len(cases) > 1800
     with Sandbox(min(2, os.cpu_count())) as sandbox:
         results = sandbox.run([program for _, _, program, _ in cases])
+    with Sandbox(timeout=60) as sandbox:                # a busy machine must not make a time-out of what was none
+        for i, (_, _, program, recorded) in enumerate(cases):
+            if results[i].status == "timeout" and "Timeout" not in recorded:
+                results[i] = sandbox.run([program])[0]
     differences = [(reason(recorded, result_text(result)), task, idx, recorded, result_text(result), program)
                    for (task, idx, program, recorded), result in zip(cases, results) if result_text(result) != recorded]
     (tmp_path / "differences.json").write_text(json.dumps(sorted(differences), indent=1))
@@ -439,8 +443,10 @@ def test_recorded_outputs_of_the_authors(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trivial_program_costs_milliseconds():
+def test_a_fork_costs_a_fraction_of_an_interpreter_with_sympy():
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import sympy"], check=True)
+    fresh = time.perf_counter() - begun
     with Sandbox() as sandbox:
-        seconds = [sandbox.run(["print(1 + 1)"])[0].seconds for _ in range(100)]
-    print(f"\nmedian of a trivial program: {1000 * statistics.median(seconds):.1f} ms")
-    assert statistics.median(seconds) < 0.2
+        seconds = [sandbox.run(["import sympy\nprint(sympy.Integer(1) + 1)"])[0].seconds for _ in range(20)]
+    assert statistics.median(seconds) < fresh / 4
