@@ -239,7 +239,9 @@ def test_what_each_world_states(answers):
     if world == "without namespaces":                   # the rest needs Landlock and seccomp, which kernels may lack
         assert "total size of files" in missing
     if world == "namespaces alone" and not {"network", "total size of files"} & set(missing):
-        assert missing == []                            # where they work, namespaces need no other layer
+        # where they work, namespaces need no other layer, if another user may read Python: its number of processes counts
+        readable = Path(sys.prefix).stat().st_mode & 1      # the folders above are made anew in the sandbox's own root
+        assert missing == ([] if readable else ["number of processes"])
 
 
 @pytest.mark.parametrize("name", TELLTALE)
