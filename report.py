@@ -6,11 +6,10 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 from grading import grade_many, judge, normalize, spread
-from runtime import UserError
+from runtime import UserError, write_atomic
 from tasks import read_rows
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -41,16 +40,13 @@ def write_results(task, texts, results, out_dir, settings, name=None, **more):
                              f"delete it or choose another --out") from error
     entries[name] = {"task": task, **summarize(results), **more, "settings": settings}
     lines = [{"idx": idx, **result, "text": text} for idx, (text, result) in enumerate(zip(texts, results))]
-    replace_lines(out_dir / f"{name}.jsonl", lines)
-    replace_lines(file, [entries], indent=1)
+    write_atomic(out_dir / f"{name}.jsonl", json_lines(lines))
+    write_atomic(file, json.dumps(entries, indent=1) + "\n")
     return entries
 
 
-def replace_lines(path, objects, indent=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(json.dumps(line, indent=indent) + "\n" for line in objects), encoding="utf-8")
-    os.replace(partial, path)
+def json_lines(objects):
+    return "".join(json.dumps(line) + "\n" for line in objects)
 
 
 def regrade(file, task, out_dir, settings=None, name=None, workers=None):
@@ -83,7 +79,7 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
                                 "reason": reason if alike else "extracted or normalised to another answer"})
         agree = sum(row["score"][0] == ours["published"] for row, ours in zip(rows, results))
         more = {"agree_pred": round(100 * sum(same) / len(rows), 2), "agree_score": round(100 * agree / len(rows), 2)}
-        replace_lines(Path(out_dir) / f"{name or task}.differences.jsonl", differences)
+        write_atomic(Path(out_dir) / f"{name or task}.differences.jsonl", json_lines(differences))
     return write_results(task, texts, results, out_dir, settings or {"regraded": str(file)}, name, **more)
 
 

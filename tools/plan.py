@@ -14,7 +14,6 @@ assumption, not a measurement. What selection saves in the backward pass, prepar
 """
 
 import argparse
-import contextlib
 import os
 import shlex
 import subprocess
@@ -32,9 +31,10 @@ from model import Config
 from runtime import UserError, cli, read_json
 from tools.plan_memory import counts, memory
 
-GPUS = {  # dense bf16 FLOP/s, bytes: a little less than there is, for the CUDA context and the allocator's gaps
-    "h100": (989e12, 80e9), "h200": (989e12, 141e9), "b200": (2250e12, 180e9), "a100": (312e12, 80e9),
-    "a100-40g": (312e12, 40e9), "l40s": (362e12, 46e9), "4090": (165e12, 24e9), "3090": (71e12, 24e9)}
+GPUS = {  # runtime.PEAK_FLOPS' name; bytes: a little less than there is, for the CUDA context and the allocator's gaps
+    "h100": ("H100", 80e9), "h200": ("H200", 141e9), "b200": ("B200", 180e9), "a100": ("A100", 80e9),
+    "a100-40g": ("A100", 40e9), "l40s": ("L40S", 46e9), "4090": ("4090", 24e9), "3090": ("3090", 24e9)}
+GPUS = {gpu: (runtime.PEAK_FLOPS[name], size) for gpu, (name, size) in GPUS.items()}
 TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
 MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
 KNOWN = {"TinyLlama/TinyLlama_v1.1": TINYLLAMA, "microsoft/rho-math-1b-v0.1": TINYLLAMA,
@@ -83,8 +83,7 @@ def stage_of(words):
     name, argv = Path(words[at]).name, words[at + 1:]
     saved, sys.argv = sys.argv, [words[at], *argv]
     try:
-        with contextlib.redirect_stderr(sys.stderr):
-            return name, prepare.arguments(argv) if name == "prepare.py" else STAGES[name].arguments()
+        return name, prepare.arguments(argv) if name == "prepare.py" else STAGES[name].arguments()
     except SystemExit:
         raise UserError(f"{' '.join(words[at:])[:200]}: {name} does not take these flags (see above)") from None
     finally:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fast
-from model import Transformer
+from model import Config, Transformer
 
 
 class Live(TorchDispatchMode):
@@ -95,7 +95,6 @@ def _step(shape, *settings):
 
 
 def _config(shape):
-    from model import Config
     return Config(**dict(shape))
 
 
