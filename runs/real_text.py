@@ -210,16 +210,17 @@ def report(data, out, rates, seeds):
 
     row("base, where all start", out / "base", "", "")
     row("the reference", out / "ref", "", "")
+    shares = sorted({folder.name.split("-lr")[0] for folder in out.glob("slm-k*-lr*-seed*")})   # of KS
     for seed in seeds:
         baseline = run_folder(out, "clm", clm_rate, seed)
         target = summary(baseline)["val_loss"] if done(baseline) else None
-        for method, label in METHODS.items():
+        for method, label in {**METHODS, **{name: f"SLM, k = {name[5:]}" for name in shares}}.items():
             for rate in rates:
                 folder = run_folder(out, method, rate, seed)
                 if not done(folder):
                     continue
                 reached = None if target is None else tokens_to_reach(folder, target)
-                cost = None if reached is None else reached + (reference + scoring) * (method == "slm")
+                cost = None if reached is None else reached + (reference + scoring) * method.startswith("slm")
                 row(label, folder, number(reached, ",.0f"), number(cost, ",.0f"))
     lines = table(*rows)
     curves = {}

@@ -4,6 +4,7 @@
 #     bash runs/real_text.sh                                    # downloads 11 MB of public files, checksummed
 #     DATA=folder bash runs/real_text.sh                        # no network: folder/{gsm8k_train,stacks_project}.jsonl
 #     SEEDS="0 1 2" RATES="1e-3 2e-3 4e-3" bash runs/real_text.sh         # more of both; what is done is not done again
+#     KS="0.4 0.5 0.7 0.8" bash runs/real_text.sh               # and SLM at other shares, at its best rate, first seed
 #
 # GSM8K's test split is read only for the last report. It is found at DATA/../eval/gsm8k.jsonl, else downloaded.
 # What is verified: GSM8K's file by its sha256; of the Stacks project's archive (whose own checksum may change) the
@@ -22,6 +23,7 @@ student=${STUDENT:---epochs 1}          # one pass over the corpus
 every=${EVAL_EVERY:-60}
 seeds=${SEEDS:-0}                       # of the students; base and reference have seed 0
 rates=${RATES:-2e-3 4e-3}               # learning rates, all tried by every method with the first seed
+ks=${KS:-}                              # other shares for SLM, beside 0.6
 options=${OPTIONS:-}                    # for each training and scoring command, for example --threads 8
 
 # 1. Data: the corpus has its own vocabulary, the other sets take it over.
@@ -48,8 +50,11 @@ $python "$kit/score.py" --model "$out/ref" --data "$sets/corpus" --out "$out/ref
 # 3. Students: the same windows in the same order, every token (clm), the best 60 % (slm), any 60 % (random).
 student_run() {     # method, rate, seed
     local select="--k 0.6 --ref-loss $out/ref_loss.bin"
-    [ "$1" = clm ] && select="--k 1.0"
-    [ "$1" = random ] && select="--k 0.6 --score random"
+    case $1 in
+        clm) select="--k 1.0" ;;
+        random) select="--k 0.6 --score random" ;;
+        slm-k*) select="--k ${1#slm-k} --ref-loss $out/ref_loss.bin" ;;
+    esac
     $python "$kit/train_slm.py" --data "$sets/corpus" --init "$out/base" $student $select --lr "$2" --seed "$3" \
         --out "$out/$1-lr$2-seed$3" $train
 }
@@ -65,6 +70,13 @@ for seed in $seeds; do      # the other seeds take each method's best rate, by v
         student_run $method "$rate" "$seed"
     done
 done
+
+if [ -n "$ks" ]; then
+    rate=$($python "$kit/runs/real_text.py" best --method slm --out "$out" --seeds "$first" --rates $rates)
+    for k in $ks; do
+        student_run "slm-k$k" "$rate" "$first"
+    done
+fi
 
 # 4. The last report, and only here the test split.
 test=$($python "$kit/runs/real_text.py" test --data "$DATA")

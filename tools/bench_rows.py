@@ -21,6 +21,7 @@ from model import Config, Transformer, initialise
 
 PRESETS = {  # V, width, MLP width, layers, heads, key/value heads, tied; T, windows per step
     "demo": (512, 96, 256, 2, 6, 6, True, 128, 8),
+    "real-text": (2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": (32000, 384, 1024, 8, 6, 2, True, 512, 4),
     "tinyllama-1b": (32000, 2048, 5632, 22, 32, 4, False, 2048, 8)}
 SCORED = 4  # batches that one call of the row `score` scores: still more notes and flushes than in a real run
