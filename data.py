@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import UserError, read_json, write_atomic
+from files import UserError, read_json, write_atomic
 
 FORMAT = 1
 BLOCK = 1 << 20  # bytes read at a time when a whole file is hashed

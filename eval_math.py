@@ -30,8 +30,8 @@ import hub
 import report
 import tasks
 import weights
+from files import UserError, cli, read_json, write_atomic
 from generate import Decoder, common_prefix, encode_prompt, stop_strings
-from runtime import UserError, read_json, write_atomic
 from sandbox import Sandbox, program_of, result_text
 from tokenizer import Tokenizer
 
@@ -353,4 +353,4 @@ def earlier_answers(out, name, settings, args):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

@@ -16,8 +16,8 @@ from itertools import takewhile
 import torch
 import torch.nn.functional as F
 
+from files import UserError
 from model import Cache
-from runtime import UserError
 
 PREFILL_TOKENS = 4096   # of prompts that are read in one forward pass, padding included
 STEP = 64               # slots that the rows of the cache grow by

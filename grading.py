@@ -24,6 +24,8 @@ from queue import SimpleQueue
 
 from tqdm import tqdm
 
+from files import UserError
+
 MAX_CHARS = 1000       # a longer answer is right only if it is the very same string
 MEMORY = 2 << 30       # bytes of address space that a worker may use
 SECONDS = 5.0          # of processor time for one comparison, so that a busy machine changes no verdict
@@ -276,7 +278,7 @@ def start_worker():
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     if read_line(worker, 600)[0].strip() != "ready":
         stop_worker(worker)
-        raise user_error("grading: got a worker process that does not start, wanted math-verify to be importable; "
+        raise UserError("grading: got a worker process that does not start, wanted math-verify to be importable; "
                          "pip install -r requirements.txt")
     return worker
 
@@ -325,12 +327,6 @@ def ask(slot, pred, gt, strict, seconds):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # grading
-
-def user_error(message):
-    """runtime.UserError, imported late: runtime.py needs torch, and a grading worker must not."""
-    from runtime import UserError
-    return UserError(message)
-
 
 def judge(slot, pred, gt, seconds=SECONDS):
     """(published, strict, reason) for two normalised answers; reason says why there was no comparison, or is ""."""

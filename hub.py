@@ -12,7 +12,7 @@ import errno
 import re
 from pathlib import Path
 
-from runtime import UserError, read_json
+from files import UserError, read_json
 from tokenizer import FILES
 
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -38,7 +38,7 @@ from tqdm import tqdm
 import sources
 from data import TokenSet, TokenSetWriter, file_hash
 from demo import corpus
-from runtime import UserError, cli, read_json, write_atomic
+from files import UserError, cli, read_json, write_atomic
 from tokenising import UNLABELLED, in_order
 from tokenizer import FILES, Tokenizer, train_bpe
 

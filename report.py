@@ -8,8 +8,8 @@ import json
 import math
 from pathlib import Path
 
+from files import UserError, write_atomic
 from grading import grade_many, judge, normalize, spread
-from runtime import UserError, write_atomic
 from tasks import read_rows
 
 # ---------------------------------------------------------------------------------------------------------------------

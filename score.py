@@ -22,7 +22,7 @@ import demo.chain
 import slm
 import weights
 from data import TokenSet, entropy_path, forget
-from runtime import UserError, read_json, write_atomic
+from files import UserError, cli, is_demo_folder, read_json, write_atomic
 
 CHUNK = 64  # batches between two notes of how far scoring has come
 
@@ -83,7 +83,7 @@ def claim(args, header, data):
         differing = [f"{k} {saved.get(k)!r} -> {v!r}" for k, v in header.items() if saved.get(k) != v]
         if differing:
             raise UserError(f"{out} holds other losses ({'; '.join(differing)}); choose another --out or --overwrite")
-        if not (args.resume or runtime.is_demo_folder(out)):
+        if not (args.resume or is_demo_folder(out)):
             raise UserError(f"{out} exists; go on with --resume or start it over with --overwrite")
         return saved["n_scored"]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,4 +124,4 @@ def score(args, env, data, model, header, n_scored):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

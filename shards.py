@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 import hub
-from runtime import UserError, read_json, write_atomic
+from files import UserError, read_json, write_atomic
 
 NAME = re.compile(r"hf:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]*))?(?:@(?P<revision>\S+))?")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runtime import UserError
+from files import UserError
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import zstandard
 import records
 import shards
 from data import TokenSet
-from runtime import UserError
+from files import UserError
 
 BLOCK = 1 << 20     # bytes of text per job, about
 DAMAGED = 1 << 60   # the record to go on from, behind a shard that could not be read to its end

@@ -25,7 +25,8 @@ from typing import Callable
 
 from tqdm import tqdm
 
-from grading import extract, normalize, user_error
+from files import UserError
+from grading import extract, normalize
 
 GITHUB = "https://raw.githubusercontent.com"
 HARNESS = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"
@@ -180,7 +181,7 @@ def find(name, data_dir=None, base_url=GITHUB):
     if data_dir is not None:
         path = Path(data_dir) / name
         if not path.is_file():
-            raise user_error(f"--data-dir: got {data_dir}, wanted a folder that holds {name}; "
+            raise UserError(f"--data-dir: got {data_dir}, wanted a folder that holds {name}; "
                              f"name the folder that has eval/ and prompts/, or leave --data-dir out to download")
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             print(f"warning: {path} is not the published file (its sha256 differs): "
@@ -192,7 +193,7 @@ def find(name, data_dir=None, base_url=GITHUB):
     content = download(f"{base_url}/{address}", name)
     got = hashlib.sha256(content).hexdigest()
     if got != sha256:
-        raise user_error(f"{base_url}/{address}: got a file with sha256 {got}, wanted {sha256}; "
+        raise UserError(f"{base_url}/{address}: got a file with sha256 {got}, wanted {sha256}; "
                          f"it was refused: try again, or give a good copy with --data-dir")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -212,7 +213,7 @@ def download(url, name, timeout=30):
                     parts.append(part)
                     bar.update(len(part))
     except (OSError, ValueError, urllib.error.URLError) as error:
-        raise user_error(f"{name}: got no file from {url} ({error}), wanted the public test set; connect to the "
+        raise UserError(f"{name}: got no file from {url} ({error}), wanted the public test set; connect to the "
                          f"network, or name a folder that holds eval/ and prompts/ with --data-dir") from error
     return b"".join(parts)
 
@@ -223,7 +224,7 @@ def read_rows(path):
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise user_error(f"{path}: got {error}, wanted a readable file") from error
+        raise UserError(f"{path}: got {error}, wanted a readable file") from error
     if path.suffix == ".json":
         return list(json.loads(text).values())
     rows = []
@@ -234,7 +235,7 @@ def read_rows(path):
                 if not isinstance(row, dict):
                     raise ValueError(f"a {type(row).__name__}, not an object")
             except ValueError as error:
-                raise user_error(f"{path}, line {number}: got broken JSON ({error}), wanted one JSON object a line; "
+                raise UserError(f"{path}, line {number}: got broken JSON ({error}), wanted one JSON object a line; "
                                  f"mend or delete the line") from error
             rows.append(row)
     return rows
@@ -245,7 +246,7 @@ def read_rows(path):
 
 def check(task):
     if task not in TASKS:
-        raise user_error(f"--tasks: got {task}, wanted some of {' '.join(TASKS)}")
+        raise UserError(f"--tasks: got {task}, wanted some of {' '.join(TASKS)}")
     return TASKS[task]
 
 
@@ -264,7 +265,7 @@ def load(task, data_dir=None, limit=None, base_url=GITHUB):
     spec = check(task)
     if task == "demo":
         if data_dir is None or not Path(data_dir).is_file():
-            raise user_error(f"demo: got {data_dir}, wanted its file of problems (data/demo/test.jsonl); "
+            raise UserError(f"demo: got {data_dir}, wanted its file of problems (data/demo/test.jsonl); "
                              f"python prepare.py --source demo writes it")
         path = Path(data_dir)
     else:
@@ -275,7 +276,7 @@ def load(task, data_dir=None, limit=None, base_url=GITHUB):
         try:
             question, truth = spec.question(row), spec.truth(row)
         except (KeyError, TypeError, AttributeError, IndexError, ValueError, SyntaxError) as error:
-            raise user_error(f"{path}, problem {idx + 1}: got no usable {error}, wanted the fields of {task}; "
+            raise UserError(f"{path}, problem {idx + 1}: got no usable {error}, wanted the fields of {task}; "
                              f"mend or delete the problem") from error
         gt = truth.strip() if spec.choice else normalize(truth)
         if task == "demo":
@@ -294,5 +295,5 @@ def load(task, data_dir=None, limit=None, base_url=GITHUB):
 def prompt(example, mode="cot"):
     """The text a model continues: few-shot chain of thought ("cot") or zero-shot tool-integrated ("tool")."""
     if mode not in STOP:
-        raise user_error(f"--mode: got {mode}, wanted cot or tool")
+        raise UserError(f"--mode: got {mode}, wanted cot or tool")
     return example.prompt if mode == "cot" else f"<|user|>\n{example.question}\n<|assistant|>\n"

@@ -17,7 +17,7 @@ import numpy as np
 
 import sources
 from demo import corpus
-from runtime import UserError
+from files import UserError
 from tokenizer import Tokenizer
 
 UNLABELLED = "unlabelled"   # kind of the tokens of a source without labels

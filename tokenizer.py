@@ -21,7 +21,7 @@ import numpy as np
 import regex  # tiktoken's own dependency: \p{N} and friends
 import tiktoken
 
-from runtime import UserError, write_atomic
+from files import UserError, write_atomic
 from vocabulary import GPT2, SPACE, added_beside, byte_names, from_json, from_sentencepiece, read_json
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

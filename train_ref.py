@@ -22,6 +22,7 @@ import fast
 import training
 import weights
 from data import Loader, TokenSet
+from files import cli
 
 
 def arguments():
@@ -136,4 +137,4 @@ def train(args, env, run, data, val, loader, model, tokenizer_from):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

@@ -24,7 +24,7 @@ import slm
 import training
 import weights
 from data import Loader, Stored, TokenSet
-from runtime import UserError
+from files import UserError, cli
 
 
 def arguments():
@@ -197,4 +197,4 @@ def choose_ahead(student, micro_batches, step, args, env, data, known):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

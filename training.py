@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from runtime import UserError, is_demo_folder, read_json, renamed_when_whole, write_atomic
+from files import UserError, is_demo_folder, read_json, renamed_when_whole, write_atomic
 
 
 def make_optimizer(model, args):

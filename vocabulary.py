@@ -10,7 +10,7 @@ import struct
 
 import regex  # tiktoken's own dependency: \p{N} and friends
 
-from runtime import UserError
+from files import UserError
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SPACE = "\u2581"  # SentencePiece's visible space

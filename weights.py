@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import nn
 
 import hub
+from files import UserError, read_json, renamed_when_whole, write_atomic
 from model import Config, Transformer, initialise, rope_frequencies
-from runtime import UserError, full_state, read_json, renamed_when_whole, write_atomic
+from runtime import full_state
 from tokenizer import Tokenizer
 
 ACTIVATIONS = {"silu", "swish"}

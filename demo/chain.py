@@ -12,7 +12,7 @@ from pathlib import Path
 
 import weights
 from data import TokenSet
-from runtime import read_json
+from files import read_json
 
 # The recipe; what is not named here is the trainers' default.
 BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"

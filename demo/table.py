@@ -7,7 +7,7 @@ import argparse
 import statistics
 
 from demo.chain import records, roots, tokens_to_reach
-from runtime import cli, read_json
+from files import cli, read_json
 
 ROWS = {"base": "base (where all start)", "clm": "CLM", "random": "random 60 %", "slm": "**SLM k 0.6**",
         "mixed1": "CLM, curated set mixed in once", "mixed8": "CLM, curated set mixed in eight times",

@@ -17,7 +17,7 @@ import numpy as np
 from data import TokenSet, TokenSetWriter
 from demo import corpus
 from demo.chain import records, roots, tokens_to_reach
-from runtime import UserError, read_json, write_atomic
+from files import UserError, cli, read_json, write_atomic
 from tokenizer import Tokenizer
 from tools import explore_run
 
@@ -192,4 +192,4 @@ def by_template(sets, pages, seed):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

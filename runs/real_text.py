@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tasks  # noqa: E402
 from demo.chain import records, tokens_to_reach  # noqa: E402
-from runtime import UserError, cli, read_json, write_atomic  # noqa: E402
+from files import UserError, cli, read_json, write_atomic  # noqa: E402
 
 # Both files are pinned by commit AND by the sha256 of the bytes that are used. The archive's own checksum is not
 # pinned, since GitHub does not promise that it stays; the text that is taken from it is.

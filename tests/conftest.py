@@ -15,10 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 import model as model_file  # noqa: E402
-import runtime  # noqa: E402
 import tokenizer as tokenizer_file  # noqa: E402
 import weights  # noqa: E402
 from data import TokenSetWriter  # noqa: E402
+from files import cli  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -32,7 +32,7 @@ def stage(monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *arguments.split()])
         code = 0
         try:
-            runtime.cli(module.main)
+            cli(module.main)
         except SystemExit as stop:
             code = stop.code
         out = capsys.readouterr()

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT
 
 import runtime
+from files import cli
 from tools import bench, bench_rows
 
 SHAPE = "--preset demo --seq-len 16 --batch-size 2 --repeats 2 --device cpu --threads 1"
@@ -77,5 +78,5 @@ def test_the_command_writes_the_table_and_its_json(tmp_path):
 def test_a_row_that_does_not_exist_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *f"train --rows clm,fast {SHAPE}".split()])
     with pytest.raises(SystemExit) as stop:
-        runtime.cli(bench.main)
+        cli(bench.main)
     assert stop.value.code == 2 and "--rows: got fast" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import ROOT, write_set
 from data import Loader, Stored, TokenSet, TokenSetWriter, file_hash, token_dtype
-from runtime import UserError
+from files import UserError
 
 
 @pytest.mark.parametrize("count, seq_len", [(2, 8), (9, 8), (10, 8), (17, 8), (100, 7), (1000, 128)])

@@ -10,7 +10,7 @@ import pytest
 import prepare
 from conftest import SHARED
 from data import TokenSet
-from runtime import UserError
+from files import UserError
 from tools import decontaminate
 from tools.decontaminate import Decontaminator
 

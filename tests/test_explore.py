@@ -14,7 +14,7 @@ import slm
 import tools.explore
 import weights
 from data import Stored, TokenSet
-from runtime import UserError
+from files import UserError
 from tools import explore_dynamics, explore_k, explore_run
 
 

@@ -15,12 +15,12 @@ import torch
 import hub
 import weights
 from conftest import ROOT, finish, launch, write_model, write_set
-from runtime import UserError
+from files import UserError
 
 CLIENT = """
 import json, sys
 import hub
-from runtime import UserError
+from files import UserError
 for line in sys.stdin:
     try:
         print(json.dumps({"folder": str(hub.resolve(**json.loads(line)))}), flush=True)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import model as M
 import weights
 from conftest import write_model
-from runtime import UserError
+from files import UserError
 
 FAMILIES = {
     "mha": {},

@@ -1,8 +1,8 @@
 """tools/plan.py: against the paper's hours, against counting by hand, and against measured memory."""
 import pytest
 
-from model import Config, Transformer
-from runtime import UserError
+from files import UserError
+from model import Config
 from tools import bench, bench_rows, plan, plan_memory
 
 TINYLLAMA, MISTRAL = (plan.KNOWN[name] for name in ("TinyLlama/TinyLlama_v1.1", "mistralai/Mistral-7B-v0.1"))

@@ -22,12 +22,11 @@ import zstandard
 
 import data
 import prepare
-import runtime
 import sources
 import tokenising
 from data import TokenSet
 from demo import corpus
-from runtime import UserError
+from files import UserError, cli
 
 ROOT = Path(__file__).parents[1]
 FORK = multiprocessing.get_context("fork")
@@ -68,7 +67,7 @@ def run_forked(argv, log, before=lambda: None):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
         before()
-        runtime.cli(lambda: prepare.main([str(a) for a in argv]))
+        cli(lambda: prepare.main([str(a) for a in argv]))
     process = FORK.Process(target=child)
     process.start()
     return process

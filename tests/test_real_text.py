@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED
 
-from runtime import UserError
+from files import UserError
 
 spec = importlib.util.spec_from_file_location("real_text", ROOT / "runs" / "real_text.py")
 real_text = importlib.util.module_from_spec(spec)

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import report  # noqa: E402
+from files import UserError  # noqa: E402
 from grading import extract, normalize  # noqa: E402
 from report import markdown, regrade, table  # noqa: E402
-from runtime import UserError  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
 PUBLISHED = SHARED / "data" / "published"

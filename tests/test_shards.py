@@ -23,7 +23,7 @@ import shards
 import sources
 from conftest import ROOT
 from data import TokenSet
-from runtime import UserError
+from files import UserError
 from test_prepare import documents, prepared, run_forked, same_files
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import slm
+from files import UserError
 from model import Config, Transformer, initialise
-from runtime import UserError
 
 
 def brute_force(scores, valid, k, scope):

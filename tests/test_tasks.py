@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import tasks  # noqa: E402
-from runtime import UserError  # noqa: E402
+from files import UserError  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 PUBLISHED = [name for name in tasks.TASKS if name != "demo"]

@@ -30,7 +30,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from runtime import UserError
+from files import UserError
 from tokenizer import CUT, SPACE, Tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

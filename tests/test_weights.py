@@ -18,7 +18,7 @@ import train_ref
 import train_slm
 import weights
 from conftest import ROOT, write_model, write_set
-from runtime import UserError
+from files import UserError
 from tokenizer import Tokenizer
 
 # ---------------------------------------------------------------------------------------------------------------------

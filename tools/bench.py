@@ -5,6 +5,7 @@ take turns, and each round's row is divided by the same round's baseline.
     python -m tools.bench train --device cuda --preset tinyllama-1b        # a GPU, 1.1B, T = 2048, bf16, compiled
     python -m tools.bench train --grow                                     # time and memory against T, V and batch
     python -m tools.bench generate --model out/slm --data-dir data/math    # beside transformers, on GSM8K
+    python -m tools.bench prepare --model mistral --data-dir data --sizes 10 1000    # beside the bare tokenizer
 
 A step is forward, backward and AdamW. On CPU with one thread, seconds are CPU seconds, so that other work on the
 machine disturbs them less. Memory: each row in a process of its own; `peak_memory_bytes` leaves out the interpreter and
@@ -30,7 +31,7 @@ import runtime
 import slm
 import training
 from data import Loader, Stored
-from runtime import UserError
+from files import UserError, cli, write_atomic
 from tools.bench_rows import PRESETS, SCORED, Rows, memory_of, token_set
 
 ROWS = ("clm_transformers", "clm", "clm_chunked", "slm_usual", "slm_full", "slm_kept", "slm_lean", "slm_pruned",
@@ -41,7 +42,7 @@ GROW = [(512, 32000, 1), (1024, 32000, 1), (2048, 32000, 1), (4096, 32000, 1), (
 
 def arguments(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["train", "score", "loader", "tokenizer", "generate", "all"])
+    parser.add_argument("what", nargs="+", choices=["train", "score", "loader", "tokenizer", "prepare", "generate", "all"])
     parser.add_argument("--json", help="write the results here too (FILE)")
     parser.add_argument("--preset", default="cpu-30m", choices=[*PRESETS], help="model and batch")
     for name, what in (("seq-len", "tokens per window"), ("batch-size", "windows per step"), ("vocab-size", "V")):
@@ -50,8 +51,10 @@ def arguments(argv=None):
     parser.add_argument("--grow", action="store_true", help="train: against T, V and windows per step")
     parser.add_argument("--k", type=float, default=0.6, help="share of the tokens that is kept")
     parser.add_argument("--repeats", type=int, default=5, help="measured rounds, after one of warm-up")
-    parser.add_argument("--model", help="generate, tokenizer: a Hugging Face folder")
-    parser.add_argument("--data-dir", help="generate: the folder that holds eval/ and prompts/; tokenizer: corpus/")
+    parser.add_argument("--model", help="generate, tokenizer, prepare: a Hugging Face folder")
+    parser.add_argument("--data-dir", help="generate: the folder that holds eval/ and prompts/; tokenizer: corpus/; "
+                                           "prepare: corpus/ and eval/")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100], help="prepare: megabytes of text")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on a GPU")
@@ -202,15 +205,16 @@ def main():
     if args.memory_of:
         print(json.dumps(memory_of(args.memory_of, args, env)))
         return
-    what = ["tokenizer", "train", "score", "loader", "generate"] if "all" in args.what else args.what
+    what = ["tokenizer", "train", "score", "loader", "prepare", "generate"] if "all" in args.what else args.what
     names = args.rows.split(",") if args.rows else list(ROWS)
     if unknown := set(names) - set(ROWS):
         raise UserError(f"--rows: got {', '.join(sorted(unknown))}, wanted some of {', '.join(ROWS)}")
-    if "generate" in what and not (args.model and args.data_dir):
-        if "all" not in args.what:
-            raise UserError("generate: --model and --data-dir are needed, a model's folder and GSM8K's")
-        what.remove("generate")
-        print("generate: left out, it needs --model and --data-dir")
+    for part in ("prepare", "generate"):
+        if part in what and not (args.model and args.data_dir):
+            if "all" not in args.what:
+                raise UserError(f"{part}: --model and --data-dir are needed, a model's folder and that of the texts")
+            what.remove(part)
+            print(f"{part}: left out, it needs --model and --data-dir")
     results = {"machine": machine(args, env), "torch": torch.__version__, "preset": args.preset,
                "dtype": str(env.dtype), "threads": args.threads, "k": args.k, "repeats": args.repeats}
     print(f"{results['machine']}, torch {torch.__version__}, {args.preset}: T {args.seq_len}, V {args.vocab_size}, "
@@ -227,7 +231,7 @@ def main():
             from tools import bench_text
             results[part] = getattr(bench_text, part)(args, env)
         if args.json:
-            runtime.write_atomic(args.json, json.dumps(results, indent=1))
+            write_atomic(args.json, json.dumps(results, indent=1))
 
 
 def machine(args, env):
@@ -241,4 +245,4 @@ def machine(args, env):
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

@@ -1,9 +1,13 @@
-"""The text side of tools/bench.py: the tokenizer beside `tokenizers`, generation beside transformers."""
+"""The text side of tools/bench.py: the tokenizer beside `tokenizers`, prepare.py beside the bare tokenizer, generation
+beside transformers."""
 
 import os
 import pydoc_data.topics
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,6 +60,45 @@ def race(ours, theirs, docs, args, env):
     return {"megabytes": size, "threads": args.threads, "ours": size / statistics.median(seconds["ours"]),
             "tokenizers": size / statistics.median(seconds["theirs"]), "ratio": faster, "low": low, "high": high,
             "different": sum(list(a) != b for a, b in zip(ids["ours"], ids["theirs"]))}
+
+
+def prepare(args, env):
+    """prepare.py from parquet to a finished token set beside the bare tokenizer: megabytes of text per CPU second, and the
+    peak memory, with `--sizes` megabytes of LaTeX (the Stacks project, repeated). One worker, which is the process that
+    reads and writes, too; its start counts. "clean": with --decontaminate gsm8k math."""
+    import pyarrow
+    import pyarrow.parquet
+    from tokenizer import Tokenizer
+
+    texts = [row["text"] for row in read_rows(Path(args.data_dir) / "corpus" / "stacks_project.jsonl")]
+    ours, rows = Tokenizer.load(args.model), []
+    for size in args.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            file, written, number = Path(folder) / "text.parquet", 0, 0
+            with pyarrow.parquet.ParquetWriter(file, pyarrow.schema([("text", pyarrow.string())])) as writer:
+                while written < size * 1e6:
+                    part = [texts[(number + i) % len(texts)] for i in range(64)]
+                    writer.write_table(pyarrow.table({"text": part}))
+                    written, number = written + sum(len(text.encode()) for text in part), number + 64
+            row = {"megabytes": written / 1e6}
+            for name, more in (("prepared", []), ("clean", ["--decontaminate", "gsm8k", "math",
+                                                            "--data-dir", args.data_dir])):
+                started = time.process_time()
+                ours.encode_batch(texts)
+                row["bare"] = sum(len(text.encode()) for text in texts) / 1e6 / (time.process_time() - started)
+                child = subprocess.Popen([sys.executable, "prepare.py", "--source", file, "--tokenizer", args.model,
+                                          "--workers", "1", "--out", Path(folder) / name, *more],
+                                         cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL,
+                                         stderr=subprocess.DEVNULL)
+                _, status, used = os.wait4(child.pid, 0)
+                assert status == 0, status
+                row[name] = row["megabytes"] / (used.ru_utime + used.ru_stime)
+                row[name + "_ratio"], row[name + "_peak_bytes"] = row[name] / row["bare"], used.ru_maxrss * 1024
+        rows.append(row)
+        print("prepare ({megabytes:.0f} MB): {prepared:.1f} MB/s, {prepared_ratio:.2f} of the bare tokenizer's rate, peak "
+              "{prepared_peak_bytes:.2e} bytes; with --decontaminate {clean:.1f} MB/s, {clean_ratio:.2f}, "
+              "{clean_peak_bytes:.2e} bytes".format(**row), flush=True)
+    return rows
 
 
 def generate(args, env, n=8, new_tokens=32):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import sources
 import tasks
-from runtime import UserError, cli, renamed_when_whole, write_atomic
+from files import UserError, cli, renamed_when_whole, write_atomic
 
 N, SHORTEST = 13, 8     # words
 PROBE = 4               # words that are looked up first, every STRIDE-th: a run of 8 holds one of them whole

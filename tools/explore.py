@@ -14,6 +14,7 @@ import argparse
 
 import runtime  # first: it sets how torch's threads wait
 
+from files import cli
 from tools import explore_curves, explore_dynamics, explore_k, explore_page
 
 
@@ -76,4 +77,4 @@ def main():
 
 
 if __name__ == "__main__":
-    runtime.cli(main)
+    cli(main)

@@ -13,7 +13,7 @@ import numpy as np
 import slm
 import weights
 from demo.chain import records, tokens_to_reach
-from runtime import UserError, read_json, write_atomic
+from files import UserError, read_json, write_atomic
 from tools import explore_run
 from tools.explore_run import COLOURS, DASHES
 

@@ -10,7 +10,8 @@ import json
 import numpy as np
 
 from data import TokenSet
-from runtime import Env, UserError, write_atomic
+from files import UserError, write_atomic
+from runtime import Env
 from tokenizer import Tokenizer
 from tools import explore_run
 from tools.explore_page import spell

@@ -14,7 +14,8 @@ import numpy as np
 
 import weights
 from data import Stored, TokenSet
-from runtime import Env, UserError, read_json
+from files import UserError, read_json
+from runtime import Env
 from tools import explore_run
 
 SLACK = .2                    # nats

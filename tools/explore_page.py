@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from data import Loader, Stored, TokenSet, entropy_path
-from runtime import Env, UserError, write_atomic
+from files import UserError, write_atomic
+from runtime import Env
 from tokenizer import Tokenizer
 from tools import explore_passage, explore_run
 

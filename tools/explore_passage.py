@@ -5,7 +5,7 @@ from xml.sax.saxutils import escape
 import torch
 
 import slm
-from runtime import write_atomic
+from files import write_atomic
 
 HOT, COLD = (240, 138, 36), (112, 170, 232)     # the page's: still to learn; what the reference does not know
 LIMIT = 3.0                                     # nats at which the colour is full

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 import slm
 import weights
-from runtime import UserError, read_json
+from files import UserError, read_json
 
 # Okabe and Ito's palette: told apart by colour-blind readers; with them different dashes, for print
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]

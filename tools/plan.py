@@ -27,8 +27,8 @@ import prepare
 import score
 import train_ref
 import train_slm
+from files import UserError, cli, read_json
 from model import Config
-from runtime import UserError, cli, read_json
 from tools.plan_memory import counts, memory
 
 GPUS = {  # runtime.PEAK_FLOPS' name; bytes: a little less than there is, for the CUDA context and the allocator's gaps
