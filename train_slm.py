@@ -66,6 +66,8 @@ def arguments():
     group.add_argument("--device", default="auto", help="auto, cpu, cuda")
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
                        help="of the forward pass; auto: bfloat16 autocast on a GPU, float32 on CPU")
+    group.add_argument("--moments", default="float32", choices=["float32", "bfloat16"],
+                       help="how AdamW keeps its two moments: bfloat16 takes 4 bytes a parameter less")
     group.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on a GPU")
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument("--checkpointing", action="store_true", help="recompute activations instead of storing them")

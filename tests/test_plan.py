@@ -45,6 +45,8 @@ def test_static_parts_and_what_ranks_share():
     n = plan_memory.counts(TINYLLAMA)[0]
     alone, _ = plan_memory.memory(TINYLLAMA, 1, 2048)
     assert (alone["weights"], alone["gradients"], alone["optimiser"], alone["ranks"]) == (4 * n, 4 * n, 8 * n, 0)
+    light, _ = plan_memory.memory(TINYLLAMA, 1, 2048, moments="bfloat16")
+    assert light == {**alone, "optimiser": 4 * n}
     ddp, peak_ddp = plan_memory.memory(TINYLLAMA, 1, 2048, ranks=8)
     fsdp, peak = plan_memory.memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp")
     assert ddp["ranks"] == 4 * n and sum(fsdp[part] for part in ("weights", "gradients", "optimiser")) == 2 * n
@@ -71,7 +73,7 @@ def test_what_does_not_fit_gets_the_smallest_change():
     large = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), n_gpus=8)
     assert not large["fits"] and large["change"] == "--checkpointing --parallel fsdp"
     alone = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), gpu="4090", n_gpus=1)
-    assert "more GPUs" in alone["change"] and "116 GB" in alone["change"]
+    assert "more GPUs" in alone["change"] and "87 GB" in alone["change"]
 
 
 @pytest.mark.parametrize("command, message", [
@@ -91,6 +93,14 @@ def test_a_recipe_is_read_without_running(tmp_path, capsys):
     plan.main([str(recipe), "--n-gpus", "2"])
     shown = capsys.readouterr().out
     assert "train_ref.py o" in shown and "0.003B" in shown and "2,930" in shown and "eval_math.py (not planned)" in shown
+
+
+def test_one_command_without_an_out_is_planned(capsys):
+    """The second example of the module's docstring."""
+    plan.main(["--command", "train_slm.py --init TinyLlama/TinyLlama_v1.1 --data d --k 0.6 --seq-len 2048 --batch-size 512 "
+               "--micro-batch-size 2 --moments bfloat16", "--tokens", "d=1e9", "--gpu", "4090", "--n-gpus", "1"])
+    shown = capsys.readouterr().out
+    assert "optimiser 4.4" in shown and shown.rstrip().endswith("fits")
 
 
 @pytest.mark.slow

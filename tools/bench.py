@@ -64,7 +64,7 @@ def arguments(argv=None):
     *_, seq_len, batch_size = PRESETS[args.preset]
     args.seq_len, args.batch_size = args.seq_len or seq_len, args.batch_size or batch_size
     args.vocab_size = args.vocab_size or PRESETS[args.preset][0]
-    args.lr, args.weight_decay, args.revision = 1e-4, 0.1, None
+    args.lr, args.weight_decay, args.moments, args.revision = 1e-4, 0.1, "float32", None
     return args
 
 

@@ -129,7 +129,7 @@ class Plan:
         self.rows.append(row)
         if args is None:
             return
-        row["out"] = args.out
+        row["out"] = args.out or "(no --out)"
         if name == "prepare.py":
             if args.max_tokens:
                 self.sets[args.out] = args.max_tokens
@@ -168,28 +168,29 @@ class Plan:
         if args.batch_size % (micro * self.n_gpus):
             raise UserError(f"--batch-size {args.batch_size}: is not shared out evenly over {self.n_gpus} GPUs")
         halvings = [micro // 2 ** i for i in range(micro.bit_length()) if micro % 2 ** i == 0]
-        heads = dict.fromkeys([args.head, "lean"])
+        heads, every = dict.fromkeys([args.head, "lean"]), dict.fromkeys([args.moments, "bfloat16"])
         parallel = dict.fromkeys([args.parallel, "fsdp"] if self.n_gpus > 1 else [args.parallel])
         settings = dict(k=getattr(args, "k", 1.0), backward=getattr(args, "backward", "exact"))
 
-        def need(size, head, checkpointing, how):
+        def need(size, head, moments, checkpointing, how):
             return memory(row["config"], size, args.seq_len, self.n_gpus, how, args.batch_size > size * self.n_gpus,
-                          head=head, checkpointing=checkpointing, **settings)
+                          head=head, moments=moments, checkpointing=checkpointing, **settings)
 
         row["micro"] = micro
-        row["memory"], row["peak"] = need(micro, args.head, args.checkpointing, args.parallel)
+        row["memory"], row["peak"] = need(micro, args.head, args.moments, args.checkpointing, args.parallel)
         row["fits"], row["change"] = row["peak"] <= self.bytes, None
         if row["fits"]:
             return
-        choices = product(parallel, dict.fromkeys([args.checkpointing, True]), heads, halvings)
-        for how, checkpointing, head, size in choices:  # the cheapest change first
-            if need(size, head, checkpointing, how)[1] <= self.bytes:
+        choices = product(parallel, every, dict.fromkeys([args.checkpointing, True]), heads, halvings)
+        for how, moments, checkpointing, head, size in choices:  # the cheapest change first
+            if need(size, head, moments, checkpointing, how)[1] <= self.bytes:
                 changes = {f"--micro-batch-size {size}": size != micro, f"--head {head}": head != args.head,
-                           "--checkpointing": checkpointing != args.checkpointing, f"--parallel {how}": how != args.parallel}
+                           f"--moments {moments}": moments != args.moments, "--checkpointing": checkpointing != args.checkpointing, f"--parallel {how}": how != args.parallel}
                 row["change"] = " ".join(flag for flag, changed in changes.items() if changed)
                 return
-        states = 16 * row["parameters"]
-        row["change"] = f"more GPUs: weights, gradients and optimiser alone are {states / 1e9:.0f} GB, shared with FSDP2"
+        states = 12 * row["parameters"]
+        row["change"] = (f"more GPUs: weights, gradients and optimiser alone are {states / 1e9:.0f} GB, bfloat16 moments "
+                         f"and all, shared with FSDP2")
 
 
 def flops_per_token(config, seq_len):

@@ -118,17 +118,18 @@ def counts(config):
     return rest + config.num_hidden_layers * block, rest, block
 
 
-def memory(config, micro_batch, seq_len, ranks=1, parallel="ddp", accumulate=False, bf16=True, **settings):
+def memory(config, micro_batch, seq_len, ranks=1, parallel="ddp", accumulate=False, bf16=True, moments="float32",
+           **settings):
     """Bytes on one rank, by part, and the "peak": parts that never live at the same moment are in it once.
 
-    weights, gradients, optimiser: fp32, AdamW's two moments. activations: after the trunk's forward pass. cast: the
+    weights, gradients, optimiser: fp32, AdamW's two moments (`--moments`). activations: after the trunk's forward pass. cast: the
     bf16 copies of matrices that autocast keeps. head: what logits and temporaries add at the peak. ranks: DDP's
     second copy of the gradients (its buckets), or what FSDP2 gathers.
     """
     n, outer, block = counts(config)
     trunk, early, peak = step_bytes(config, micro_batch, seq_len, bf16=bf16, accumulate=accumulate, **settings)
     cast, held = 2 * (n - outer) * bf16, 4 * n * accumulate
-    parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": 8 * n, "activations": trunk - cast - held, "cast": cast,
+    parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": (4 if moments == "bfloat16" else 8) * n, "activations": trunk - cast - held, "cast": cast,
              "head": early - trunk, "ranks": 0}
     if ranks > 1 and parallel == "ddp":
         parts["ranks"] = 4 * n
