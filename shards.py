@@ -6,8 +6,11 @@
 
 The listing is settled once and kept beside the token set (OUT/hub.json): a restart reads the same commit although the
 branch has moved on. A shard is downloaded when its turn comes and deleted when the next one is, so the disk holds one.
+Shards take turns in the order of a hash of their names, so that a part of a data set (--max-tokens) comes from all of its
+folders: StarCoderData has one for each language, Ada first.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -29,13 +32,13 @@ def parse(name):
 
 
 def choose(files, config, split, endings, otherwise=None):
-    """The shards [(path, bytes)] of a config and split among a repository's files, sorted. A word of a path (between
+    """The shards [(path, bytes)] of a config and split among a repository's files, by a hash of their paths. A word of a path (between
     / - _ . ) says which split it is; where no path has one, all are taken. No config: all of them. Files that end
     `otherwise` count where no other does (a .json may hold records, or describe the others)."""
-    every, files = files, sorted((path, size) for path, size in files if path.endswith(tuple(endings)))
+    every, files = files, [(path, size) for path, size in files if path.endswith(tuple(endings))]
     if not files and otherwise:
-        files = sorted((path, size) for path, size in every if path.endswith(otherwise) and
-                       path not in ("dataset_infos.json", "dataset_dict.json"))
+        files = [(path, size) for path, size in every if path.endswith(otherwise) and
+                 path not in ("dataset_infos.json", "dataset_dict.json")]
 
     def words(path):
         return re.split(r"[/\-_.]", path)
@@ -44,7 +47,7 @@ def choose(files, config, split, endings, otherwise=None):
     split_words = {word for path, _ in files for word in words(path) if word in SPLITS}
     if split or split_words:
         files = [f for f in files if (split or "train") in words(f[0])]
-    return files
+    return sorted(files, key=lambda f: hashlib.sha256(f[0].encode()).digest())
 
 
 def listing(name, out, endings, otherwise=None):

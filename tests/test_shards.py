@@ -1,7 +1,9 @@
 """shards.py, records.py and prepare.py on data sets of the hub: a local stand-in for the hub, kills, damage, mixtures."""
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -81,7 +83,23 @@ FILES = [(path, 1) for path in (
     ([("a.json", 1), ("b.jsonl.gz", 1)], None, None, ["b.jsonl.gz"]),
     ([("en_train.jsonl", 1), ("fr_train.jsonl", 1)], "en", None, ["en_train.jsonl"])])
 def test_shards_of_a_config_and_split(files, config, split, wanted):
-    assert [path for path, _ in shards.choose(files, config, split, sources.SHARDS, ".json")] == wanted
+    assert [path for path, _ in shards.choose(files, config, split, sources.SHARDS, ".json")] == by_hash(wanted)
+
+
+OWM = [f"data/train-{i:05}-of-00003.parquet" for i in range(3)]
+
+
+def by_hash(paths):
+    return sorted(paths, key=lambda path: hashlib.sha256(path.encode()).hexdigest())
+
+
+def test_a_part_of_a_data_set_comes_from_all_of_its_folders():
+    """80 languages of 1 to 40 shards: the first tenth of the shards holds each large language by its share."""
+    files = [(f"language{i:02}/train-{j:05}-of-00040.parquet", 1) for i in range(80) for j in range(1 + i // 2)]
+    taken = [path for path, _ in shards.choose(files, None, None, sources.SHARDS)][:len(files) // 10]
+    large = sum(int(path[8:10]) >= 40 for path in taken) / len(taken)
+    assert abs(large - sum(1 + i // 2 for i in range(40, 80)) / len(files)) < 0.1
+    assert len({path[:10] for path in taken}) > 50 and taken != sorted(taken)
 
 
 @pytest.mark.parametrize("name, wanted", [
@@ -134,7 +152,12 @@ def test_every_published_format(online, words, tmp_path, capsys, name):
     q, a, b = local_hub.problem(0)
     fill = {"q": q, "a": a, "b": b, "s": a + b, "t": local_hub.trajectory(0)[1],
             "r": f"He has {a}+{b}=<<{a}+{b}={a + b}>>{a + b} apples.\n#### {a + b}"}
-    whole = local_hub.page(5000 if "Slim" in name else 0) if whole is None else whole.format(**fill) if "{q}" in whole else whole
+    if whole is None:
+        file = shards.choose([(str(p.relative_to(online[0] / name)), 1) for p in (online[0] / name).rglob("*")], None, None,
+                             sources.SHARDS)[0][0]
+        whole = local_hub.page((5000 if "Slim" in name else 0) + 60 * int(re.search(r"train[-_](\d+)", file)[1]))
+    else:
+        whole = whole.format(**fill) if "{q}" in whole else whole
     tokenizer, ids = prepare.Tokenizer.load(words), documents(tokens)[0]
     assert tokenizer.decode(ids) == whole
     assert tokens.meta["sources"] == [{"name": f"hf:{name}", "documents": tokens.meta["sources"][0]["documents"],
@@ -226,7 +249,7 @@ def test_killed_three_times_it_ends_identical_and_reads_no_finished_shard_again(
     prepared(out, *flags)       # in this process: what it fetches is seen
     assert marks == sorted(marks) and marks[-1] >= 90_000
     assert same_files(tmp_path / "whole", out)
-    assert at > 0 and fetched == [f"data/train-{i:05}-of-00003.parquet" for i in range(at, 3)] + ["openhermes2_5.json"]
+    assert at > 0 and fetched == by_hash(OWM)[at:] + ["openhermes2_5.json"]
 
 
 def moved(files):
@@ -290,7 +313,7 @@ def test_a_bad_shard_is_named_or_skipped_and_counted(online, words, tmp_path, ca
 def test_over_http(made, words, tmp_path):
     server, address, log = local_hub.serve(made)
     env = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    code = ("import sys, prepare\nfrom runtime import UserError\nfor argv in {!r}:\n    try:\n        prepare.main(argv)\n"
+    code = ("import sys, prepare\nfrom files import UserError\nfor argv in {!r}:\n    try:\n        prepare.main(argv)\n"
             "    except UserError as error:\n        print('error:', error)")
     def flags(source, out):
         return ["--source", source, "--tokenizer", "TinyLlama/TinyLlama_v1.1", "--out", str(tmp_path / out), "--workers", "1"]
@@ -298,7 +321,7 @@ def test_over_http(made, words, tmp_path):
     done = subprocess.run([sys.executable, "-c", code.format(argvs)], cwd=ROOT, env=env, capture_output=True, text=True)
     server.shutdown()
     assert TokenSet(tmp_path / "a", verify=True).meta["sources"][0]["documents"] == 180, done.stdout + done.stderr
-    assert [file for file in log if file.startswith("data/")] == [f"data/train-{i:05}-of-00003.parquet" for i in range(3)]
+    assert [file for file in log if file.startswith("data/")] == by_hash(OWM)
     assert "error: nobody/none: no such data set on the hub" in done.stdout
     assert "has no file that fits" in done.stdout and "main, socratic" in done.stdout
     assert not list((tmp_path / "home").rglob("*.parquet")), "shards stay in the cache"
