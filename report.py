@@ -8,8 +8,9 @@ import json
 import math
 from pathlib import Path
 
+from answers import normalize
 from files import UserError, write_atomic
-from grading import grade_many, judge, normalize, spread
+from grading import grade_many, judge, spread
 from tasks import read_rows
 
 # ---------------------------------------------------------------------------------------------------------------------

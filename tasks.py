@@ -25,8 +25,8 @@ from typing import Callable
 
 from tqdm import tqdm
 
+from answers import extract, normalize
 from files import UserError
-from grading import extract, normalize
 
 GITHUB = "https://raw.githubusercontent.com"
 HARNESS = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import grading  # noqa: E402
-from grading import ask, extract, grade, grade_many, judge, normalize  # noqa: E402
+from answers import extract, normalize  # noqa: E402
+from grading import ask, grade, grade_many, judge  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 import report  # noqa: E402
 from files import UserError  # noqa: E402
-from grading import extract, normalize  # noqa: E402
+from answers import extract, normalize  # noqa: E402
 from report import markdown, regrade, table  # noqa: E402
 
 SHARED = ROOT.parent / "shared"
