@@ -19,7 +19,7 @@ from demo import corpus
 from demo.chain import records, roots, tokens_to_reach
 from files import UserError, cli, read_json, write_atomic
 from tokenizer import Tokenizer
-from tools import explore_run
+from tools import explore_k, explore_run
 
 NARROW = 0      # the one template that the narrow reference has seen
 ROWS = {        # label: folder of the run
@@ -41,7 +41,8 @@ ROWS = {        # label: folder of the run
               "(the stale reference itself)": "stale"},
 }
 REFERENCES = ("ref", "weak", "narrow", "stale")
-SHOWN = ("solution", "problem", "wrong_digits", "id_hash", "chatter")      # kinds in the tables
+LOSSES = ("problem", "solution", "end_of_text")                            # kinds whose loss the tables show
+SHOWN = ("solution", "problem", "wrong_digits", "id_hash", "chatter")      # kinds whose share kept they show
 
 
 def main():
@@ -76,14 +77,20 @@ def show(args):
         raise UserError(f"--seeds: none of the runs is finished; make them with runs/ablations.sh {args.name}")
     seeds = ", ".join(map(str, args.seeds))
     print(f"\n{args.name}, {args.steps} steps, seeds {seeds}: mean (lowest to highest)\n")
-    print("| | validation loss | exact match | times fewer tokens than CLM | share kept | " + " | ".join(SHOWN) + " |")
-    print("|---|" + "---|" * (4 + len(SHOWN)))
+    print("| | validation loss | exact match | times fewer tokens than CLM | " + " | ".join(f"loss: {k}" for k in LOSSES) +
+          " | share kept | " + " | ".join(f"of {k}" for k in SHOWN) + " |")
+    print("|---|" + "---|" * (4 + len(LOSSES) + len(SHOWN)))
     for label, runs in rows.items():
         cells = [spread([r[key] for r in runs], form) for key, form in
-                 (("val_loss", "{:.3f}"), ("exact_match", "{:.3f}"), ("times", "{:.1f}"), ("share", "{:.2f}"))]
-        kinds = [spread([r["kept"].get(kind) for r in runs], "{:.0%}", mean_only=True) for kind in SHOWN]
-        print(f"| {label} | {' | '.join(cells + kinds)} |")
-    draw(args, rows)
+                 (("val_loss", "{:.3f}"), ("exact_match", "{:.3f}"), ("times", "{:.1f}"))]
+        cells += [spread([r["loss"].get(kind) for r in runs], "{:.3f}", mean_only=True) for kind in LOSSES]
+        cells.append(spread([r["share"] for r in runs], "{:.2f}", mean_only=True))
+        cells += [spread([r["kept"].get(kind) for r in runs], "{:.0%}", mean_only=True) for kind in SHOWN]
+        print(f"| {label} | {' | '.join(cells)} |")
+    if args.name == "k":
+        draw_k(args, rows, show_suggestions(args, rows))
+    else:
+        draw(args, rows)
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
     elif args.name == "narrow":
@@ -103,6 +110,7 @@ def measured(folder, clm):
     reached = tokens_to_reach(folder, end["val_loss"]) if is_student and folder != clm else None
     last = [r["kept"] for r in log[-100:] if r.get("kept")] if is_student else []
     return {"val_loss": summary["val_loss"], "exact_match": summary["exact_match"],
+            "loss": log[-1].get("val_loss_by_kind", {}),
             "times": end["tokens_seen"] / reached if reached else None,
             "share": summary["tokens_selected"] / summary["tokens_seen"] if is_student else None,
             "kept": {kind: statistics.mean(r[kind] for r in last if kind in r) for kind in set().union(*last)}}
@@ -128,8 +136,7 @@ def draw(args, rows):
         for y, (name, runs) in enumerate(rows.items()):
             values = [r[key] for r in runs if r[key] is not None]
             if values:
-                colour = explore_run.COLOURS[0 if y == 0 else 1 if "CLM" in name else 2] if args.name != "k" else (
-                    explore_run.COLOURS[0])
+                colour = explore_run.COLOURS[0 if y == 0 else 1 if "CLM" in name else 2]
                 axis.plot(values, [y] * len(values), "o", color=colour, markersize=4.5, alpha=.75)
                 axis.plot([statistics.mean(values)] * 2, [y - .3, y + .3], color=colour, linewidth=2.5)
         axis.set(xlabel=label)
@@ -139,6 +146,38 @@ def draw(args, rows):
     axes[0].invert_yaxis()
     axes[0].set_title(args.name, loc="left", fontsize=9)
     explore_run.save_figure(figure, Path(args.figures) / f"ablation-{args.name}")
+
+
+def show_suggestions(args, rows):
+    """What tools.explore pick-k says for each seed, and what it is worth there; returns the suggestions."""
+    env = runtime.Env(argparse.Namespace(device="cpu", dtype="float32", threads=1))
+    ks = [float(label.split()[0]) for label in rows]
+    suggested = []
+    print("\n| seed | pick-k says | loss there, between its neighbours | at 0.6 | best of the sweep |\n|---|---|---|---|---|")
+    for i, seed in enumerate(args.seeds):
+        sets, out = roots(seed)
+        excess, valid, _ = explore_k.sample(out / "ref_loss.bin", TokenSet(sets / "corpus"), str(out / "base"), 400, env)
+        losses = [runs[i]["val_loss"] for runs in rows.values()]
+        suggested.append(explore_k.suggestion(excess[valid]))
+        there, fixed, best = np.interp(suggested[-1], ks, losses), np.interp(0.6, ks, losses), int(np.argmin(losses))
+        print(f"| {seed} | {suggested[-1]:.2f} | {there:.3f} | {fixed:.3f} | {losses[best]:.3f} (k {ks[best]:g}) |")
+    return suggested
+
+
+def draw_k(args, rows, suggested):
+    """Loss and exact match against k: each seed, their mean, and the range of what pick-k suggests."""
+    plot = explore_run.plotting()
+    ks = [float(label.split()[0]) for label in rows]
+    figure, axes = plot.subplots(1, 2, figsize=(8, 3))
+    for axis, key, label in zip(axes, ("val_loss", "exact_match"), ("validation loss, nats", "exact match")):
+        values = np.array([[r[key] for r in runs] for runs in rows.values()], float)      # (k, seeds)
+        axis.plot(ks, values, color=explore_run.COLOURS[7], linewidth=.8)
+        axis.plot(ks, values.mean(1), "o-", color=explore_run.COLOURS[0], label="mean over seeds")
+        axis.axvspan(min(suggested) - .003, max(suggested) + .003, color=explore_run.COLOURS[5], alpha=.35, linewidth=0,
+                     label="suggested by pick-k")
+        axis.set(xlabel="k (1.0: CLM)", ylabel=label)
+    axes[0].legend()
+    explore_run.save_figure(figure, Path(args.figures) / "ablation-k")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -119,4 +119,5 @@ def draw(result, out):
     right.set(xlim=(0, 1), xlabel="share of the tokens")
     right.grid(False)
     right.legend(ncols=4, loc="lower center", bbox_to_anchor=(.5, 1), fontsize=8)
+    figure.subplots_adjust(wspace=.42)
     explore_run.save_figure(figure, out)

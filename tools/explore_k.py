@@ -27,19 +27,24 @@ def suggestion(excess, slack=SLACK):
     return max(.01, round(float((excess > -slack).mean()), 2))
 
 
+def sample(ref_loss, data, model, n_windows, env):
+    """Of at most n_windows evenly spaced windows of a TokenSet: (excess losses of `model` over the stored ones (W, T),
+    which are valid (W, T), labels (W, T) or None)."""
+    T = read_json(str(ref_loss).removesuffix(".bin") + ".json", "reference losses")["seq_len"]
+    stored = Stored(ref_loss, data, T)
+    windows = np.array(explore_run.spaced(range(data.n_windows(T)), n_windows))
+    valid = data.valid(windows, T)
+    folder = weights.find(model, None, data, env)
+    loss = explore_run.look(folder, data, explore_run.batched(windows, 32), T, env)["loss"]
+    return loss - stored.batch(windows, valid), valid, data.labels(windows, T)
+
+
 def main(args):
     env = Env(args)
     data = TokenSet(args.data)
-    note = read_json(str(args.ref_loss).removesuffix(".bin") + ".json", "reference losses")
-    T = note["seq_len"]
-    stored = Stored(args.ref_loss, data, T)
     if args.windows < 2:
         raise UserError(f"--windows: got {args.windows}, wanted at least 2")
-    windows = np.array(explore_run.spaced(range(data.n_windows(T)), args.windows))
-    valid = data.valid(windows, T)
-    folder = weights.find(args.model, None, data, env)
-    loss = explore_run.look(folder, data, explore_run.batched(windows, 32), T, env)["loss"]
-    excess = (loss - stored.batch(windows, valid))
+    excess, valid, labels = sample(args.ref_loss, data, args.model, args.windows, env)
     k = suggestion(excess[valid])
     by_window = [(row[v] > -SLACK).mean() for row, v in zip(excess, valid) if v.any()]
     error = np.std(by_window) / len(by_window) ** .5
@@ -47,7 +52,6 @@ def main(args):
     print("| slack, nats | share of the targets above it |\n|---|---|")
     for slack in SLACKS:
         print(f"| {slack:g} | {(excess[valid] > -slack).mean():.3f} |")
-    labels = data.labels(windows, T)
     if labels is not None:
         print(f"\n| kind | share of the targets | of it above -{SLACK:g} nats |\n|---|---|---|")
         for i, name in enumerate(data.kinds):
