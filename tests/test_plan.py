@@ -1,6 +1,7 @@
 """tools/plan.py: against the paper's hours, against counting by hand, and against measured memory."""
 import pytest
 
+from conftest import ROOT
 from files import UserError
 from model import Config
 from tools import bench, bench_rows, plan, plan_memory
@@ -87,7 +88,7 @@ def test_refused_in_one_line(command, message, capsys):
 
 def test_a_recipe_is_read_without_running(tmp_path, capsys):
     recipe = tmp_path / "r.sh"
-    recipe.write_text('echo "$ python prepare.py --source hf:a/b --tokenizer x --max-tokens 1000000 --out d"\n'
+    recipe.write_text('[ -n "$PLAN" ] || exit 1\necho "$ python prepare.py --source hf:a/b --tokenizer x --max-tokens 1000000 --out d"\n'
                       'echo "$ torchrun --nproc-per-node $GPUS train_ref.py --data d --init scratch --n-layer 2 --epochs 3 '
                       '--batch-size 8 --out o --seq-len 128"\necho "$ python eval_math.py --model o"\n')
     plan.main([str(recipe), "--n-gpus", "2"])
@@ -101,6 +102,17 @@ def test_one_command_without_an_out_is_planned(capsys):
                "--micro-batch-size 2 --moments bfloat16", "--tokens", "d=1e9", "--gpu", "4090", "--n-gpus", "1"])
     shown = capsys.readouterr().out
     assert "optimiser 4.4" in shown and shown.rstrip().endswith("fits")
+
+
+def test_a_recipe_that_knows_no_plan_is_not_run(tmp_path):
+    recipe = tmp_path / "r.sh"
+    recipe.write_text(f"touch {tmp_path}/ran\n")
+    with pytest.raises(UserError, match="does not know PLAN=1"):
+        plan.commands_of(recipe, 1)
+    assert not (tmp_path / "ran").exists()
+    for name in ("demo.sh", "ablations.sh", "real_text.sh", "equal_time.sh", "slurm.sh"):
+        with pytest.raises(UserError, match="does not know PLAN=1"):
+            plan.commands_of(ROOT / "runs" / name, 1)
 
 
 @pytest.mark.slow

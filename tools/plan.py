@@ -15,6 +15,7 @@ assumption, not a measurement. What selection saves in the backward pass, prepar
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -65,13 +66,15 @@ def commands_of(recipe, n_gpus):
     """The stages' commands that a recipe would run, [[script, flag, ...]]; raises UserError where it fails."""
     if not Path(recipe).exists():
         raise UserError(f"{recipe}: no such recipe; they are in runs/")
+    if not re.search(r"\bPLAN\b|/common\.sh", Path(recipe).read_text()):     # it would run instead
+        raise UserError(f"{recipe}: does not know PLAN=1; only the recipes of the paper's experiments do")
     done = subprocess.run(["bash", recipe], capture_output=True, text=True, env={
         **os.environ, "PLAN": "1", "GPUS": str(n_gpus)})
     if done.returncode:
         raise UserError(f"{recipe}: PLAN=1 stopped with {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}")
     lines = [shlex.split(line[2:]) for line in done.stdout.splitlines() if line.startswith("$ ")]
     if not lines:
-        raise UserError(f"{recipe}: prints no commands under PLAN=1; only the recipes of the paper's experiments do")
+        raise UserError(f"{recipe}: prints no commands under PLAN=1")
     return lines
 
 
