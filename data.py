@@ -105,6 +105,10 @@ class TokenSet:
         position = np.asarray(windows)[:, None] * seq_len + 1 + np.arange(seq_len)
         return position < self.count
 
+    def n_read(self, windows, seq_len):
+        """How many tokens of the windows are inputs, masked targets or not: all but the padding."""
+        return int((self.count - 1 - np.asarray(windows) * seq_len).clip(0, seq_len).sum())
+
     def labels(self, windows, seq_len):
         """The kind of each target, (B, T) int64, or None. For reporting only."""
         return None if self.kind is None else self.cut(self.kind, windows, seq_len, fill=0, dtype=np.int64)
@@ -230,11 +234,12 @@ class Stored:
 
     A flat float16 array as long as tokens.bin, indexed by the TARGET token (bfloat16 would be too coarse: it makes
     ties); NaN = not scored. The JSON beside it names the token set, the reference, the window length, the precision.
-    Raises UserError where any of them is not what the caller trains with.
+    Raises UserError where token set, window length or precision is not what the caller trains with.
     """
 
-    def __init__(self, ref_loss, token_set, seq_len, entropy=False):
-        """`ref_loss`: the file of losses; with `entropy` the entropies that were stored with them are opened."""
+    def __init__(self, ref_loss, token_set, seq_len, entropy=False, dtype=None):
+        """`ref_loss`: the file of losses; with `entropy` the entropies that were stored with them are opened. `dtype`: the
+        precision that the student computes in ("float32", "bfloat16"), where it has to be the reference's."""
         self.path, self.seq_len, self.set = entropy_path(ref_loss) if entropy else Path(ref_loss), seq_len, token_set
         if not self.path.exists():
             raise UserError(f"reference losses: {self.path} does not exist; make it with score.py --out {ref_loss}"
@@ -245,9 +250,11 @@ class Stored:
                 ("losses of token set", meta.get("data"), token_set.hash),
                 ("a length of", meta.get("count"), token_set.count),
                 ("a size in bytes of", self.path.stat().st_size, 2 * token_set.count),
-                ("windows of", meta.get("seq_len"), seq_len)):
+                ("windows of", meta.get("seq_len"), seq_len),
+                ("the precision", meta.get("dtype"), dtype or meta.get("dtype"))):
             if got != wanted:
-                raise UserError(f"reference losses: {self.path} has {what} {got}, this run has {wanted}; {again}")
+                raise UserError(f"reference losses: {self.path} has {what} {got}, this run has {wanted}; {again}"
+                                + f" --dtype {wanted}" * (what == "the precision"))
         if meta["n_scored"] != token_set.n_windows(seq_len):
             raise UserError(f"reference losses: {self.path} holds {meta['n_scored']} of {token_set.n_windows(seq_len)} "
                             f"windows, scoring was interrupted; go on with score.py ... --resume")

@@ -88,7 +88,7 @@ def main():
     if args.mode == "tool" and "demo" in args.tasks:
         raise UserError("--mode tool: demo has chain of thought only; name other --tasks")
     env = runtime.Env(args)
-    folder = env.from_main(lambda: hub.resolve(args.model, args.revision))
+    folder = env.main_first(lambda: hub.resolve(args.model, args.revision))
     if not args.out and not Path(args.model).is_dir():
         raise UserError(f"--out: name a folder for the results of {args.model}")
     out = Path(args.out or folder / "eval")

@@ -28,7 +28,7 @@ def cli(main):
         where = f" ({error.filename})" if error.filename else ""
         code, line = 2, f"error: {error.strerror or error}{where}; what was finished before is kept, run again to go on"
     except KeyboardInterrupt:
-        code, line = 130, "interrupted: what was done is kept; the same command goes on (outside the demo's folders with --resume)"
+        code, line = 130, "interrupted: what was done is kept; the same command goes on (a model's stages with --resume outside the demo's folders)"
     else:
         if ranks := in_a_group():
             ranks.destroy_process_group()

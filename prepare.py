@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import shards
 import sources
 from data import TokenSet, TokenSetWriter, file_hash
 from demo import corpus
@@ -59,6 +60,7 @@ def arguments(argv=None):
                             "on the hub, hf:REPO[:CONFIG][:SPLIT][@REVISION] (default: demo)")
     group.add_argument("--out", metavar="DIR", help="folder of the token set (default with the demo: data/demo, "
                                                     "or data/demo-seedS with --seed S)")
+    group.add_argument("--resume", action="store_true", help="as the other stages have it; this one goes on without")
     group.add_argument("--overwrite", action="store_true", help="replace a finished --out made from something else")
     group.add_argument("--max-tokens", type=int, metavar="N", help="stop after exactly N tokens (default: take all)")
     group.add_argument("--mix", nargs="+", type=float, metavar="W", help="a weight for each --source: its part of "
@@ -98,7 +100,8 @@ def arguments(argv=None):
         raise UserError("--prompt-field and --response-field go together: got one, wanted both")
     if args.text_field and args.prompt_field:
         raise UserError("--text-field and --prompt-field: got both, wanted one")
-    if args.mix and (len(args.mix) != len(args.source) or min(args.mix) <= 0 or not args.max_tokens):
+    if args.mix and (len(args.mix) != len(args.source) or not args.max_tokens
+                     or not all(0 < weight < float("inf") for weight in args.mix)):
         raise UserError(f"--mix {' '.join(f'{w:g}' for w in args.mix)}: wanted a weight above 0 for each of "
                         f"{len(args.source)} sources, and --max-tokens")
     if args.tokenizer and args.train_vocab:
@@ -118,7 +121,7 @@ def build(out, todo, plan, tokenizer, options, workers, overwrite):
     at the very start only, a restart takes the one that was saved. Returns the TokenSet. Raises UserError for a
     finished set of another plan, and whatever reading the sources raises.
     """
-    out, began, plan = Path(out), time.time(), json.loads(json.dumps(plan))
+    out, began, plan, limits = Path(out), time.time(), json.loads(json.dumps(plan)), shares(todo, options)
     finished, partial = (out / "meta.json").exists(), None
     if finished and not overwrite:
         done = TokenSet(out)
@@ -158,18 +161,20 @@ def build(out, todo, plan, tokenizer, options, workers, overwrite):
     shared = tokenizer, todo, {
         **options, "arrays": arrays, "kinds": kinds, "folder": out, "end": np.array([tokenizer.eos_id], np.uint32),
         "front": np.array([tokenizer.bos_id] if tokenizer.add_bos else [], np.uint32)}
-    for stop, limit in shares(todo, options):
+    for stop, limit in limits:
         if state["source"] < stop:
-            results = in_order(sources.jobs(todo, state, stop, options["skip_bad"]), workers, shared)
-            full = fill(writer, state, results, todo, tokenizer.eos_id, limit)
-            results.close()
+            full = writer.count >= limit    # stopped just before it said so
+            if not full:
+                results = in_order(sources.jobs(todo, state, stop, options["skip_bad"]), workers, shared)
+                full = fill(writer, state, results, todo, tokenizer.eos_id, limit)
+                results.close()
             if options.get("mix") and not full:
                 raise UserError(f"--mix: {names[todo[stop - 1]['entry']]} ends {limit - writer.count:,} tokens short of "
                                 f"its share; lower --max-tokens or its weight")
             if stop < len(todo):
                 state["source"], state["record"] = stop, 0
                 writer.mark(state)
-    shutil.rmtree(out / "shard", ignore_errors=True)
+    shutil.rmtree(out / shards.FOLDER, ignore_errors=True)
     for entry in state["sources"]:
         if writer.count == 0 or not (entry["tokens"] or full or options["skip_bad"]):
             raise UserError(f"{entry['name']}: has no documents, wanted at least one that is not blank"
@@ -188,7 +193,10 @@ def shares(todo, options):
     if not options.get("mix"):
         return [(len(todo), whole)]
     entries, behind = [source["entry"] for source in todo], np.cumsum(options["mix"]) / np.sum(options["mix"])
-    return [(len(entries) - entries[::-1].index(i), round(whole * part)) for i, part in enumerate(behind.tolist())]
+    limits = [round(whole * part) for part in behind.tolist()]
+    if 0 in np.diff([0, *limits]):
+        raise UserError(f"--mix: a source's part of --max-tokens {whole} is less than a token; raise --max-tokens")
+    return [(len(entries) - entries[::-1].index(i), limit) for i, limit in enumerate(limits)]
 
 
 def fill(writer, state, results, todo, eos, limit):

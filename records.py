@@ -1,7 +1,7 @@
 """What a record says: the known formats of published data sets, by their field names, and their text.
 
 A document is a list of texts, taken in turns: not to be learnt, to be learnt, not to be learnt, ... A plain text is a
-list of one, to be learnt. A pair is [prompt + newline, response]. A chat is written as ToRA and Tulu write it,
+list of one, to be learnt. A pair is [prompt + newline, response]; a prompt may have two fields. A chat is written as ToRA and Tulu write it,
 
     <|user|>
     What is 2 + 3?
@@ -20,6 +20,7 @@ FORMATS = (         # (form, fields), the first that a record has; the data sets
     ("chat", ("conversations",)),           # OpenHermes-2.5
     ("chat", ("prompt", "completion")),     # ToRA-style trajectories
     ("pair", ("query", "response")),        # MetaMathQA
+    ("pair", ("instruction", "input", "output")),   # Alpaca's: the input belongs to the prompt, where there is one
     ("pair", ("instruction", "output")),    # MAmmoTH's MathInstruct
     ("pair", ("question", "answer")),       # GSM8K
     ("text", ("text",)),                    # OpenWebMath, SlimPajama
@@ -44,7 +45,8 @@ def document(form, fields, values):
         if not isinstance(value, str):
             raise ValueError(f"field {field!r} is {type(value).__name__}, wanted a string")
         value.encode()                          # a lone surrogate has no UTF-8
-    return [values[0] + JOIN, values[1]] if form == "pair" else values
+    *prompt, response = values
+    return ["\n".join(filter(str.strip, prompt)) + JOIN, response] if form == "pair" else values
 
 
 def chat(field, turns):

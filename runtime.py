@@ -1,6 +1,7 @@
 """What every stage that runs a model shares: device and precision, ranks, memory, full states."""
 
 import contextlib
+import datetime
 import os
 import resource
 from pathlib import Path
@@ -31,17 +32,20 @@ class Env:
 
     def __init__(self, args):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.main = self.rank == 0
+        self.main, self.patient = self.rank == 0, None
         kind = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         if kind.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"--device {kind}: PyTorch sees no CUDA device here; use --device cpu")
         local = int(os.environ.get("LOCAL_RANK", 0))
         try:
             self.device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
-        except RuntimeError:
-            raise UserError(f"--device {kind}: not a device that PyTorch knows; use cpu or cuda") from None
+            assert self.device.type in ("cpu", "cuda")
+        except (RuntimeError, AssertionError):
+            raise UserError(f"--device {kind}: not a device that the kit runs on; use cpu or cuda") from None
         self.dtype = {"auto": torch.bfloat16 if self.device.type == "cuda" else torch.float32,
                       "float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
+        if args.threads is not None and args.threads < 1:
+            raise UserError(f"--threads: got {args.threads}, wanted at least 1")
         if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
             torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
         if self.device.type == "cuda":
@@ -69,21 +73,35 @@ class Env:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, tensor):
+        """Tensors of one shape from all ranks, as a list."""
+        if self.world == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
     def interleave(self, tensor):
         """Equal (n, ...) tensors of all ranks as one (n * world, ...): rank r's i-th stands at i * world + r."""
-        if self.world == 1:
-            return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor)
-        return torch.stack(parts, dim=1).flatten(0, 1)
+        return torch.stack(self.gather(tensor), dim=1).flatten(0, 1)
 
-    def barrier(self):
+    def wait(self):
+        """All ranks wait for the slowest, however long it takes: in a group of its own, for a download or a large file
+        may outlast what collectives on a GPU are given (10 minutes)."""
         if self.world > 1:
-            dist.barrier()
+            self.patient = self.patient or dist.new_group(backend="gloo", timeout=datetime.timedelta(days=2))
+            dist.barrier(self.patient)
+
+    def main_first(self, function):
+        """function() on every rank, on rank 0 before the others: it downloads, they find its copy."""
+        out = function() if self.main else None
+        self.wait()
+        return out if self.main else function()
 
     def from_main(self, function):
         """The result of `function`, called on rank 0 alone, on every rank."""
         box = [function() if self.main else None]
+        self.wait()
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -115,6 +133,7 @@ class Env:
 def compile_blocks(module, args, env):
     """torch.compile each block (`--compile`): shapes are static there; selection and head stay outside."""
     if args.compile == "on" or args.compile == "auto" and env.device.type == "cuda":
+        torch._dynamo.config.optimize_ddp = False  # it would cut blocks at DDP's buckets; a block is small enough
         for block in module.lm.model.layers:
             block.compile()
 

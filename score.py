@@ -58,6 +58,8 @@ def main():
             raise UserError(f"--{flag.replace('_', '-')}: got {getattr(args, flag)}, wanted at least 1")
     if not (args.model and args.data and args.out):
         raise UserError("--model, --data and --out go together: name all three, or none for the demo")
+    if Path(args.out).suffix == ".json":
+        raise UserError(f"--out {args.out}: the note beside the losses has that name; name a file such as ref_loss.bin")
     env = runtime.Env(args)
     data = TokenSet(args.data, args.verify)
     folder = weights.find(args.model, args.revision, data, env)
@@ -97,28 +99,30 @@ def claim(args, header, data):
 
 def score(args, env, data, model, header, n_scored):
     T, n, size = args.seq_len, data.n_windows(args.seq_len), args.batch_size
-    files = [np.memmap(path, "<f2", "r+") for path in [args.out] + [entropy_path(args.out)] * args.entropy]
+    files = [np.memmap(path, "<f2", "r+") for path in [args.out] + [entropy_path(args.out)] * args.entropy if env.main]
     bar = tqdm(total=n, initial=n_scored, desc=args.out, unit="window", disable=not env.main)
     for chunk in range(n_scored, n, CHUNK * size):
         end = min(n, chunk + CHUNK * size)
-        for start in range(chunk + env.rank * size, end, size * env.world):
-            windows = range(start, min(start + size, end))
-            x, y, _ = map(env.tensor, data.batch(windows, T))
+        for start in range(chunk, end, size * env.world):
+            first = start + env.rank * size  # every rank makes the same number of forward passes
+            x, y, _ = map(env.tensor, data.batch(np.arange(first, first + size).clip(max=end - 1), T))
             with torch.no_grad(), env.autocast():
                 out = model(x, y, entropy=args.entropy)
-            for file, values in zip(files, out if args.entropy else [out]):
-                first, last = start * T + 1, min(data.count, windows[-1] * T + T + 1)
-                values = values.float().flatten()[: last - first].cpu().numpy()
+            # One rank writes: on a shared disk several that write into one page may lose each other's losses.
+            gathered = [torch.cat(env.gather(values.float())) for values in (out if args.entropy else [out])]
+            stop = min(start + size * env.world, end)
+            for file, values in zip(files, gathered):
+                at, last = start * T + 1, min(data.count, stop * T + 1)
+                values = values.flatten()[: last - at].cpu().numpy()
                 if not np.isfinite(values).all():
                     raise UserError(f"{args.model} gives a loss that is not finite at token "
-                                    f"{first + int(np.argmin(np.isfinite(values)))}; it cannot be a reference")
-                file[first:last] = values
-            bar.update(len(windows) * env.world)
-        for file in files:
-            file.flush()
-            forget(file)
-        env.barrier()  # every rank's losses are on disk before the note says so
+                                    f"{at + int(np.argmin(np.isfinite(values)))}; it cannot be a reference")
+                file[at:last] = values
+            bar.update(stop - start)
         if env.main:
+            for file in files:
+                file.flush()
+                forget(file)
             write_atomic(Path(args.out).with_suffix(".json"), json.dumps({**header, "n_scored": end}, indent=1))
     bar.close()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import hub
 from files import UserError, read_json, write_atomic
 
+FOLDER = ".hub-shard"   # in OUT: where the one shard is; nothing else is ever in it
 NAME = re.compile(r"hf:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]*))?(?:@(?P<revision>\S+))?")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 

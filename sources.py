@@ -81,7 +81,7 @@ def on_the_hub(name, out):
     repo = shards.parse(name)["repo"]
     found = shards.listing(name, out, SHARDS, ".json")
     sources = [{"type": ENDINGS[ending_of(file)], "path": f"hf:{repo}@{found['commit'][:12]}/{file}", "size": max(1, size),
-                "repo": repo, "commit": found["commit"], "file": file, "folder": str(Path(out) / "shard")}
+                "repo": repo, "commit": found["commit"], "file": file, "folder": str(Path(out) / shards.FOLDER)}
                for file, size in found["files"]]
     sources[0]["noted"] = found.get("format")
     return sources

@@ -95,6 +95,7 @@ def train(args, env, run, data, val, loader, model, tokenizer_from):
     optimizer = training.make_optimizer(student, args)
     if run.state:
         runtime.restore(student, optimizer, run.state)
+        run.state = None  # as large as the weights and the optimiser
     T = args.seq_len
 
     bar = tqdm(total=args.steps, initial=run.step, desc=str(run.folder), unit="step", disable=not env.main)
@@ -124,7 +125,7 @@ def train(args, env, run, data, val, loader, model, tokenizer_from):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        record = {**meter.read(), "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
+        record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read(), "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
         seconds, done = time.perf_counter() - started, step + 1
         if val and (done == args.steps or args.eval_every and done % args.eval_every == 0):
             record.update(training.validate(student, val, args, env))

@@ -94,7 +94,7 @@ def main():
     val = TokenSet(args.val, args.verify) if args.val else None
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     args.steps = args.steps or math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    stored = open_stored(args, data)
+    stored = open_stored(args, data, env)
     model, tokenizer_from, init = weights.begin(args, data, env)
     references = {name: values.meta["reference"] for name, values in stored.items()}
     run = training.Run(args, {"data": data.hash, "init": init, **references}, env, model)
@@ -104,13 +104,13 @@ def main():
     demo.chain.report(args, env)
 
 
-def open_stored(args, data):
+def open_stored(args, data, env):
     """What the score needs of the reference, by name; nothing where every token is kept."""
     needed = [name for name in slm.NEEDS.get(args.score, ["ref_loss"]) if name != "noise" and args.k < 1]
     if needed and not args.ref_loss:
         raise UserError(f"--ref-loss: --score {args.score} needs the reference's losses; make them with score.py")
-    return {name: Stored(args.ref_loss, data, args.seq_len, entropy=name == "ref_entropy") for name in needed}
-
+    dtype = str(env.dtype).removeprefix("torch.")
+    return {name: Stored(args.ref_loss, data, args.seq_len, name == "ref_entropy", dtype) for name in needed}
 
 
 def train(args, env, run, data, val, loader, model, tokenizer_from, stored):
@@ -118,6 +118,7 @@ def train(args, env, run, data, val, loader, model, tokenizer_from, stored):
     optimizer = training.make_optimizer(student, args)
     if run.state:
         runtime.restore(student, optimizer, run.state)
+        run.state = None  # as large as the weights and the optimiser
     T = args.seq_len
 
     def known(step, windows, valid):
@@ -162,7 +163,7 @@ def train(args, env, run, data, val, loader, model, tokenizer_from, stored):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        record = {**meter.read(), "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
+        record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read(), "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
         seconds, done = time.perf_counter() - started, step + 1
         if val and (done == args.steps or args.eval_every and done % args.eval_every == 0):
             record.update(training.validate(student, val, args, env))
@@ -176,6 +177,7 @@ def train(args, env, run, data, val, loader, model, tokenizer_from, stored):
     run.finish()
 
 
+@torch.no_grad()
 def choose_ahead(student, micro_batches, step, args, env, data, known):
     """Which tokens of each micro-batch are kept, [(B, T) bool], where that is settled before the forward pass: by a
     first pass over the whole batch of all ranks (`--scope batch`), or by the stored values alone (ref_and, ref_or)."""

@@ -95,12 +95,17 @@ def check_arguments(args):
          f"a multiple of --micro-batch-size times the number of ranks, {per_forward}")
     need(args.steps is None or args.epochs is None, "--epochs", "either --steps or --epochs")
     need(args.steps is None or args.steps > 0, "--steps", "at least 1")
-    need(args.epochs is None or args.epochs > 0, "--epochs", "more than 0")
+    need(args.epochs is None or 0 < args.epochs < math.inf, "--epochs", "a number above 0")
     need(math.isfinite(args.lr) and args.lr > 0, "--lr", "a positive number")
     for flag in ("--warmup", "--clip", "--weight-decay", "--min-lr", "--eval-every", "--snapshots"):
         need(getattr(args, flag[2:].replace("-", "_")) >= 0, flag, "0 or more")
     need(args.save_every > 0, "--save-every", "at least 1")
-    need(args.out is not None or args.data is None, "--out", "a folder for the run")
+    need(args.seed >= 0, "--seed", "0 or more")
+    need(args.init is not None, "--init", "a model's folder or hub id, or scratch")
+    for flag in ("--n-layer", "--n-head", "--n-kv-head", "--d-model", "--d-ff"):
+        value = getattr(args, flag[2:].replace("-", "_"))
+        need(value is None or value > 0, flag, "at least 1")
+    need(args.out is not None, "--out", "a folder for the run")
 
 
 def clip_gradients(module, args, step):
@@ -164,12 +169,12 @@ class Meter:
             self.threshold = torch.minimum(self.threshold, torch.where(kept, scores, math.inf).min())
 
     def read(self):
-        """The step's record: counts, mean losses, lowest kept score, share kept of each kind."""
+        """The step's record: how many were kept, mean losses, lowest kept score, share kept of each kind."""
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
         loss, selected, n_valid, n_kept, *counts = self.env.total(self.sums).tolist()
         threshold = self.threshold.item()
-        record = {"tokens_seen": int(n_valid), "tokens_selected": int(n_kept), "loss": loss / max(n_valid, 1),
+        record = {"tokens_selected": int(n_kept), "loss": loss / max(n_valid, 1),
                   "loss_selected": selected / max(n_kept, 1),
                   "threshold": threshold if math.isfinite(threshold) else None}
         if counts:
@@ -204,7 +209,7 @@ class Run:
         path = self.folder / "train_state.pt"
         self.state = None
         if self.summary is None and path.exists():
-            self.state = torch.load(path, map_location="cpu", weights_only=True)
+            self.state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         self.step = self.first_step = self.state["step"] if self.state else 0
         self.val_loss = self.state["val_loss"] if self.state else None
         self.seconds = self.state["seconds"] if self.state else 0.0
@@ -222,11 +227,14 @@ class Run:
         if path.exists():
             saved = read_json(path, "run")
             differing = [f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v]
-            if differing:
+            begun = any((self.folder / name).exists() for name in ("train_state.pt", "summary.json"))
+            if differing and begun:
                 raise UserError(f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
                                 f"choose another --out or start it over with --overwrite")
             if not (self.args.resume or is_demo_folder(self.folder)):
                 raise UserError(f"{self.folder} exists; go on with --resume or start it over with --overwrite")
+            if differing:  # nothing is lost: it stopped before it saved anything, for lack of memory perhaps
+                write_atomic(path, json.dumps(self.record, indent=1))
             if (self.folder / "summary.json").exists():
                 return read_json(self.folder / "summary.json", "run")
         elif self.folder.exists() and any(self.folder.iterdir()):
@@ -270,6 +278,7 @@ class Run:
                      "model": model_state, "optimizer": optimizer_state}
             with renamed_when_whole(self.folder / "train_state.pt") as temporary:
                 torch.save(state, temporary)
+        self.env.wait()
 
     def finish(self):
         """summary.json, the last file of a run: its presence says that the run is finished."""

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import datetime
 import hashlib
 import json
 import mmap
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import hub
@@ -324,10 +322,7 @@ def find(name, revision, token_set, env):
         check_vocabulary(hub.resolve(name, revision, "tokenizer"), token_set)
         return hub.resolve(name, revision)
 
-    folder = get() if env.main else None
-    if env.world > 1:  # a group of its own: a download takes longer than collectives on a GPU may
-        dist.barrier(dist.new_group(backend="gloo", timeout=datetime.timedelta(days=2)))
-    return folder or get()
+    return env.main_first(get)
 
 
 def check_vocabulary(folder, token_set):

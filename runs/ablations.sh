@@ -54,6 +54,7 @@ base() {                                                               # name, s
 common() {                                                             # data, base, reference, its losses; CLM and SLM
   python train_ref.py --seed "$S" --threads 1
   python score.py --model "$O/ref" --data "$D/corpus" --out "$O/ref_loss.bin" --threads 1
+  evaluate "$O/ref"
   student clm --k 1.0 --snapshots 12
   student slm --snapshots 12
 }

@@ -9,6 +9,7 @@
 # Interrupted, a recipe goes on where it stopped: every command takes up what is there.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
 EXTRA=${EXTRA:-}
+case ${K:-} in 1 | 1. | 1.00) K=1.0 ;; esac
 RECIPE=$(basename "$0" .sh)
 D=data/$RECIPE O=out/$RECIPE
 LAUNCH=${LAUNCH:-torchrun --nproc-per-node $GPUS}
@@ -16,6 +17,9 @@ TESTS=${DATA_DIR:+--data-dir $DATA_DIR} EVAL=${DATA_DIR:+--data-dir $DATA_DIR}
 
 # pick FULL TINY: a number of the paper, and what stands for it under SCALE=tiny
 pick() { if [ "$SCALE" = tiny ]; then echo "$2"; else echo "$1"; fi; }
+
+# amount TOKENS: 15B, so that runs of different lengths have folders of their own
+amount() { if [ "$1" -ge 1000000000 ]; then echo $(($1 / 1000000000))B; else echo "$1"; fi; }
 
 run() {
     printf '$ %s\n' "$*"

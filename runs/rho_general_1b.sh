@@ -14,6 +14,7 @@ TOKENS=${TOKENS:-$(pick 80000000000 16384)}             # paper: 80B
 BASE=TinyLlama/TinyLlama_v1.1                           # paper: TinyLlama-1.1B; of its versions this is our choice
 WINDOW=$(pick 2048 128)                                 # our choice, as in the math experiment
 BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}         # paper: 1M tokens a step
+D=$D/$(amount $TOKENS) O=$O/$(amount $TOKENS) RUN=slm-k$K
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 
 # 0. Text to tokens. The paper's curated set is 1.9B tokens of Tulu-v2, OpenHermes-2.5 and more that it does not name; ours is
@@ -32,13 +33,13 @@ if [ "$K" != 1.0 ]; then
 fi
 # 3. The student: 1e-4 (paper); cosine to a tenth and the warm-up are our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin --steps $STEPS --lr 1e-4 \
-    --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --out $O/slm-k$K --resume
+    --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --out $O/$RUN --resume
 # 4. Two of the 15 benchmarks with the paper's maths protocol, the others with lm-eval (pip install lm-eval; names as in 0.4.13),
 #    which opens the checkpoint as it is. Its TydiQA is the gold-passage task; MBPP and HumanEval run the model's code, for which
 #    it asks to be told so. Numbers of shots: lm-eval's own, the paper's are not in our notes.
-run $LAUNCH eval_math.py --model $O/slm-k$K --tasks $(pick "gsm8k math" "gsm8k") $EVAL
+run $LAUNCH eval_math.py --model $O/$RUN --tasks $(pick "gsm8k math" "gsm8k") $EVAL
 BENCHMARKS=mmlu,bbh,mbpp,humaneval,agieval_en,arc_challenge,arc_easy,boolq,piqa,hellaswag,winogrande,openbookqa,tydiqa_goldp
 if [ "$SCALE" = full ]; then
-    HF_ALLOW_CODE_EVAL=1 run lm_eval --model hf --model_args pretrained=$O/slm-k$K,dtype=bfloat16 --tasks $BENCHMARKS \
-        --batch_size auto --confirm_run_unsafe_code --output_path $O/slm-k$K/lm-eval
+    run env HF_ALLOW_CODE_EVAL=1 lm_eval --model hf --model_args pretrained=$O/$RUN,dtype=bfloat16 --tasks $BENCHMARKS \
+        --batch_size auto --confirm_run_unsafe_code --output_path $O/$RUN/lm-eval
 fi

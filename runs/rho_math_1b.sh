@@ -13,6 +13,7 @@ TOKENS=${TOKENS:-$(pick 15000000000 16384)}             # paper: 15B read, 9B of
 BASE=TinyLlama/TinyLlama_v1.1                           # paper: TinyLlama-1.1B; of its versions this is our choice
 WINDOW=$(pick 2048 128)                                 # of the reference: paper; of the student: our choice, the same
 BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}         # paper: 1M tokens a step; micro-batches are ranked on their own
+RUN=slm-k$K-$(amount $TOKENS)
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 WARMUP=$(pick 200 2)                                    # not stated, our choice; so are AdamW (0.9, 0.95), decay 0.1, clip 1
 
@@ -40,6 +41,6 @@ fi
 # 3. The student: 8e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin --steps $STEPS --lr 8e-5 \
     --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --snapshots $(pick 15 1) \
-    --out $O/slm-k$K --resume
+    --out $O/$RUN --resume
 # 4. The nine tasks.
-run $LAUNCH eval_math.py --model $O/slm-k$K --tasks $TASKS $EVAL
+run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

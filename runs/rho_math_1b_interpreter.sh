@@ -3,7 +3,7 @@
 # Expected, with tools: GSM8K 59.4, MATH 40.6 (table 2); from the CLM baseline 51.4 / 38.4.
 #
 #   bash runs/rho_math_1b_interpreter.sh                                            # from the published Rho-1-Math-1B
-#   BASE=out/rho_math_1b/slm-k0.6 bash runs/rho_math_1b_interpreter.sh              # from your own
+#   BASE=out/rho_math_1b/slm-k0.6-15B bash runs/rho_math_1b_interpreter.sh              # from your own
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . runs/common.sh

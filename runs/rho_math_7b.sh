@@ -14,6 +14,7 @@ BASE=mistralai/Mistral-7B-v0.1                          # paper: Mistral-7B
 WINDOW=$(pick 4096 128)                                 # of the reference: paper; of the student: our choice, the same
 BATCH=$(pick 256 8) MICRO=${MICRO:-$(pick 1 4)}         # paper: 1M tokens a step; micro-batches are ranked on their own
 SHARD=$(pick "--parallel fsdp --checkpointing" "")      # ours: 7B in fp32 with AdamW are 116 GB
+RUN=slm-k$K-$(amount $TOKENS)
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 WARMUP=$(pick 200 2)                                    # not stated, our choice; so are AdamW (0.9, 0.95), decay 0.1, clip 1
 
@@ -41,6 +42,6 @@ fi
 # 3. The student: 2e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin --steps $STEPS --lr 2e-5 \
     --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA --snapshots $(pick 15 1) $SHARD \
-    --out $O/slm-k$K --resume
+    --out $O/$RUN --resume
 # 4. The nine tasks.
-run $LAUNCH eval_math.py --model $O/slm-k$K --tasks $TASKS $EVAL
+run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

@@ -3,7 +3,7 @@
 # Expected, with tools: GSM8K 81.3, MATH 51.8 (table 2); from the CLM baseline 77.5 / 48.4.
 #
 #   bash runs/rho_math_7b_interpreter.sh                                            # from the published Rho-1-Math-7B
-#   BASE=out/rho_math_7b/slm-k0.7 bash runs/rho_math_7b_interpreter.sh              # from your own
+#   BASE=out/rho_math_7b/slm-k0.7-15B bash runs/rho_math_7b_interpreter.sh              # from your own
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . runs/common.sh

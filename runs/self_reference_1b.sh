@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 K=${K:-0.6}                                             # paper: 60 %; applies to each of the two cut-offs
 TOKENS=${TOKENS:-$(pick 5000000000 16384)}              # not in our notes; our choice, as in the paper's ablations
+D=$D/$(amount $TOKENS) O=$O/$(amount $TOKENS) RUN=slm-k$K
 BASE=TinyLlama/TinyLlama_v1.1
 WINDOW=$(pick 2048 128) BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}
 TASKS=$(pick "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat" "gsm8k")
@@ -23,10 +24,10 @@ if [ "$K" != 1.0 ]; then
     run $LAUNCH score.py --model $O/clm --data $D/corpus --seq-len $WINDOW --batch-size $(pick 16 8) --entropy \
         --out $O/ref_loss.bin --resume
     # 3. The student, from the base.
-    run $LAUNCH train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin --out $O/slm-k$K
+    run $LAUNCH train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin --out $O/$RUN
 fi
 # 4. Both.
 run $LAUNCH eval_math.py --model $O/clm --tasks $TASKS $EVAL
 if [ "$K" != 1.0 ]; then
-    run $LAUNCH eval_math.py --model $O/slm-k$K --tasks $TASKS $EVAL
+    run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL
 fi

@@ -19,4 +19,4 @@ trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-8}" --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
     --rdzv-endpoint "$head:29500" "${STAGE:-train_slm.py}" --resume "$@" &
-wait
+wait $!                                                 # its exit code is the job's

@@ -25,7 +25,7 @@ def test_shapes_have_the_published_numbers_of_parameters():
     (1.1e9, 15e9, 3.5, 0.248), (1.1e9, 50e9, 12, 0.241), (7.24e9, 15e9, 18, 0.318), (1.1e9, 80e9, 19, 0.244)])
 def test_the_papers_hours_as_mfu(parameters, tokens, hours, mfu):
     """6 N D over GPU seconds times 989 TFLOP/s; and planning at the MFU that also counts attention gives the hours back."""
-    assert plan.implied_mfu(parameters, tokens, 32, hours) == pytest.approx(mfu, abs=0.0006)
+    assert 6 * parameters * tokens / (32 * hours * 3600 * 989e12) == pytest.approx(mfu, abs=0.0006)
     name, config, seq_len = ("TinyLlama/TinyLlama_v1.1", TINYLLAMA, 2048) if parameters < 2e9 else (
         "mistralai/Mistral-7B-v0.1", MISTRAL, 4096)
     batch = 2 ** 20 // seq_len
@@ -80,7 +80,9 @@ def test_what_does_not_fit_gets_the_smallest_change():
 @pytest.mark.parametrize("command, message", [
     (TRAIN.format("TinyLlama/TinyLlama_v1.1", 2048, 500, 1, ""), "not shared out evenly"),
     ("train_slm.py --init TinyLlama/TinyLlama_v1.1 --data e --out o", "--tokens e=N"),
-    ("train_slm.py --no-such-flag 1", "does not take these flags")])
+    ("train_slm.py --no-such-flag 1", "does not take these flags"), ("train_ref.py --data d", "wanted a --init"),
+    ("score.py --data d", "wanted a --model"), ("train_ref.py --data d --init scratch --batch-size 0", "--batch-size: got 0"),
+    ("train_ref.py --data d --init scratch --n-head 0", "--n-head: got 0")])
 def test_refused_in_one_line(command, message, capsys):
     with pytest.raises(UserError, match=message):
         planned(command)

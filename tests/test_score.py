@@ -106,7 +106,7 @@ def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
 @pytest.mark.parametrize("change, message", [
     ("--batch-size 0", "--batch-size: got 0, wanted at least 1"), ("--model nowhere", "nowhere"),
     ("--data nowhere", "nowhere is not a folder"), ("--device cuda", "sees no CUDA device"),
-    ("--device tpu9", "not a device that PyTorch knows")])
+    ("--device tpu9", "not a device that the kit runs on")])
 def test_bad_arguments_are_one_line(stage, inputs, change, message):
     code, _, err = stage(score, ARGS + " " + change)
     assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err

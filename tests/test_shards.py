@@ -27,6 +27,7 @@ from conftest import ROOT
 from data import TokenSet
 from files import UserError
 from test_prepare import documents, prepared, run_forked, same_files
+from tools import decontaminate
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,13 @@ def test_every_published_format(online, words, tmp_path, capsys, name):
     else:
         mask = tokens.loss_mask[:len(ids) + 1].astype(bool)
         assert tokenizer.decode(np.array(ids)[mask[:-1]]) == learnt.format(**fill) and mask[-1]
-    assert not (tmp_path / "out/shard").exists()
+    assert not (tmp_path / "out" / shards.FOLDER).exists()
+
+
+def test_an_input_beside_the_instruction_belongs_to_the_prompt():
+    assert records.guess({"instruction", "input", "output"}) == ("pair", ["instruction", "input", "output"])
+    assert records.document("pair", ["instruction", "input", "output"], ["Add.", "2 and 3", "5"]) == ["Add.\n2 and 3\n", "5"]
+    assert records.document("pair", ["instruction", "input", "output"], ["Add 2 and 3.", "", "5"]) == ["Add 2 and 3.\n", "5"]
 
 
 def test_pairs_are_masked_where_asked_for(online, words, tmp_path):
@@ -191,7 +198,32 @@ def test_arrays_are_read_in_blocks(tmp_path, words, monkeypatch, block):
         prepared(tmp_path / "cut", "--source", path, "--tokenizer", words)
 
 
+def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch):
+    """Neither prepare.py nor tools.decontaminate deletes what lies in or beside --out."""
+    (tmp_path / "out/shard").mkdir(parents=True)
+    mine = [tmp_path / "out/shard/thesis.txt", tmp_path / "out/tokens.bin", tmp_path / "hub.json"]
+    for path in mine:
+        path.write_text("years of work")
+    with pytest.raises(UserError, match="holds tokens.bin, but is not a token set"):
+        prepared(tmp_path / "out", "--source", "hf:open-web-math/open-web-math", "--tokenizer", words)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decontaminate.tasks, "load", lambda name, data_dir: [
+        decontaminate.tasks.Example(0, "one two three four five six seven eight nine", "", "", "", {})])
+    for flags in ([], ["--out", "clean.jsonl"]):
+        decontaminate.main(["--source", "hf:open-web-math/open-web-math", "--tasks", "gsm8k", *flags])
+    assert all(path.read_text() == "years of work" for path in mine)
+    assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == 180
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hub") == ["clean.jsonl", "hub.json", "out"]
+
+
 # --- mixtures
+
+@pytest.mark.parametrize("weights, message", [("nan 1", "a weight above 0"), ("inf 1", "a weight above 0"),
+                                              ("1 100", "less than a token")])
+def test_a_mixture_that_cannot_be(online, words, tmp_path, weights, message):
+    with pytest.raises(UserError, match=message):
+        prepared(tmp_path / "out", "--source", "hf:cerebras/SlimPajama-627B", "hf:bigcode/starcoderdata", "--tokenizer", words,
+                 "--mix", *weights.split(), "--max-tokens", 10)
 
 def test_a_mixtures_proportions_are_exact_for_any_number_of_workers(online, words, tmp_path):
     names = ["hf:cerebras/SlimPajama-627B", "hf:bigcode/starcoderdata", "hf:open-web-math/open-web-math"]
@@ -244,7 +276,7 @@ def test_killed_three_times_it_ends_identical_and_reads_no_finished_shard_again(
         process.join()
         marks.append(marked())
     at = json.loads((out / "progress.json").read_text())["state"]["source"]
-    shutil.rmtree(out / "shard")
+    shutil.rmtree(out / shards.FOLDER)
     fetched.clear()
     prepared(out, *flags)       # in this process: what it fetches is seen
     assert marks == sorted(marks) and marks[-1] >= 90_000

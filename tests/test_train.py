@@ -177,7 +177,7 @@ def test_loss_mask_makes_it_fine_tuning(stage, vocabulary, inputs):
     write_set(inputs / "f", vocabulary, 640, loss_mask=mask)
     assert stage(train_ref, f"--data f --init m --out a {TINY} --steps 2 --eval-every 0")[0] == 0
     record = log(inputs / "a")[-1]
-    assert record["tokens_seen"] == record["tokens_selected"] == 2 * 16
+    assert record["tokens_seen"] == 2 * 64 and record["tokens_selected"] == 2 * 16
 
 
 def test_learns_and_writes_a_folder_that_transformers_opens(stage, inputs):
@@ -260,11 +260,31 @@ def test_run_folders(stage, inputs):
     ("--data nowhere", "nowhere is not a folder"), ("--init nowhere", "nowhere"), ("--val nowhere", "nowhere"),
     ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"), ("--seq-len 0", "--seq-len: got 0"),
     ("--seq-len 32", "has windows of 16, this run has 32; score again"), ("--clip -1", "--clip: got -1.0"),
-    ("--init scratch --n-head 5", "--n-head 5")])
+    ("--init scratch --n-head 5", "--n-head 5"), ("--init scratch --n-head 0", "--n-head: got 0"),
+    ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"), ("--seed -1", "--seed: got -1"),
+    ("--threads -1", "--threads: got -1"), ("--device meta", "not a device that the kit runs on"),
+    ("--dtype bfloat16", "has the precision float32, this run has bfloat16; score again")])
 def test_bad_arguments_are_one_line(stage, scored, flags, message):
     code, _, err = stage(train_slm, f"{SLM} --out a {'' if '--steps' in flags else '--steps 2'} {flags}")
     assert code == 2 and message in err, err
     assert len(err.strip().splitlines()) == 1 and not (scored / "a").exists()
+
+
+def test_without_a_start_or_with_endless_epochs(stage, inputs):
+    for flags, message in (("", "--init: got None"), ("--init m --epochs inf", "--epochs: got inf")):
+        code, _, err = stage(train_ref, f"--data d --out a {TINY} {flags}")
+        assert code == 2 and message in err and not (inputs / "a").exists()
+
+
+def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
+    """Out of memory at the first step: the advice is a smaller micro-batch, so the folder must not hold that against one."""
+    (inputs / "a").mkdir()
+    assert stage(train_ref, f"--data d --init m --out b {TINY} --steps 2")[0] == 0
+    shutil.copy(inputs / "b/args.json", inputs / "a/args.json")
+    code, _, err = stage(train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1")
+    assert code == 2 and "--resume" in err
+    assert stage(train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1 --resume")[0] == 0
+    assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
 
 
 def test_losses_of_another_corpus_or_length_are_refused(stage, scored, vocabulary):

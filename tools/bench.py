@@ -61,6 +61,9 @@ def arguments(argv=None):
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # a row, in this process alone
     args = parser.parse_args(argv)
+    for flag, ok in (("repeats", args.repeats > 0), ("k", 0 < args.k <= 1), ("sizes", min(args.sizes) > 0)):
+        if not ok:
+            raise UserError(f"--{flag}: got {getattr(args, flag)}, wanted " + ("0 < k <= 1" if flag == "k" else "at least 1"))
     *_, seq_len, batch_size = PRESETS[args.preset]
     args.seq_len, args.batch_size = args.seq_len or seq_len, args.batch_size or batch_size
     args.vocab_size = args.vocab_size or PRESETS[args.preset][0]

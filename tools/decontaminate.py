@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import re
+import tempfile
 import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -107,8 +108,12 @@ def arguments(argv=None):
 def main(argv=None):
     args = arguments(argv)
     check = Decontaminator.of_tasks(args.tasks, args.data_dir)
-    todo = sources.find(args.source, "text" if args.text_field else None, [args.text_field], args.skip_bad,
-                        Path(args.out or "data").parent)
+    with tempfile.TemporaryDirectory(dir=Path(args.out).parent if args.out else None) as folder:    # of a hub's shard
+        run(args, check, folder)
+
+
+def run(args, check, folder):
+    todo = sources.find(args.source, "text" if args.text_field else None, [args.text_field], args.skip_bad, folder)
     if any(source["type"] == "set" for source in todo):
         raise UserError("tools.decontaminate: reads text; a token set is made again with prepare.py --decontaminate")
     if args.out:

@@ -33,6 +33,8 @@ class Line:
             if not (folder / "summary.json").exists():
                 raise UserError(f"--run: {folder} is not finished; go on with --resume")
         self.summaries = [read_json(folder / "summary.json", "run") for folder in self.folders]
+        if any(summary["val_loss"] is None for summary in self.summaries):
+            raise UserError(f"--run: {self.label} has no validation loss; train with --val")
         self.logs = [records(folder) for folder in self.folders]
         self.costs = [cost(*each, references) for each in zip(self.folders, self.saved, range(len(self.folders)))]
 

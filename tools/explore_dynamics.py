@@ -46,8 +46,8 @@ def main(args):
     env = Env(args)
     saved = explore_run.run_arguments(args.run)
     data, T = TokenSet(args.data), saved["seq_len"]
-    if args.tokens < 1:
-        raise UserError(f"--tokens: got {args.tokens}, wanted at least 1")
+    if args.tokens < 1 or args.examples < 0:
+        raise UserError(f"--tokens {args.tokens} --examples {args.examples}: wanted at least 1, and 0 or more")
     models = explore_run.snapshots(args.run)
     if len(models) < 2:
         raise UserError(f"--run: {args.run} has {len(models)} snapshot, wanted at least 2; train with --snapshots 12")

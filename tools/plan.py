@@ -28,6 +28,7 @@ import prepare
 import score
 import train_ref
 import train_slm
+import training
 from files import UserError, cli, read_json
 from model import Config
 from tools.plan_memory import counts, memory
@@ -86,7 +87,14 @@ def stage_of(words):
     name, argv = Path(words[at]).name, words[at + 1:]
     saved, sys.argv = sys.argv, [words[at], *argv]
     try:
-        return name, prepare.arguments(argv) if name == "prepare.py" else STAGES[name].arguments()
+        args = prepare.arguments(argv) if name == "prepare.py" else STAGES[name].arguments()
+        for flag in ("data", "init" if hasattr(args, "init") else "model"):
+            if name != "prepare.py" and not getattr(args, flag):
+                raise UserError(f"{' '.join(words[at:])[:200]}: wanted a --{flag}")
+        if hasattr(args, "init"):
+            args.out = args.out or "(no --out)"
+            training.check_arguments(args)
+        return name, args
     except SystemExit:
         raise UserError(f"{' '.join(words[at:])[:200]}: {name} does not take these flags (see above)") from None
     finally:
@@ -113,7 +121,7 @@ class Plan:
         """The model that a stage works on."""
         name = getattr(args, "model", None) or args.init
         if name == "scratch":
-            return Config(args.vocab_size if hasattr(args, "vocab_size") else 32000, args.d_model,
+            return Config(32000, args.d_model,
                           args.d_ff or max(16, args.d_model * 8 // 3 // 16 * 16), args.n_layer, args.n_head,
                           args.n_kv_head or args.n_head, tie_word_embeddings=True)
         if name not in self.models:
@@ -203,11 +211,6 @@ def flops_per_token(config, seq_len):
     return 6.0 * n + 12.0 * config.num_hidden_layers * width * min(seq_len, config.sliding_window or seq_len)
 
 
-def implied_mfu(parameters, tokens, gpus, hours, peak=GPUS["h100"][0]):
-    """The share of peak that a published duration means, counted as 6 N D."""
-    return 6.0 * parameters * tokens / (gpus * hours * 3600 * peak)
-
-
 def show(plan, args):
     print(f"{args.n_gpus} x {args.gpu}, {plan.bytes / 1e9:.0f} GB each; MFU {args.mfu:.0%} and "
           f"{args.price_per_hour:g} per GPU hour are assumptions\n")
@@ -240,10 +243,16 @@ def main(argv=None):
         name, _, number = item.partition("=")
         try:
             tokens[name] = int(float(number))
-        except ValueError:
+        except (ValueError, OverflowError):
             raise UserError(f"--tokens {item}: wanted SET=N, such as data/owm=14e9") from None
     plan = Plan(args.gpu, args.n_gpus, args.mfu, args.price_per_hour, tokens)
-    for words in [*(commands_of(args.recipe, args.n_gpus) if args.recipe else []), *map(shlex.split, args.command)]:
+    try:
+        given = [shlex.split(command) for command in args.command]
+    except ValueError as error:
+        raise UserError(f"--command: {error}") from None
+    if [] in given:
+        raise UserError("--command: got an empty one, wanted a stage and its flags")
+    for words in [*(commands_of(args.recipe, args.n_gpus) if args.recipe else []), *given]:
         plan.add(words)
     show(plan, args)
 
