@@ -178,7 +178,7 @@ def evaluate(task, args, env, folder, model_hash, out, tokenizer, model):
                        with_tools(decoder, {i: prompts[i] for i in mine}, lambda text: encode_prompt(tokenizer, text),
                                   args.strict_sandbox))
             texts |= keep(answers, out, name, settings, grader, env, len(mine), len(examples) - len(todo))
-            env.barrier()
+            env.wait()
         if env.main:
             for i, text in read_answers(out, name).items() if todo else ():
                 if i < len(examples) and i not in texts:

@@ -353,6 +353,15 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
 
 
 @pytest.mark.slow
+def test_compiled_blocks_under_ddp(scored):
+    """What the recipes do on GPUs: each block compiled, DDP around it, another number of kept tokens in each step."""
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 2 --scope sequence"
+    for run in [launch(f"{args} --out one", scored), launch(f"{args} --out ranks2 --compile on", scored, ranks=2)]:
+        finish(run)
+    assert distance(scored / "one", scored / "ranks2") < 1e-5
+
+
+@pytest.mark.slow
 def test_bfloat16_moments_under_fsdp(scored):
     args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel fsdp --moments bfloat16"
     for run in [launch(f"{args} --out one", scored), launch(f"{args} --out ranks2", scored, ranks=2)]:
