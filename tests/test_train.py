@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -378,12 +379,15 @@ def test_killed_on_two_ranks_goes_on_with_any_number(scored, parallel):
     """The same windows in the same order, however many ranks go on: the result is that of one rank, to rounding."""
     args = f"train_slm.py {SLM} --steps 60 --save-every 5 --micro-batch-size 1 --parallel {parallel} --scope batch"
     whole = launch(f"{args} --out whole", scored)
-    process = launch(f"{args} --out cut", scored, ranks=2, start_new_session=True)
+    process = launch(f"{args} --out cut", scored, ranks=2)
     path, target = scored / "cut/log.jsonl", random.Random(parallel).randrange(10, 40)
     while not path.exists() or path.read_text().count("\n") < target:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()  # in sessions of their own
+    assert len(workers) == 2
+    for pid in [process.pid, *map(int, workers)]:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
     finish(whole)
     assert (scored / "cut/train_state.pt").exists() and not (scored / "cut/summary.json").exists()
