@@ -161,11 +161,13 @@ def test_report_is_computed_from_the_logs(tmp_path):
     write_run(out / "clm-lr2e-3-seed0", 2e-3, 0, [(1000, 4.6), (2000, 4.1)], 4.5)
     write_run(out / "slm-lr2e-3-seed0", 2e-3, 0, [(1000, 4.2), (1500, None), (2000, 3.8)], 3.75)
     write_run(out / "random-lr2e-3-seed0", 2e-3, 0, [(1000, 4.7), (2000, 4.3)], 4.5)
+    write_run(out / "slm-k0.4-lr2e-3-seed0", 2e-3, 0, [(1000, 4.1), (2000, 3.9)], 3.75)
     text = real_text.report(data, out, ["1e-3", "2e-3"], ["0"])
     rows = {tuple(c.strip() for c in line.split("|")[1:3]): [c.strip() for c in line.split("|")[4:-1]]
             for line in text.splitlines() if line.startswith("|")}
     # half-way between 4.2 and 3.8 lies CLM's best, 4.0: 1,500 tokens; 500 of the reference and 3,000 / 3 of scoring
     assert rows["SLM, k = 0.6", "0.002"] == ["3.800", "3.750", "2,000", "1,500", "3,000"]
+    assert rows["SLM, k = 0.4", "0.002"] == ["3.900", "3.750", "2,000", "1,500", "3,000"]
     assert rows["CLM, every token", "0.001"] == ["4.000", "4.250", "2,000", "2,000", "2,000"]
     assert rows["CLM, every token", "0.002"] == ["4.100", "4.500", "2,000", "-", "-"]
     assert rows["random 60 %", "0.002"] == ["4.300", "4.500", "2,000", "-", "-"]
