@@ -196,7 +196,8 @@ class Plan:
         for how, moments, checkpointing, head, size in choices:  # the cheapest change first
             if need(size, head, moments, checkpointing, how)[1] <= self.bytes:
                 changes = {f"--micro-batch-size {size}": size != micro, f"--head {head}": head != args.head,
-                           f"--moments {moments}": moments != args.moments, "--checkpointing": checkpointing != args.checkpointing, f"--parallel {how}": how != args.parallel}
+                           f"--moments {moments}": moments != args.moments,
+                           "--checkpointing": checkpointing != args.checkpointing, f"--parallel {how}": how != args.parallel}
                 row["change"] = " ".join(flag for flag, changed in changes.items() if changed)
                 return
         states = 12 * row["parameters"]
