@@ -125,7 +125,8 @@ def train(args, env, run, data, val, loader, model, tokenizer_from):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read(), "grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
+        record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read(), "grad_norm": grad_norm,
+                  "lr": optimizer.param_groups[0]["lr"]}
         seconds, done = time.perf_counter() - started, step + 1
         if val and (done == args.steps or args.eval_every and done % args.eval_every == 0):
             record.update(training.validate(student, val, args, env))

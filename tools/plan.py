@@ -91,8 +91,8 @@ def stage_of(words):
         for flag in ("data", "init" if hasattr(args, "init") else "model"):
             if name != "prepare.py" and not getattr(args, flag):
                 raise UserError(f"{' '.join(words[at:])[:200]}: wanted a --{flag}")
+        args.out = args.out or "(no --out)"
         if hasattr(args, "init"):
-            args.out = args.out or "(no --out)"
             training.check_arguments(args)
         return name, args
     except SystemExit:
@@ -140,7 +140,7 @@ class Plan:
         self.rows.append(row)
         if args is None:
             return
-        row["out"] = args.out or "(no --out)"
+        row["out"] = args.out
         if name == "prepare.py":
             if args.max_tokens:
                 self.sets[args.out] = args.max_tokens

@@ -129,8 +129,8 @@ def memory(config, micro_batch, seq_len, ranks=1, parallel="ddp", accumulate=Fal
     n, outer, block = counts(config)
     trunk, early, peak = step_bytes(config, micro_batch, seq_len, bf16=bf16, accumulate=accumulate, **settings)
     cast, held = 2 * (n - outer) * bf16, 4 * n * accumulate
-    parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": (4 if moments == "bfloat16" else 8) * n, "activations": trunk - cast - held, "cast": cast,
-             "head": early - trunk, "ranks": 0}
+    parts = {"weights": 4 * n, "gradients": 4 * n, "optimiser": (4 if moments == "bfloat16" else 8) * n,
+             "activations": trunk - cast - held, "cast": cast, "head": early - trunk, "ranks": 0}
     if ranks > 1 and parallel == "ddp":
         parts["ranks"] = 4 * n
     elif ranks > 1:  # FSDP2 as runtime.wrap does it: embedding, norm and head stay gathered in a step, and two blocks
