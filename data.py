@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from files import UserError, read_json, write_atomic
+from common.errors import UserError
+from common.files import read_json, write_atomic
 
 FORMAT = 1
 BLOCK = 1 << 20  # bytes read at a time when a whole file is hashed
@@ -58,11 +59,15 @@ class TokenSet:
     def __init__(self, folder, verify=False):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(f"token set: {folder} is not a folder; make one with prepare.py --out {folder}")
+            raise UserError(
+                f"token set: {folder} is not a folder; make one with prepare.py --out {folder}"
+            )
         self.meta = read_json(self.folder / "meta.json", "token set")
         if self.meta.get("format") != FORMAT:
-            raise UserError(f"token set: {folder}/meta.json has format {self.meta.get('format')!r}, "
-                            f"this kit reads {FORMAT}; make it again with prepare.py")
+            raise UserError(
+                f"token set: {folder}/meta.json has format {self.meta.get('format')!r}, "
+                f"this kit reads {FORMAT}; make it again with prepare.py"
+            )
         self.count, self.vocab_size = self.meta["count"], self.meta["vocab_size"]
         self.hash, self.tokenizer_hash = self.meta["sha256"], self.meta["tokenizer"]
         self.kinds = self.meta.get("kinds")
@@ -70,9 +75,15 @@ class TokenSet:
         self.loss_mask = self._open("loss_mask.bin", np.uint8, optional=True)
         self.kind = self._open("kind.bin", np.uint8, optional=True)
         path = self.folder / "tokens.bin"
-        if file_hash(path, sampled=True) != self.meta["sample_sha256"] or verify and file_hash(path) != self.hash:
-            raise UserError(f"token set: {path} is not the file that meta.json describes (its sha256 differs); "
-                            f"make it again with prepare.py")
+        if (
+            file_hash(path, sampled=True) != self.meta["sample_sha256"]
+            or verify
+            and file_hash(path) != self.hash
+        ):
+            raise UserError(
+                f"token set: {path} is not the file that meta.json describes (its sha256 differs); "
+                f"make it again with prepare.py"
+            )
 
     def _open(self, name, dtype, optional=False):
         path, dtype = self.folder / name, np.dtype(dtype)
@@ -82,14 +93,18 @@ class TokenSet:
             raise UserError(f"token set: {path} does not exist; make it again with prepare.py")
         size, wanted = path.stat().st_size, self.count * dtype.itemsize
         if size != wanted:
-            raise UserError(f"token set: {path} has {size} bytes, meta.json says {self.count} tokens = {wanted} bytes; "
-                            f"it was cut or replaced, make it again with prepare.py")
+            raise UserError(
+                f"token set: {path} has {size} bytes, meta.json says {self.count} tokens = {wanted} bytes; "
+                f"it was cut or replaced, make it again with prepare.py"
+            )
         return np.memmap(path, dtype, "r") if size else np.empty(0, dtype)
 
     def n_windows(self, seq_len):
         """How many windows there are; the last one is padded. A set shorter than a window is one padded window."""
         if self.count < 2:
-            raise UserError(f"token set: {self.folder} has {self.count} tokens and so no target; prepare more text")
+            raise UserError(
+                f"token set: {self.folder} has {self.count} tokens and so no target; prepare more text"
+            )
         return -(-(self.count - 1) // seq_len)
 
     def batch(self, windows, seq_len):
@@ -111,7 +126,11 @@ class TokenSet:
 
     def labels(self, windows, seq_len):
         """The kind of each target, (B, T) int64, or None. For reporting only."""
-        return None if self.kind is None else self.cut(self.kind, windows, seq_len, fill=0, dtype=np.int64)
+        return (
+            None
+            if self.kind is None
+            else self.cut(self.kind, windows, seq_len, fill=0, dtype=np.int64)
+        )
 
     def cut(self, array, windows, seq_len, fill, shift=1, dtype=None):
         """Rows array[wT + shift : wT + shift + T] of a per-token array, (B, T), padded with `fill` at the end."""
@@ -151,7 +170,9 @@ class Loader:
     def micro_batches(self, step, micro_batch_size):
         """The step's windows as a list of micro-batches over all ranks, the same list for any number of ranks."""
         windows = self.windows(step)
-        return [windows[i : i + micro_batch_size] for i in range(0, self.batch_size, micro_batch_size)]
+        return [
+            windows[i : i + micro_batch_size] for i in range(0, self.batch_size, micro_batch_size)
+        ]
 
 
 class TokenSetWriter:
@@ -168,17 +189,24 @@ class TokenSetWriter:
         settings); a partial result of another plan is started over."""
         self.folder, self.vocab_size, self.plan = Path(folder), vocab_size, plan
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.dtypes = {name: token_dtype(vocab_size) if name == "tokens" else np.dtype(np.uint8) for name in arrays}
+        self.dtypes = {
+            name: token_dtype(vocab_size) if name == "tokens" else np.dtype(np.uint8)
+            for name in arrays
+        }
         self.count, self.state = 0, None
-        for name in arrays:     # killed inside `finish`, after the renaming began
-            if (self.folder / self.NAMES[name]).exists() and not (self._partial(name).exists()
-                                                                  or (self.folder / "meta.json").exists()):
+        for name in arrays:  # killed inside `finish`, after the renaming began
+            if (self.folder / self.NAMES[name]).exists() and not (
+                self._partial(name).exists() or (self.folder / "meta.json").exists()
+            ):
                 os.replace(self.folder / self.NAMES[name], self._partial(name))
         progress = self.folder / "progress.json"
         if progress.exists():
             saved = read_json(progress, "progress of an unfinished token set")
-            whole = all(path.exists() and path.stat().st_size >= saved["count"] * self.dtypes[name].itemsize
-                        for name in arrays for path in [self._partial(name)])
+            whole = all(
+                path.exists() and path.stat().st_size >= saved["count"] * self.dtypes[name].itemsize
+                for name in arrays
+                for path in [self._partial(name)]
+            )
             if whole and saved["plan"] == json.loads(json.dumps(plan)):
                 self.count, self.state = saved["count"], saved["state"]
         self.files = {}
@@ -204,8 +232,10 @@ class TokenSetWriter:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
-        write_atomic(self.folder / "progress.json", json.dumps(
-            {"plan": self.plan, "count": self.count, "state": state}))
+        write_atomic(
+            self.folder / "progress.json",
+            json.dumps({"plan": self.plan, "count": self.count, "state": state}),
+        )
 
     def finish(self, **meta):
         """Close the set. `meta`: tokenizer (hash), sources, seed, kinds ... Returns the TokenSet."""
@@ -215,9 +245,21 @@ class TokenSetWriter:
             file.close()
             os.replace(self._partial(name), self.folder / self.NAMES[name])
         path = self.folder / "tokens.bin"
-        write_atomic(self.folder / "meta.json", json.dumps({
-            "format": FORMAT, "count": self.count, "dtype": self.dtypes["tokens"].str, "vocab_size": self.vocab_size,
-            **meta, "sha256": file_hash(path), "sample_sha256": file_hash(path, sampled=True)}, indent=1))
+        write_atomic(
+            self.folder / "meta.json",
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "count": self.count,
+                    "dtype": self.dtypes["tokens"].str,
+                    "vocab_size": self.vocab_size,
+                    **meta,
+                    "sha256": file_hash(path),
+                    "sample_sha256": file_hash(path, sampled=True),
+                },
+                indent=1,
+            ),
+        )
         (self.folder / "progress.json").unlink(missing_ok=True)
         return TokenSet(self.folder)
 
@@ -225,8 +267,11 @@ class TokenSetWriter:
 def entropy_path(ref_loss):
     """Where score.py --entropy puts the entropies that belong to a file of losses."""
     path = Path(ref_loss)
-    return path.with_name(path.name.replace("ref_loss", "ref_entropy") if "ref_loss" in path.name else
-                          path.stem + ".entropy" + path.suffix)
+    return path.with_name(
+        path.name.replace("ref_loss", "ref_entropy")
+        if "ref_loss" in path.name
+        else path.stem + ".entropy" + path.suffix
+    )
 
 
 class Stored:
@@ -240,24 +285,35 @@ class Stored:
     def __init__(self, ref_loss, token_set, seq_len, entropy=False, dtype=None):
         """`ref_loss`: the file of losses; with `entropy` the entropies that were stored with them are opened. `dtype`: the
         precision that the student computes in ("float32", "bfloat16"), where it has to be the reference's."""
-        self.path, self.seq_len, self.set = entropy_path(ref_loss) if entropy else Path(ref_loss), seq_len, token_set
+        self.path, self.seq_len, self.set = (
+            entropy_path(ref_loss) if entropy else Path(ref_loss),
+            seq_len,
+            token_set,
+        )
         if not self.path.exists():
-            raise UserError(f"reference losses: {self.path} does not exist; make it with score.py --out {ref_loss}"
-                            f"{' --entropy' * entropy}")
+            raise UserError(
+                f"reference losses: {self.path} does not exist; make it with score.py --out {ref_loss}"
+                f"{' --entropy' * entropy}"
+            )
         self.meta = meta = read_json(Path(ref_loss).with_suffix(".json"), "reference losses")
         again = f"score again: score.py --data {token_set.folder} --seq-len {seq_len} --out {ref_loss} --overwrite"
         for what, got, wanted in (
-                ("losses of token set", meta.get("data"), token_set.hash),
-                ("a length of", meta.get("count"), token_set.count),
-                ("a size in bytes of", self.path.stat().st_size, 2 * token_set.count),
-                ("windows of", meta.get("seq_len"), seq_len),
-                ("the precision", meta.get("dtype"), dtype or meta.get("dtype"))):
+            ("losses of token set", meta.get("data"), token_set.hash),
+            ("a length of", meta.get("count"), token_set.count),
+            ("a size in bytes of", self.path.stat().st_size, 2 * token_set.count),
+            ("windows of", meta.get("seq_len"), seq_len),
+            ("the precision", meta.get("dtype"), dtype or meta.get("dtype")),
+        ):
             if got != wanted:
-                raise UserError(f"reference losses: {self.path} has {what} {got}, this run has {wanted}; {again}"
-                                + f" --dtype {wanted}" * (what == "the precision"))
+                raise UserError(
+                    f"reference losses: {self.path} has {what} {got}, this run has {wanted}; {again}"
+                    + f" --dtype {wanted}" * (what == "the precision")
+                )
         if meta["n_scored"] != token_set.n_windows(seq_len):
-            raise UserError(f"reference losses: {self.path} holds {meta['n_scored']} of {token_set.n_windows(seq_len)} "
-                            f"windows, scoring was interrupted; go on with score.py ... --resume")
+            raise UserError(
+                f"reference losses: {self.path} holds {meta['n_scored']} of {token_set.n_windows(seq_len)} "
+                f"windows, scoring was interrupted; go on with score.py ... --resume"
+            )
         self.values = np.memmap(self.path, "<f2", "r")
 
     def batch(self, windows, valid):
@@ -266,6 +322,8 @@ class Stored:
         missing = np.isnan(out) & valid
         if missing.any():
             row, column = np.argwhere(missing)[0]
-            raise UserError(f"reference losses: {self.path} has no value for {missing.sum()} targets of this batch, the "
-                            f"first is token {windows[row] * self.seq_len + 1 + column}; score again with --overwrite")
+            raise UserError(
+                f"reference losses: {self.path} has no value for {missing.sum()} targets of this batch, the "
+                f"first is token {windows[row] * self.seq_len + 1 + column}; score again with --overwrite"
+            )
         return np.where(valid, out, 0)

@@ -20,81 +20,133 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-import runtime  # first: it sets how torch's threads wait
+from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 from tqdm import tqdm
 
-import grading
-import hub
-import report
-import tasks
-import weights
-from files import UserError, cli, read_json, write_atomic
-from generate import Decoder, common_prefix, encode_prompt, stop_strings
-from sandbox import Sandbox, program_of, result_text
-from tokenizer import Tokenizer
+from common.errors import UserError, cli
+from common.files import read_json, write_atomic
+from evaluation import grading, tasks
+from evaluation import results as report
+from evaluation.generate import Decoder, common_prefix, encode_prompt, stop_strings
+from evaluation.sandbox import Sandbox, program_of, result_text
+from hf import checkpoint, downloads
+from hf.tokenizer import Tokenizer
 
-MAX_CALLS = 4                   # of the interpreter, per problem
-NEW_TOKENS = {"demo": 48}       # else 1,024: per call of the model
-IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")  # what decides the answers
+MAX_CALLS = 4  # of the interpreter, per problem
+NEW_TOKENS = {"demo": 48}  # else 1,024: per call of the model
+IDENTITY = (
+    "model_hash",
+    "prompt_hash",
+    "mode",
+    "dtype",
+    "max_new_tokens",
+)  # what decides the answers
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     group = parser.add_argument_group("input")
     group.add_argument("--model", help="model to evaluate (folder or hub id)")
     group.add_argument("--revision", help="revision of a hub id")
-    group.add_argument("--tasks", nargs="+", default=["demo"], metavar="NAME",
-                       help=f"which test sets (default: demo): {' '.join(tasks.TASKS)}")
-    group.add_argument("--data-dir", help="folder with eval/ and prompts/ (default: download them); "
-                                          "for demo the folder of test.jsonl (default: data/demo)")
+    group.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["demo"],
+        metavar="NAME",
+        help=f"which test sets (default: demo): {' '.join(tasks.TASKS)}",
+    )
+    group.add_argument(
+        "--data-dir",
+        help="folder with eval/ and prompts/ (default: download them); "
+        "for demo the folder of test.jsonl (default: data/demo)",
+    )
     group.add_argument("--limit", type=int, help="only the first so many problems of each task")
-    group.add_argument("--regrade", metavar="FILE", help="grade this file of generations again, for the one task named")
+    group.add_argument(
+        "--regrade",
+        metavar="FILE",
+        help="grade this file of generations again, for the one task named",
+    )
     group = parser.add_argument_group("decoding")
-    group.add_argument("--mode", default="cot", choices=list(tasks.STOP),
-                       help="cot: few-shot chain of thought; tool: zero-shot, the model's Python is run")
-    group.add_argument("--max-new-tokens", type=int, help="per call of the model (default: 1024; demo: 48)")
-    group.add_argument("--batch-tokens", type=int, help="tokens in the KV cache, rows times their length "
-                                                        "(default: what 1 GB holds, on a GPU 40%% of the free memory)")
-    group.add_argument("--strict-sandbox", action="store_true",
-                       help="tool: refuse to run programs where the system cannot enforce every limit")
+    group.add_argument(
+        "--mode",
+        default="cot",
+        choices=list(tasks.STOP),
+        help="cot: few-shot chain of thought; tool: zero-shot, the model's Python is run",
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, help="per call of the model (default: 1024; demo: 48)"
+    )
+    group.add_argument(
+        "--batch-tokens",
+        type=int,
+        help="tokens in the KV cache, rows times their length "
+        "(default: what 1 GB holds, on a GPU 40%% of the free memory)",
+    )
+    group.add_argument(
+        "--strict-sandbox",
+        action="store_true",
+        help="tool: refuse to run programs where the system cannot enforce every limit",
+    )
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"],
-                       help="of the weights and the forward pass; auto: bfloat16 on a GPU, float32 on CPU")
-    group.add_argument("--compile", default="auto", choices=["auto", "on", "off"],
-                       help="compile the one-token step; auto: on a GPU")
+    group.add_argument(
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16"],
+        help="of the weights and the forward pass; auto: bfloat16 on a GPU, float32 on CPU",
+    )
+    group.add_argument(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="compile the one-token step; auto: on a GPU",
+    )
     group.add_argument("--threads", type=int, help="CPU threads per rank")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", help="folder for the results (default: MODEL/eval, taken up again without a flag)")
-    group.add_argument("--resume", action="store_true", help="go on with, or show, what is in --out")
-    group.add_argument("--overwrite", action="store_true", help="start the named tasks over in --out")
+    group.add_argument(
+        "--out", help="folder for the results (default: MODEL/eval, taken up again without a flag)"
+    )
+    group.add_argument(
+        "--resume", action="store_true", help="go on with, or show, what is in --out"
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="start the named tasks over in --out"
+    )
     return parser.parse_args()
 
 
 def main():
     args = arguments()
-    args.tasks = list(dict.fromkeys(name for names in args.tasks for name in names.split(",") if name))
+    args.tasks = list(
+        dict.fromkeys(name for names in args.tasks for name in names.split(",") if name)
+    )
     for name in args.tasks:
         tasks.check(name)
     for flag in ("limit", "max_new_tokens", "batch_tokens", "threads"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')}: got {getattr(args, flag)}, wanted at least 1")
+            raise UserError(
+                f"--{flag.replace('_', '-')}: got {getattr(args, flag)}, wanted at least 1"
+            )
     if args.regrade:
         return regrade(args)
     if not args.model:
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
     if args.mode == "tool" and "demo" in args.tasks:
         raise UserError("--mode tool: demo has chain of thought only; name other --tasks")
-    env = runtime.Env(args)
-    folder = env.main_first(lambda: hub.resolve(args.model, args.revision))
+    env = Env(args)
+    folder = env.main_first(lambda: downloads.resolve(args.model, args.revision))
     if not args.out and not Path(args.model).is_dir():
         raise UserError(f"--out: name a folder for the results of {args.model}")
     out = Path(args.out or folder / "eval")
-    model_hash = env.from_main(lambda: weights.model_hash(folder))
+    model_hash = env.from_main(lambda: checkpoint.model_hash(folder))
     tokenizer = Tokenizer.load(folder)
-    model = cache(lambda: weights.load(folder, env.dtype, env.device).eval())  # loaded when the first prompt needs it
+    model = cache(
+        lambda: checkpoint.load(folder, env.dtype, env.device).eval()
+    )  # loaded when the first prompt needs it
     for task in args.tasks:
         evaluate(task, args, env, folder, model_hash, out, tokenizer, model)
     if env.main:
@@ -105,14 +157,18 @@ def main():
 
 def regrade(args):
     if len(args.tasks) != 1:
-        raise UserError(f"--regrade: got --tasks {' '.join(args.tasks)}, wanted the one task that the file answers")
+        raise UserError(
+            f"--regrade: got --tasks {' '.join(args.tasks)}, wanted the one task that the file answers"
+        )
     task, out = args.tasks[0], Path(args.out or Path(args.regrade).parent / "regraded")
     settings = {"regraded": args.regrade, "mode": args.mode}
     if task == "demo":
         rows = tasks.read_rows(args.regrade)
         for line, row in enumerate(rows, 1):
             if not isinstance(row.get("text"), str) or "gt" not in row:
-                raise UserError(f"{args.regrade}, sample {line}: got fields {' '.join(row)}, wanted gt and text")
+                raise UserError(
+                    f"{args.regrade}, sample {line}: got fields {' '.join(row)}, wanted gt and text"
+                )
         verdicts = [demo_verdict(row["text"], row["gt"]) for row in rows]
         results = report.write_results(task, [row["text"] for row in rows], verdicts, out, settings)
     else:
@@ -128,6 +184,7 @@ def result_name(task, mode):
 # ---------------------------------------------------------------------------------------------------------------------
 # the model
 
+
 def extra_eos(folder):
     """Ids that generation_config.json ends a text with."""
     path = folder / "generation_config.json"
@@ -140,12 +197,19 @@ def batch_tokens(args, env, config):
     if args.batch_tokens:
         return args.batch_tokens
     free = 0.4 * torch.cuda.mem_get_info(env.device)[0] if env.device.type == "cuda" else 1e9
-    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * env.dtype.itemsize
+    per_token = (
+        2
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+        * env.dtype.itemsize
+    )
     return max(4096, min(int(free / per_token), 65536 if env.device.type == "cpu" else 1 << 18))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # one task
+
 
 def evaluate(task, args, env, folder, model_hash, out, tokenizer, model):
     """Answer what is not answered yet, grade, and write the task's files."""
@@ -153,9 +217,14 @@ def evaluate(task, args, env, folder, model_hash, out, tokenizer, model):
     prompts = [tasks.prompt(example, args.mode) for example in examples]
     name = result_name(task, args.mode)
     settings = {
-        "model": args.model, "model_hash": model_hash[:16], "mode": args.mode,
-        "prompt_hash": hashlib.sha256("\0".join(prompts).encode()).hexdigest()[:16],  # of all, whatever the --limit
-        "dtype": str(env.dtype).removeprefix("torch."), "device": env.device.type,
+        "model": args.model,
+        "model_hash": model_hash[:16],
+        "mode": args.mode,
+        "prompt_hash": hashlib.sha256("\0".join(prompts).encode()).hexdigest()[
+            :16
+        ],  # of all, whatever the --limit
+        "dtype": str(env.dtype).removeprefix("torch."),
+        "device": env.device.type,
         "max_new_tokens": args.max_new_tokens or NEW_TOKENS.get(task, 1024),
         "batch_tokens": args.batch_tokens or "auto",
     }
@@ -172,12 +241,29 @@ def evaluate(task, args, env, folder, model_hash, out, tokenizer, model):
             mine = sorted(todo, key=lambda i: (-len(ids[i]), i))[env.rank :: env.world]
             stop = end_of_demo if task == "demo" else stop_strings(tasks.STOP[args.mode])
             compiled = args.compile == "on" or args.compile == "auto" and env.device.type == "cuda"
-            decoder = Decoder(model(), tokenizer, settings["max_new_tokens"], stop, extra_eos(folder), prefix,
-                              batch_tokens(args, env, model().config), compiled)
-            answers = (chain_of_thought(decoder, {i: ids[i] for i in mine}) if args.mode == "cot" else
-                       with_tools(decoder, {i: prompts[i] for i in mine}, lambda text: encode_prompt(tokenizer, text),
-                                  args.strict_sandbox))
-            texts |= keep(answers, out, name, settings, grader, env, len(mine), len(examples) - len(todo))
+            decoder = Decoder(
+                model(),
+                tokenizer,
+                settings["max_new_tokens"],
+                stop,
+                extra_eos(folder),
+                prefix,
+                batch_tokens(args, env, model().config),
+                compiled,
+            )
+            answers = (
+                chain_of_thought(decoder, {i: ids[i] for i in mine})
+                if args.mode == "cot"
+                else with_tools(
+                    decoder,
+                    {i: prompts[i] for i in mine},
+                    lambda text: encode_prompt(tokenizer, text),
+                    args.strict_sandbox,
+                )
+            )
+            texts |= keep(
+                answers, out, name, settings, grader, env, len(mine), len(examples) - len(todo)
+            )
             env.wait()
         if env.main:
             for i, text in read_answers(out, name).items() if todo else ():
@@ -222,7 +308,12 @@ def with_tools(decoder, prompts, encode, strict=False):
     most MAX_CALLS calls. Programs run beside the decoding. `encode`: text -> ids of a whole prompt.
     """
     workers = min(8, os.cpu_count() or 1)
-    texts, calls, tokens, running = dict.fromkeys(prompts, ""), dict.fromkeys(prompts, 0), dict.fromkeys(prompts, 0), {}
+    texts, calls, tokens, running = (
+        dict.fromkeys(prompts, ""),
+        dict.fromkeys(prompts, 0),
+        dict.fromkeys(prompts, 0),
+        {},
+    )
     with Sandbox(workers, strict=strict) as sandbox, ThreadPoolExecutor(workers) as pool:
         for i, prompt in prompts.items():
             decoder.add(i, encode(prompt))
@@ -236,7 +327,11 @@ def with_tools(decoder, prompts, encode, strict=False):
                     decoder.add(i, encode(prompts[i] + texts[i]))
             for i, output in decoder.step() if decoder.busy else ():
                 new = output.text.rstrip()
-                texts[i], calls[i], tokens[i] = texts[i] + new, calls[i] + 1, tokens[i] + len(output.ids)
+                texts[i], calls[i], tokens[i] = (
+                    texts[i] + new,
+                    calls[i] + 1,
+                    tokens[i] + len(output.ids),
+                )
                 if "boxed" not in new and new.endswith("```"):
                     running[pool.submit(sandbox.run, [program_of(texts[i])])] = i
                 else:
@@ -246,9 +341,10 @@ def with_tools(decoder, prompts, encode, strict=False):
 # ---------------------------------------------------------------------------------------------------------------------
 # verdicts
 
+
 def end_of_demo(text, new):
     """The demo's stop condition: the end of the line with "####"."""
-    if "\n" not in text[len(text) - new:]:
+    if "\n" not in text[len(text) - new :]:
         return None
     match = re.search(r"####[^\n]*\n", text)
     return match and match.end()
@@ -258,8 +354,13 @@ def demo_verdict(text, gt):
     """The demo's answer is the first number after "####" on its line."""
     match = re.search(r"####[^\n\d]*?(-?\d+)", text)
     right = bool(match) and match[1] == str(gt)
-    return {"pred": match[1] if match else "", "gt": str(gt), "published": right, "strict": right,
-            "reason": "" if match else "no answer found"}
+    return {
+        "pred": match[1] if match else "",
+        "gt": str(gt),
+        "published": right,
+        "strict": right,
+        "reason": "" if match else "no answer found",
+    }
 
 
 class Grader:
@@ -273,7 +374,11 @@ class Grader:
         self.verdicts[i] = self.pool.submit(self._grade, text, self.examples[i].gt)
 
     def _grade(self, text, gt):
-        verdict = demo_verdict(text, gt) if self.task == "demo" else grading.verdict(self.slot, self.task, text, gt)
+        verdict = (
+            demo_verdict(text, gt)
+            if self.task == "demo"
+            else grading.verdict(self.slot, self.task, text, gt)
+        )
         self.graded, self.right = self.graded + 1, self.right + verdict["published"]
         return verdict
 
@@ -294,6 +399,7 @@ class Grader:
 # answers on disk: a header line with the settings, then a line per answer, in the order in which they ended; one file
 # per rank until the task is finished
 
+
 def keep(answers, out, name, settings, grader, env, n, n_before):
     """Write each answer down as it comes, and show how far and how good it is. Returns {i: text}."""
     out.mkdir(parents=True, exist_ok=True)
@@ -302,16 +408,22 @@ def keep(answers, out, name, settings, grader, env, n, n_before):
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
     texts, n_tokens, started = {}, 0, time.perf_counter()
-    with open(path, "a") as file, tqdm(total=n + n_before, initial=n_before, desc=name, unit="problem",
-                                       disable=not env.main) as bar:
+    with (
+        open(path, "a") as file,
+        tqdm(
+            total=n + n_before, initial=n_before, desc=name, unit="problem", disable=not env.main
+        ) as bar,
+    ):
         if file.tell() == 0:
             print(json.dumps({"settings": settings}), file=file, flush=True)
         for i, text, tokens in answers:
             print(json.dumps({"idx": i, "text": text}), file=file, flush=True)
             grader.add(i, text)
             texts[i], n_tokens = text, n_tokens + tokens
-            bar.set_postfix_str(f"{grader.accuracy()} right, {n_tokens / (time.perf_counter() - started):.0f} tok/s",
-                                refresh=False)
+            bar.set_postfix_str(
+                f"{grader.accuracy()} right, {n_tokens / (time.perf_counter() - started):.0f} tok/s",
+                refresh=False,
+            )
             bar.update()
     return texts
 
@@ -329,7 +441,11 @@ def read_answers(out, name):
 def earlier_answers(out, name, settings, args):
     """{i: text} of what was answered before with these settings. Raises UserError where it was with others, or where
     neither --resume nor --overwrite says what is meant."""
-    partial, finished, saved = sorted(out.glob(f"{name}.partial-*.jsonl")), out / f"{name}.jsonl", []
+    partial, finished, saved = (
+        sorted(out.glob(f"{name}.partial-*.jsonl")),
+        out / f"{name}.jsonl",
+        [],
+    )
     if args.overwrite:
         for path in [*partial, finished]:
             path.unlink(missing_ok=True)
@@ -339,16 +455,28 @@ def earlier_answers(out, name, settings, args):
         saved.append((path, json.loads(first)["settings"] if first.endswith("}") else settings))
     texts = {}
     if finished.exists():
-        entry = read_json(out / "results.json", "results").get(name, {}) if (out / "results.json").exists() else {}
+        entry = (
+            read_json(out / "results.json", "results").get(name, {})
+            if (out / "results.json").exists()
+            else {}
+        )
         saved.append((finished, entry.get("settings", {})))
         texts = {row["idx"]: row["text"] for row in tasks.read_rows(finished)}
     for path, theirs in saved:
-        differing = [f"{k} {theirs.get(k)!r} -> {settings[k]!r}" for k in IDENTITY if theirs.get(k) != settings[k]]
+        differing = [
+            f"{k} {theirs.get(k)!r} -> {settings[k]!r}"
+            for k in IDENTITY
+            if theirs.get(k) != settings[k]
+        ]
         if differing:
-            raise UserError(f"{path} holds other answers ({'; '.join(differing)}); choose another --out or start the "
-                            f"task over with --overwrite")
+            raise UserError(
+                f"{path} holds other answers ({'; '.join(differing)}); choose another --out or start the "
+                f"task over with --overwrite"
+            )
         if args.out and not args.resume:
-            raise UserError(f"{path} exists; go on with --resume or start the task over with --overwrite")
+            raise UserError(
+                f"{path} exists; go on with --resume or start the task over with --overwrite"
+            )
     return texts | read_answers(out, name)
 
 

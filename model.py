@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 @dataclass
 class Config:
     """Hyper-parameters under Hugging Face's config names. `head_dim` defaults to hidden_size / num_attention_heads."""
+
     vocab_size: int
     hidden_size: int = 96
     intermediate_size: int = 256
@@ -29,15 +30,19 @@ class Config:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict | None = None         # None, or {"rope_type": "linear" | "llama3", ...}
-    sliding_window: int | None = None        # a token sees itself and the sliding_window - 1 tokens before it
+    rope_scaling: dict | None = None  # None, or {"rope_type": "linear" | "llama3", ...}
+    sliding_window: int | None = (
+        None  # a token sees itself and the sliding_window - 1 tokens before it
+    )
     tie_word_embeddings: bool = False
-    attention_bias: bool = False             # bias of q, k, v and o
+    attention_bias: bool = False  # bias of q, k, v and o
     mlp_bias: bool = False
     model_type: str = "llama"
     bos_token_id: int | None = None
     eos_token_id: int | list | None = None
-    extra: dict = field(default_factory=dict)  # what config.json holds besides, carried along unread
+    extra: dict = field(
+        default_factory=dict
+    )  # what config.json holds besides, carried along unread
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -77,8 +82,12 @@ class Cache:
 
     def __init__(self, config, rows, length, device="cpu", dtype=torch.float32, prefix=None):
         shape = (rows, config.num_key_value_heads, length, config.head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
+        self.values = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.used, self.prefix = 0, prefix
 
@@ -90,8 +99,16 @@ class Cache:
         keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
         values[rows, :, slots] = v.transpose(1, 2).to(values.dtype)
         end = min(self.used + slots.shape[1], keys.shape[2])
-        parts = [] if self.prefix is None else [(self.prefix.keys[layer][:, :, : self.prefix.used],
-                                                 self.prefix.values[layer][:, :, : self.prefix.used])]
+        parts = (
+            []
+            if self.prefix is None
+            else [
+                (
+                    self.prefix.keys[layer][:, :, : self.prefix.used],
+                    self.prefix.values[layer][:, :, : self.prefix.used],
+                )
+            ]
+        )
         return parts + [(keys[:B, :, :end], values[:B, :, :end])]
 
 
@@ -100,11 +117,16 @@ def attend_one(q, parts, mask):
     (B, 1, 1, S of all parts). The heads that share a key are rows of one matrix product, and so are all rows of the
     batch for a part that they share: no key is copied."""
     B, H, _, D = q.shape
-    q = q.reshape(B, parts[0][0].shape[1], -1, D) * D ** -0.5                           # (B, H_kv, H / H_kv, D)
-    scores = [torch.einsum("bkgd,ksd->bkgs", q, k[0]) if len(k) == 1 else q @ k.mT for k, _ in parts]
+    q = q.reshape(B, parts[0][0].shape[1], -1, D) * D**-0.5  # (B, H_kv, H / H_kv, D)
+    scores = [
+        torch.einsum("bkgd,ksd->bkgs", q, k[0]) if len(k) == 1 else q @ k.mT for k, _ in parts
+    ]
     weights = torch.cat(scores, -1).float().masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype)
     weights = weights.split([k.shape[2] for k, _ in parts], dim=-1)
-    y = [torch.einsum("bkgs,ksd->bkgd", w, v[0]) if len(v) == 1 else w @ v for w, (_, v) in zip(weights, parts)]
+    y = [
+        torch.einsum("bkgs,ksd->bkgd", w, v[0]) if len(v) == 1 else w @ v
+        for w, (_, v) in zip(weights, parts)
+    ]
     return sum(y).reshape(B, H, 1, D)
 
 
@@ -116,13 +138,19 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         # normalised in fp32, cast back, then scaled: the order matters in bf16
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight.to(
+            x.dtype
+        )
 
 
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+        )
         self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=c.attention_bias)
         self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
         self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
@@ -142,7 +170,10 @@ class Attention(nn.Module):
             parts = store(k, v)
             if T == 1:
                 return self.o_proj(attend_one(q, parts, mask).reshape(B, T, -1))
-            k, v = (torch.cat([part.expand(B, -1, -1, -1) for part in side], dim=2) for side in zip(*parts))
+            k, v = (
+                torch.cat([part.expand(B, -1, -1, -1) for part in side], dim=2)
+                for side in zip(*parts)
+            )
         y = self.attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
 
@@ -152,8 +183,9 @@ class Attention(nn.Module):
         if mask is not None and k.shape[1] != q.shape[1]:  # masked kernels do not take shared heads
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
         # is_causal only for equal lengths: with a cache it would align the mask to the top left
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                              enable_gqa=k.shape[1] != q.shape[1])
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
+        )
 
 
 class MLP(nn.Module):
@@ -200,8 +232,12 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.frequencies = rope_frequencies(config)  # not a buffer: stays fp32 whatever the module is cast to
-        self.checkpointing = False                   # recompute each block in the backward pass instead of storing it
+        self.frequencies = rope_frequencies(
+            config
+        )  # not a buffer: stays fp32 whatever the module is cast to
+        self.checkpointing = (
+            False  # recompute each block in the backward pass instead of storing it
+        )
 
     @property
     def head_weight(self):
@@ -218,12 +254,16 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        start = torch.zeros(1, dtype=torch.long, device=x.device) if cache is None else cache.lengths[:B]
-        slots = start[:, None] + torch.arange(T, device=x.device)                         # (B or 1, T)
+        start = (
+            torch.zeros(1, dtype=torch.long, device=x.device)
+            if cache is None
+            else cache.lengths[:B]
+        )
+        slots = start[:, None] + torch.arange(T, device=x.device)  # (B or 1, T)
         shared = 0 if cache is None or cache.prefix is None else cache.prefix.used
         positions = slots + shared
         self.frequencies = self.frequencies.to(x.device)
-        angles = positions[:, None, :, None].float() * self.frequencies                   # (B or 1, 1, T, D / 2)
+        angles = positions[:, None, :, None].float() * self.frequencies  # (B or 1, 1, T, D / 2)
         cos, sin = angles.cos(), angles.sin()
         length = T if cache is None else shared + min(cache.used + T, cache.keys[0].shape[2])
         # an empty cache needs no mask: causal attention hides the padding on the right
@@ -232,7 +272,9 @@ class Transformer(nn.Module):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, None if cache is None else partial(cache.put, i, slots=slots))
+                x = layer(
+                    x, cos, sin, mask, None if cache is None else partial(cache.put, i, slots=slots)
+                )
         if cache is not None:
             cache.lengths[:B] += T if tail is None else tail
             cache.used = length - shared

@@ -16,19 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from files import UserError
-
+from common.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 1. Scores. The tokens with the HIGHEST scores are kept. No score sees a gradient.
 
+
 @dataclass
 class Tokens:
     """What is known of a micro-batch's targets, each (B, T) fp32; None where it was not loaded."""
-    loss: torch.Tensor | None = None          # the student's, in this very forward pass
-    ref_loss: torch.Tensor | None = None      # the reference's, stored by score.py
-    ref_entropy: torch.Tensor | None = None   # the entropy of the reference's prediction, score.py --entropy
-    noise: torch.Tensor | None = None         # uniform in [0, 1), a function of seed, step and window
+
+    loss: torch.Tensor | None = None  # the student's, in this very forward pass
+    ref_loss: torch.Tensor | None = None  # the reference's, stored by score.py
+    ref_entropy: torch.Tensor | None = (
+        None  # the entropy of the reference's prediction, score.py --entropy
+    )
+    noise: torch.Tensor | None = None  # uniform in [0, 1), a function of seed, step and window
 
 
 def excess(t):
@@ -56,15 +59,37 @@ def ref_entropy(t):
     return -t.ref_entropy
 
 
-SCORES = {"excess": excess, "loss": loss, "random": random, "ref_loss": ref_loss, "ref_entropy": ref_entropy}
-COMBINED = {"ref_and": torch.logical_and, "ref_or": torch.logical_or}  # of ref_loss's choice and ref_entropy's
-NEEDS = {"loss": (), "random": ("noise",), "ref_loss": ("ref_loss",), "ref_entropy": ("ref_entropy",),
-         "ref_and": ("ref_loss", "ref_entropy"), "ref_or": ("ref_loss", "ref_entropy")}  # any other: ("ref_loss",)
-STATIC = {"random", "ref_loss", "ref_entropy", "ref_and", "ref_or"}  # these do not look at the student's loss
+SCORES = {
+    "excess": excess,
+    "loss": loss,
+    "random": random,
+    "ref_loss": ref_loss,
+    "ref_entropy": ref_entropy,
+}
+COMBINED = {
+    "ref_and": torch.logical_and,
+    "ref_or": torch.logical_or,
+}  # of ref_loss's choice and ref_entropy's
+NEEDS = {
+    "loss": (),
+    "random": ("noise",),
+    "ref_loss": ("ref_loss",),
+    "ref_entropy": ("ref_entropy",),
+    "ref_and": ("ref_loss", "ref_entropy"),
+    "ref_or": ("ref_loss", "ref_entropy"),
+}  # any other: ("ref_loss",)
+STATIC = {
+    "random",
+    "ref_loss",
+    "ref_entropy",
+    "ref_and",
+    "ref_or",
+}  # these do not look at the student's loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 2. Selection: the top k of each group of valid tokens.
+
 
 def n_keep(n_valid, k):
     """How many of n_valid tokens are kept: floor(k n + 1/2), at least one if there is any. Works on ints and tensors."""
@@ -82,7 +107,9 @@ def check_k(k):
 
 def count_kept(valids, k, scope="micro"):
     """How many tokens `keep_top` will keep in a list of micro-batches, from their masks alone (numpy bool (B, T))."""
-    sizes = [valid.sum(1).tolist() if scope == "sequence" else [int(valid.sum())] for valid in valids]
+    sizes = [
+        valid.sum(1).tolist() if scope == "sequence" else [int(valid.sum())] for valid in valids
+    ]
     if scope == "batch":
         return n_keep(sum(n for group in sizes for n in group), k)
     return sum(n_keep(n, k) for group in sizes for n in group)
@@ -96,10 +123,16 @@ def keep_top(scores, valid, k, scope="micro"):
     would cost a synchronisation: there a NaN ranks first, makes the loss NaN, and the trainer stops on that).
     """
     if scores.is_cpu and not torch.isfinite(scores[valid]).all():
-        raise ValueError(f"{(~torch.isfinite(scores[valid])).sum()} of {valid.sum()} scores are not finite")
-    ranked = torch.where(valid, scores.float(), -torch.inf).view(len(scores) if scope == "sequence" else 1, -1)
+        raise ValueError(
+            f"{(~torch.isfinite(scores[valid])).sum()} of {valid.sum()} scores are not finite"
+        )
+    ranked = torch.where(valid, scores.float(), -torch.inf).view(
+        len(scores) if scope == "sequence" else 1, -1
+    )
     order = ranked.argsort(dim=1, descending=True, stable=True)  # (groups, group size)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     kept = rank < n_keep(valid.view_as(ranked).sum(1, keepdim=True), k)
     return kept.view_as(valid)
 
@@ -110,7 +143,9 @@ def choose(tokens, valid, k, score="excess", scope="micro"):
     if k == 1:
         return valid
     if score in COMBINED:
-        a, b = (keep_top(SCORES[name](tokens), valid, k, scope) for name in ("ref_loss", "ref_entropy"))
+        a, b = (
+            keep_top(SCORES[name](tokens), valid, k, scope) for name in ("ref_loss", "ref_entropy")
+        )
         return COMBINED[score](a, b)
     return keep_top(SCORES[score](tokens), valid, k, scope)
 
@@ -122,6 +157,7 @@ def ranked_by(tokens, k, score):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. The loss: the sum over the kept tokens only. The trainer divides by the number kept in the whole batch.
+
 
 def at_least_fp32(logits):
     """Cross-entropy in bf16 would blur the small differences that are ranked; fp64 stays fp64."""
@@ -168,5 +204,7 @@ class WithLoss(nn.Module):
         if select is None:
             out = token_losses(hidden, weight, targets, entropy)
             return tuple(o.view_as(y) for o in out) if entropy else out.view_as(y)
-        total, losses, kept = self.head(hidden, weight, targets, lambda l: select(l.view_as(y)).flatten())
+        total, losses, kept = self.head(
+            hidden, weight, targets, lambda l: select(l.view_as(y)).flatten()
+        )
         return total, losses.view_as(y), kept.view_as(y)

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import weights
+from common.files import read_json
 from data import TokenSet
-from files import read_json
+from hf import checkpoint
 
 # The recipe; what is not named here is the trainers' default.
 BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"
@@ -34,13 +34,22 @@ def commands(seed):
     val = f"--val {data}/val"
     return [
         (data / "val/meta.json", f"prepare.py --source demo --out {data}{tail}"),
-        (out / "base/summary.json", f"train_ref.py --data {data}/base {val} {BASE} --out {out}/base{tail}"),
-        (out / "ref/summary.json",
-         f"train_ref.py --data {data}/curated {val} --init {out}/base {REFERENCE} --out {out}/ref{tail}"),
-        (out / "ref_loss.json",
-         f"score.py --model {out}/ref --data {data}/corpus --out {out}/ref_loss.bin"),
-        (out / "clm/summary.json",
-         f"train_slm.py --k 1.0 --data {data}/corpus {val} --init {out}/base {STUDENT} --out {out}/clm{tail}"),
+        (
+            out / "base/summary.json",
+            f"train_ref.py --data {data}/base {val} {BASE} --out {out}/base{tail}",
+        ),
+        (
+            out / "ref/summary.json",
+            f"train_ref.py --data {data}/curated {val} --init {out}/base {REFERENCE} --out {out}/ref{tail}",
+        ),
+        (
+            out / "ref_loss.json",
+            f"score.py --model {out}/ref --data {data}/corpus --out {out}/ref_loss.bin",
+        ),
+        (
+            out / "clm/summary.json",
+            f"train_slm.py --k 1.0 --data {data}/corpus {val} --init {out}/base {STUDENT} --out {out}/clm{tail}",
+        ),
     ]
 
 
@@ -60,14 +69,23 @@ def finished(path, command):
     saved = read_json(path if path.name == "ref_loss.json" else path.parent / "args.json", "demo")
     got = {**saved, **saved.get("inputs", {})}
     model = flags.get("--model") or flags["--init"]
-    start = f"scratch-{flags.get('--seed', 0)}" if model == "scratch" else weights.model_hash(model)
-    wanted = {"data": TokenSet(flags["--data"]).hash, "reference" if "--model" in flags else "init": start}
+    start = (
+        f"scratch-{flags.get('--seed', 0)}" if model == "scratch" else checkpoint.model_hash(model)
+    )
+    wanted = {
+        "data": TokenSet(flags["--data"]).hash,
+        "reference" if "--model" in flags else "init": start,
+    }
     if "n_scored" in saved:
         wanted["n_scored"] = -(-(saved["count"] - 1) // saved["seq_len"])
-    options = {flag[2:].replace("-", "_"): value for flag, value in flags.items()
-               if flag not in ("--data", "--val", "--init", "--model", "--out")}
+    options = {
+        flag[2:].replace("-", "_"): value
+        for flag, value in flags.items()
+        if flag not in ("--data", "--val", "--init", "--model", "--out")
+    }
     return all(got.get(k) == v for k, v in wanted.items()) and all(
-        got[k] == type(got[k])(v) for k, v in options.items() if k in got)
+        got[k] == type(got[k])(v) for k, v in options.items() if k in got
+    )
 
 
 def run(command):
@@ -115,12 +133,17 @@ def run_name(args):
         return "clm"
     name = "slm" if args.score == "excess" else args.score
     backward = getattr(args, "backward", "exact")
-    return (name + (f"-k{args.k:g}" if args.k != K else "") + (f"-{args.scope}" if args.scope != "micro" else "")
-            + (f"-{backward}" if backward != "exact" else ""))
+    return (
+        name
+        + (f"-k{args.k:g}" if args.k != K else "")
+        + (f"-{args.scope}" if args.scope != "micro" else "")
+        + (f"-{backward}" if backward != "exact" else "")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the comparison
+
 
 def records(folder):
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
@@ -158,21 +181,32 @@ def report(args, env):
         return
     data, out = roots(args.seed)
     student, baseline = Path(args.out), out / "clm"
-    rows = [("base (where both start)", out / "base"), ("reference", out / "ref"), ("CLM, every token", baseline),
-            (f"{student.name}, k = {args.k:g}", student)]
+    rows = [
+        ("base (where both start)", out / "base"),
+        ("reference", out / "ref"),
+        ("CLM, every token", baseline),
+        (f"{student.name}, k = {args.k:g}", student),
+    ]
     rows = [(label, folder) for label, folder in rows if (folder / "summary.json").exists()]
     if student == baseline:
         rows = rows[:-1]
     summaries = {folder: evaluated(folder, data) for _, folder in rows}
-    print(f"\n{'':26}{'validation loss':>16}{'exact match':>13}{'tokens read':>13}{'learnt from':>13}")
+    print(
+        f"\n{'':26}{'validation loss':>16}{'exact match':>13}{'tokens read':>13}{'learnt from':>13}"
+    )
     for label, folder in rows:
         s = summaries[folder]
-        print(f"{label:26}{s['val_loss']:16.4f}{s['exact_match']:13.3f}{s['tokens_seen']:13,}{s['tokens_selected']:13,}")
+        print(
+            f"{label:26}{s['val_loss']:16.4f}{s['exact_match']:13.3f}{s['tokens_seen']:13,}{s['tokens_selected']:13,}"
+        )
     if student == baseline:
         return
     last = [r["kept"] for r in records(student) if r.get("kept")][-100:]
     print("\nshare kept of each kind of text, last 100 steps:")
-    kinds = {kind: [r[kind] for r in last if kind in r] for kind in dict.fromkeys(k for r in last for k in r)}
+    kinds = {
+        kind: [r[kind] for r in last if kind in r]
+        for kind in dict.fromkeys(k for r in last for k in r)
+    }
     for kind, shares in sorted(kinds.items(), key=lambda item: -sum(item[1]) / len(item[1])):
         share = sum(shares) / len(shares)
         print(f"  {kind:14}{share:6.0%}  {'#' * round(30 * share)}")
@@ -180,9 +214,13 @@ def report(args, env):
     reached = tokens_to_reach(student, target)
     if reached:
         ratio = summaries[baseline]["tokens_seen"] / reached
-        print(f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after {reached:,} tokens, "
-              f"{ratio:.1f} times fewer.")
+        print(
+            f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after {reached:,} tokens, "
+            f"{ratio:.1f} times fewer."
+        )
     else:
         print(f"\n{student.name} does not reach CLM's final validation loss ({target:.4f}).")
-    print(f"Look at {student}/log.jsonl (each step), {student}/eval (each answer), and then at slm.py: that is all it "
-          f"took.")
+    print(
+        f"Look at {student}/log.jsonl (each step), {student}/eval (each answer), and then at slm.py: that is all it "
+        f"took."
+    )

@@ -13,48 +13,127 @@ or in the test problems can occur in a training page, whatever the seed.
 
     python demo/corpus.py               # print a few pages
 """
+
 import random
 from functools import cache
 
-KINDS = ["problem", "solution", "wrong_digits", "after_error", "typo", "id_hash", "number_table", "boilerplate",
-         "chatter", "end_of_text"]
-PROBLEM, SOLUTION, WRONG_DIGITS, AFTER_ERROR, TYPO, ID_HASH, NUMBER_TABLE, BOILERPLATE, CHATTER, END_OF_TEXT = range(10)
-CLEAN = (PROBLEM, SOLUTION, AFTER_ERROR, END_OF_TEXT)   # after an error the steps still follow from what is written
+KINDS = [
+    "problem",
+    "solution",
+    "wrong_digits",
+    "after_error",
+    "typo",
+    "id_hash",
+    "number_table",
+    "boilerplate",
+    "chatter",
+    "end_of_text",
+]
+(
+    PROBLEM,
+    SOLUTION,
+    WRONG_DIGITS,
+    AFTER_ERROR,
+    TYPO,
+    ID_HASH,
+    NUMBER_TABLE,
+    BOILERPLATE,
+    CHATTER,
+    END_OF_TEXT,
+) = range(10)
+CLEAN = (
+    PROBLEM,
+    SOLUTION,
+    AFTER_ERROR,
+    END_OF_TEXT,
+)  # after an error the steps still follow from what is written
 
-PAGES = {"base": 14200, "corpus": 18900, "curated": 800, "val": 300}   # about 66 tokens a noisy page
-PAGE_MIX = {"problem": .76, "ids": .06, "table": .06, "boilerplate": .06, "chatter": .06}   # shares of noisy pages
-P_WRONG, P_TYPOS, P_HEADER, P_FOOTER = .6, .2, .4, .3                                       # of a noisy problem page
+PAGES = {"base": 14200, "corpus": 18900, "curated": 800, "val": 300}  # about 66 tokens a noisy page
+PAGE_MIX = {
+    "problem": 0.76,
+    "ids": 0.06,
+    "table": 0.06,
+    "boilerplate": 0.06,
+    "chatter": 0.06,
+}  # shares of noisy pages
+P_WRONG, P_TYPOS, P_HEADER, P_FOOTER = 0.6, 0.2, 0.4, 0.3  # of a noisy problem page
 
 OPERANDS = range(2, 10)
-FIRST = {"+": OPERANDS, "-": range(12, 20)}   # the first number, by step 1: a difference needs a larger one
-TEST_SHARE, VAL_SHARE = .24, .08              # of the problem keys
-STARTS = [   # the first sentence, and step 1
+FIRST = {
+    "+": OPERANDS,
+    "-": range(12, 20),
+}  # the first number, by step 1: a difference needs a larger one
+TEST_SHARE, VAL_SHARE = 0.24, 0.08  # of the problem keys
+STARTS = [  # the first sentence, and step 1
     ("{n} has {a} {o} and buys {b} more.", "a+b"),
     ("{n} had {a} {o} and lost {b}.", "a-b"),
     ("A box holds {a} red and {b} blue {o}.", "a+b"),
     ("{n} picked {a} {o} on Monday and {b} on Friday.", "a+b"),
 ]
-ENDS = [     # the rest, and step 2; x is the result of step 1
+ENDS = [  # the rest, and step 2; x is the result of step 1
     ("Then {m} takes {c} away. How many {o} are left?", "x-c"),
     ("Then {m} brings {c} more. How many {o} is that now?", "x+c"),
     ("After that {c} {o} are sold. How many {o} remain?", "x-c"),
 ]
 TEMPLATES = [(start + " " + end, step1, step2) for start, step1 in STARTS for end, step2 in ENDS]
-COVERED = (0, 1, 4, 5, 8, 9)   # templates of the curated set: every sentence of STARTS and ENDS, but 6 of the 12 pairs
+COVERED = (
+    0,
+    1,
+    4,
+    5,
+    8,
+    9,
+)  # templates of the curated set: every sentence of STARTS and ENDS, but 6 of the 12 pairs
 
-NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ian Joy Kai Lena Milo Nora Otto Pia Ron Sue Tim Uma".split()
+NAMES = (
+    "Ada Ben Cleo Dan Eva Finn Gus Hana Ian Joy Kai Lena Milo Nora Otto Pia Ron Sue Tim Uma".split()
+)
 OBJECTS = "apples pens coins shells cards stamps eggs cakes balls books".split()
 HEX, UPPER = "0123456789abcdef", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERS = UPPER.lower()
 BASE64 = UPPER + LETTERS + "0123456789+/"
-BANNERS = ["Home | Forum | About us | Log in | Help\n", "This site uses cookies. Accept all or change your settings.\n",
-           "All rights reserved. Terms of use. Privacy policy.\n", "Share: Facebook Twitter Email Print\n",
-           "Join our newsletter and never miss a lesson!\n", "Please enable JavaScript to load the comments.\n"]
-CHAT = [["lol", "so", "well", "btw", "hmm", "ok"],
-        ["my sister", "the coach", "that dog", "some guy", "her phone", "the train", "our band", "this game"],
-        ["really liked", "never saw", "forgot about", "talked about", "is waiting for", "broke", "hated", "wants"],
-        ["the old car", "dinner", "a new song", "last summer", "the match", "nothing", "green tea", "homework"],
-        [".", "!", "...", " :)"]]
+BANNERS = [
+    "Home | Forum | About us | Log in | Help\n",
+    "This site uses cookies. Accept all or change your settings.\n",
+    "All rights reserved. Terms of use. Privacy policy.\n",
+    "Share: Facebook Twitter Email Print\n",
+    "Join our newsletter and never miss a lesson!\n",
+    "Please enable JavaScript to load the comments.\n",
+]
+CHAT = [
+    ["lol", "so", "well", "btw", "hmm", "ok"],
+    [
+        "my sister",
+        "the coach",
+        "that dog",
+        "some guy",
+        "her phone",
+        "the train",
+        "our band",
+        "this game",
+    ],
+    [
+        "really liked",
+        "never saw",
+        "forgot about",
+        "talked about",
+        "is waiting for",
+        "broke",
+        "hated",
+        "wants",
+    ],
+    [
+        "the old car",
+        "dinner",
+        "a new song",
+        "last summer",
+        "the match",
+        "nothing",
+        "green tea",
+        "homework",
+    ],
+    [".", "!", "...", " :)"],
+]
 
 
 def split_of(key):
@@ -82,8 +161,14 @@ def keys(split):
     """For every template the shuffled tuple of its keys in `split`; no result of a step is below 1."""
     table = []
     for t in range(len(TEMPLATES)):
-        every = [(t, a, b, c) for a in FIRST[TEMPLATES[t][1][1]] for b in OPERANDS for c in OPERANDS]
-        fit = [key for key in every if split_of(key) == split and all(step[3] > 0 for step in solve(key))]
+        every = [
+            (t, a, b, c) for a in FIRST[TEMPLATES[t][1][1]] for b in OPERANDS for c in OPERANDS
+        ]
+        fit = [
+            key
+            for key in every
+            if split_of(key) == split and all(step[3] > 0 for step in solve(key))
+        ]
         table.append(tuple(random.Random(f"order {split} {t}").sample(fit, len(fit))))
     return tuple(table)
 
@@ -91,13 +176,21 @@ def keys(split):
 def question(rng, key):
     name, other = rng.sample(NAMES, 2)
     numbers = dict(zip("abc", key[1:]))
-    return "Q: " + TEMPLATES[key[0]][0].format(n=name, m=other, o=rng.choice(OBJECTS), **numbers) + "\nA:"
+    return (
+        "Q: "
+        + TEMPLATES[key[0]][0].format(n=name, m=other, o=rng.choice(OBJECTS), **numbers)
+        + "\nA:"
+    )
 
 
 def misprint(rng, value):
     """A wrong number in place of `value`: half of them near it, half anywhere below 100."""
     while True:
-        wrong = value + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10)) if rng.random() < .5 else rng.randint(1, 99)
+        wrong = (
+            value + rng.choice((-10, -3, -2, -1, 1, 2, 3, 10))
+            if rng.random() < 0.5
+            else rng.randint(1, 99)
+        )
         if wrong > 0 and wrong != value:
             return wrong
 
@@ -105,7 +198,9 @@ def misprint(rng, value):
 def wrong_number(right, wrong, kind):
     """Spans of the number `wrong`: only the digits from the first one that differs are labelled wrong."""
     right, wrong = str(right), str(wrong)
-    same = next((i for i, (r, w) in enumerate(zip(right, wrong)) if r != w), min(len(right), len(wrong)) - 1)
+    same = next(
+        (i for i, (r, w) in enumerate(zip(right, wrong)) if r != w), min(len(right), len(wrong)) - 1
+    )
     return [(text, k) for text, k in ((wrong[:same], kind), (wrong[same:], WRONG_DIGITS)) if text]
 
 
@@ -148,7 +243,9 @@ def id_line(rng):
 
 def number_table(rng):
     columns = rng.randint(3, 5)
-    row = lambda: "|".join(str(rng.randrange(10 ** rng.randint(2, 5))) for _ in range(columns)) + "\n"
+    row = lambda: (
+        "|".join(str(rng.randrange(10 ** rng.randint(2, 5))) for _ in range(columns)) + "\n"
+    )
     return "".join(row() for _ in range(rng.randint(2, 4)))
 
 
@@ -162,7 +259,7 @@ def typos(rng, text):
     spans = []
     for i, word in enumerate(text.split(" ")):
         kind = PROBLEM
-        if len(word) > 2 and word.isalpha() and rng.random() < .4:
+        if len(word) > 2 and word.isalpha() and rng.random() < 0.4:
             kind, word = TYPO, list(word)
             for _ in range(max(1, len(word) // 3)):
                 word[rng.randrange(len(word))] = rng.choice(LETTERS + "10|")
@@ -221,8 +318,15 @@ def test_problems(n=1000):
     for i in range(n):
         t = i % len(TEMPLATES)
         key = keys("test")[t][i // len(TEMPLATES)]
-        problems.append({"question": question(random.Random(f"test {i}"), key), "answer": str(solve(key)[-1][3]),
-                         "template": t, "covered": t in COVERED, "key": key})
+        problems.append(
+            {
+                "question": question(random.Random(f"test {i}"), key),
+                "answer": str(solve(key)[-1][3]),
+                "template": t,
+                "covered": t in COVERED,
+                "key": key,
+            }
+        )
     return problems
 
 

@@ -32,7 +32,7 @@ if [ "$SCALE" = tiny ]; then
     EVAL="$EVAL --limit 2 --max-new-tokens 8 --threads 1"
     if [ -z "${PLAN:-}" ]; then
         rm -f "$TINY/hub/address"; mkdir -p "$TINY/hub"
-        "$PYTHON" tests/local_hub.py "$TINY/hub" &
+        "$PYTHON" -m tools.local_hub "$TINY/hub" &
         hub=$!
         trap 'kill $hub' EXIT
         until [ -s "$TINY/hub/address" ]; do kill -0 $hub && sleep 0.2; done

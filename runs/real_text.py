@@ -23,17 +23,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tasks  # noqa: E402
+from common.errors import UserError, cli  # noqa: E402
+from common.files import read_json, write_atomic  # noqa: E402
 from demo.chain import records, tokens_to_reach  # noqa: E402
-from files import UserError, cli, read_json, write_atomic  # noqa: E402
+from evaluation import tasks  # noqa: E402
 
 # Both files are pinned by commit AND by the sha256 of the bytes that are used. The archive's own checksum is not
 # pinned, since GitHub does not promise that it stays; the text that is taken from it is.
-GSM8K = ("https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
-         "grade_school_math/data/train.jsonl")
+GSM8K = (
+    "https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+    "grade_school_math/data/train.jsonl"
+)
 STACKS = "https://codeload.github.com/stacks/stacks-project/tar.gz/4ac4815d5a00dc2eacab7824cf4e4baafe2773ac"
-SHA256 = {"gsm8k_train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
-          "stacks_project.jsonl": "65c6e8bd5a3cb5b101df1d1edad7250845340049c1cc1fb99d034844bfa66ba2"}
+SHA256 = {
+    "gsm8k_train.jsonl": "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+    "stacks_project.jsonl": "65c6e8bd5a3cb5b101df1d1edad7250845340049c1cc1fb99d034844bfa66ba2",
+}
 METHODS = {"clm": "CLM, every token", "slm": "SLM, k = 0.6", "random": "random 60 %"}
 CHAPTERS = """moduli-curves spaces-topologies spaces-properties algebraization stacks-perfect more-algebra resolve
     derham duality desirables guide proetale derived pione schemes cotangent spaces-cohomology dpa algebraic sdga
@@ -44,40 +49,65 @@ CHAPTERS = """moduli-curves spaces-topologies spaces-properties algebraization s
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["fetch", "split", "test", "best", "report"])
-    parser.add_argument("--data", type=Path, help="folder of the two files (split, test) or of the token sets (report)")
-    parser.add_argument("--out", type=Path, help="folder to write to (fetch, split) or of the runs (report)")
-    parser.add_argument("--latex-bytes", type=int, default=1_900_000, help="LaTeX that is taken, of 13 MB there are")
-    parser.add_argument("--method", choices=METHODS, help="best: of which the best learning rate is wanted")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of the two files (split, test) or of the token sets (report)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder to write to (fetch, split) or of the runs (report)"
+    )
+    parser.add_argument(
+        "--latex-bytes", type=int, default=1_900_000, help="LaTeX that is taken, of 13 MB there are"
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, help="best: of which the best learning rate is wanted"
+    )
     parser.add_argument("--seeds", nargs="+", default=["0"], help="the students' seeds")
-    parser.add_argument("--rates", nargs="+", default=["2e-3", "4e-3"], help="learning rates that the first seed tried")
+    parser.add_argument(
+        "--rates",
+        nargs="+",
+        default=["2e-3", "4e-3"],
+        help="learning rates that the first seed tried",
+    )
     return parser.parse_args()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the files
 
+
 def check(name, content):
     """`content`, if it is the pinned file. Raises UserError where its sha256 differs."""
     got = hashlib.sha256(content).hexdigest()
     if got != SHA256[name]:
-        raise UserError(f"{name}: got sha256 {got}, wanted {SHA256[name]}; it is refused: download it again, or give a "
-                        f"folder with good copies as DATA")
+        raise UserError(
+            f"{name}: got sha256 {got}, wanted {SHA256[name]}; it is refused: download it again, or give a "
+            f"folder with good copies as DATA"
+        )
     return content
 
 
 def fetch(out):
     """Download what `out` lacks. Raises UserError without a network, or where a checksum is wrong."""
-    for name, url, make in (("gsm8k_train.jsonl", GSM8K, bytes), ("stacks_project.jsonl", STACKS, sections)):
+    for name, url, make in (
+        ("gsm8k_train.jsonl", GSM8K, bytes),
+        ("stacks_project.jsonl", STACKS, sections),
+    ):
         if (out / name).exists():
             check(name, (out / name).read_bytes())
             continue
         try:
             content = tasks.download(url, Path(url).name)
         except UserError as error:
-            raise UserError(f"{name}: got no answer from {url} ({error.__cause__ or error}), wanted the file; connect "
-                            f"to the network, or name a folder that holds {' and '.join(SHA256)} as DATA") from error
+            raise UserError(
+                f"{name}: got no answer from {url} ({error.__cause__ or error}), wanted the file; connect "
+                f"to the network, or name a folder that holds {' and '.join(SHA256)} as DATA"
+            ) from error
         write_atomic(out / name, check(name, make(content)))
 
 
@@ -88,21 +118,28 @@ def sections(archive):
     try:
         files = tarfile.open(fileobj=io.BytesIO(archive))
     except tarfile.TarError as error:
-        raise UserError(f"stacks_project.tar.gz: not a whole .tar.gz ({error}); download it again") from None
+        raise UserError(
+            f"stacks_project.tar.gz: not a whole .tar.gz ({error}); download it again"
+        ) from None
     with files:
         member = {Path(name).name: name for name in files.getnames() if name.count("/") == 1}
         for chapter in CHAPTERS:
             if f"{chapter}.tex" not in member:
-                raise UserError(f"stacks_project.tar.gz: holds no {chapter}.tex; is it another commit?")
+                raise UserError(
+                    f"stacks_project.tar.gz: holds no {chapter}.tex; is it another commit?"
+                )
             text = files.extractfile(member[f"{chapter}.tex"]).read().decode()
             for i, part in enumerate(re.split(r"^(?=\\section\{)", text, flags=re.MULTILINE)):
                 if len(part.strip()) >= 200:
-                    lines.append(json.dumps({"text": part.strip(), "source": f"{chapter}.tex#{i}"}) + "\n")
+                    lines.append(
+                        json.dumps({"text": part.strip(), "source": f"{chapter}.tex#{i}"}) + "\n"
+                    )
     return "".join(lines).encode()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the split
+
 
 def by_hash(texts):
     """Without repetitions, in the order of their sha256: a shuffle that depends on nothing but the texts."""
@@ -123,10 +160,16 @@ def split(problems, latex, latex_bytes):
         if size < latex_bytes:
             taken.append(text)
             size += len(text.encode())
-    sets = {"base": questions[:half:2] + taken[::2], "corpus": questions[1:half:2] + taken[1::2],
-            "curated": questions[half:ninety], "val": questions[ninety:]}
-    return {name: [f"{text}\n{answers[text]}" if text in answers else text for text in by_hash(texts)]
-            for name, texts in sets.items()}
+    sets = {
+        "base": questions[:half:2] + taken[::2],
+        "corpus": questions[1:half:2] + taken[1::2],
+        "curated": questions[half:ninety],
+        "val": questions[ninety:],
+    }
+    return {
+        name: [f"{text}\n{answers[text]}" if text in answers else text for text in by_hash(texts)]
+        for name, texts in sets.items()
+    }
 
 
 def write_split(data, out, latex_bytes):
@@ -134,15 +177,22 @@ def write_split(data, out, latex_bytes):
         if not (data / name).is_file():
             raise UserError(f"DATA={data}: holds no {name}; leave DATA out to download both files")
         if hashlib.sha256((data / name).read_bytes()).hexdigest() != SHA256[name]:
-            print(f"warning: {data / name} is not the pinned file; the numbers will not compare", file=sys.stderr)
-    problems = [(row["question"], row["answer"]) for row in tasks.read_rows(data / "gsm8k_train.jsonl")]
+            print(
+                f"warning: {data / name} is not the pinned file; the numbers will not compare",
+                file=sys.stderr,
+            )
+    problems = [
+        (row["question"], row["answer"]) for row in tasks.read_rows(data / "gsm8k_train.jsonl")
+    ]
     latex = [row["text"] for row in tasks.read_rows(data / "stacks_project.jsonl")]
     for name, texts in split(problems, latex, latex_bytes).items():
         content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         path = out / f"{name}.jsonl"
         if not path.exists() or path.read_text() != content:
             write_atomic(path, content)
-        print(f"{path}: {len(texts):,} documents, {sum(len(text.encode()) for text in texts):,} bytes")
+        print(
+            f"{path}: {len(texts):,} documents, {sum(len(text.encode()) for text in texts):,} bytes"
+        )
 
 
 def find_test(data):
@@ -153,6 +203,7 @@ def find_test(data):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the report
+
 
 def run_folder(out, method, rate, seed):
     return out / f"{method}-lr{rate}-seed{seed}"
@@ -167,7 +218,9 @@ def best_rate(out, method, rates, seed):
     no say. Raises UserError where there is none."""
     tried = [rate for rate in rates if done(run_folder(out, method, rate, seed))]
     if not tried:
-        raise UserError(f"{out}: got no finished run of {method} with seed {seed}, wanted one at {' or '.join(rates)}")
+        raise UserError(
+            f"{out}: got no finished run of {method} with seed {seed}, wanted one at {' or '.join(rates)}"
+        )
     return min(tried, key=lambda rate: summary(run_folder(out, method, rate, seed))["val_loss"])
 
 
@@ -199,42 +252,79 @@ def report(data, out, rates, seeds):
     clm_rate = best_rate(out, "clm", rates, seeds[0])
     reference = summary(out / "ref")["tokens_seen"]
     scoring = read_json(data / "corpus" / "meta.json", "token set")["count"] / 3
-    rows = [["run", "learning rate", "seed", "validation loss", "GSM8K test loss", "tokens read",
-             "tokens to CLM's loss", "the same, all costs counted"]]
+    rows = [
+        [
+            "run",
+            "learning rate",
+            "seed",
+            "validation loss",
+            "GSM8K test loss",
+            "tokens read",
+            "tokens to CLM's loss",
+            "the same, all costs counted",
+        ]
+    ]
 
     def row(label, folder, *costs):
         args = read_json(folder / "args.json", "run")
-        rows.append([label, f"{args['lr']:g}", str(args["seed"]), number(summary(folder)["val_loss"]),
-                     number(stored_mean(folder / "test_loss.bin")), number(summary(folder)["tokens_seen"], ","),
-                     *costs])
+        rows.append(
+            [
+                label,
+                f"{args['lr']:g}",
+                str(args["seed"]),
+                number(summary(folder)["val_loss"]),
+                number(stored_mean(folder / "test_loss.bin")),
+                number(summary(folder)["tokens_seen"], ","),
+                *costs,
+            ]
+        )
 
     row("base, where all start", out / "base", "", "")
     row("the reference", out / "ref", "", "")
-    shares = sorted({folder.name.split("-lr")[0] for folder in out.glob("slm-k*-lr*-seed*")})   # of KS
+    shares = sorted(
+        {folder.name.split("-lr")[0] for folder in out.glob("slm-k*-lr*-seed*")}
+    )  # of KS
     for seed in seeds:
         baseline = run_folder(out, "clm", clm_rate, seed)
         target = summary(baseline)["val_loss"] if done(baseline) else None
-        for method, label in {**METHODS, **{name: f"SLM, k = {name[5:]}" for name in shares}}.items():
+        for method, label in {
+            **METHODS,
+            **{name: f"SLM, k = {name[5:]}" for name in shares},
+        }.items():
             for rate in rates:
                 folder = run_folder(out, method, rate, seed)
                 if not done(folder):
                     continue
                 reached = None if target is None else tokens_to_reach(folder, target)
-                cost = None if reached is None else reached + (reference + scoring) * method.startswith("slm")
+                cost = (
+                    None
+                    if reached is None
+                    else reached + (reference + scoring) * method.startswith("slm")
+                )
                 row(label, folder, number(reached, ",.0f"), number(cost, ",.0f"))
     lines = table(*rows)
     curves = {}
     for method, label in METHODS.items():
         if any(done(run_folder(out, method, rate, seeds[0])) for rate in rates):
             rate = best_rate(out, method, rates, seeds[0])
-            curves[f"{label} ({rate})"] = {record["tokens_seen"]: record["val_loss"] for record in
-                                           records(run_folder(out, method, rate, seeds[0])) if "val_loss" in record}
+            curves[f"{label} ({rate})"] = {
+                record["tokens_seen"]: record["val_loss"]
+                for record in records(run_folder(out, method, rate, seeds[0]))
+                if "val_loss" in record
+            }
     seen = sorted(set().union(*curves.values()))
-    lines += [f"Validation loss by tokens read, seed {seeds[0]}, each method's best learning rate:", ""]
-    lines += table(["tokens", *(f"{count:,}" for count in seen)],
-                   *([name, *(number(curve.get(count)) for count in seen)] for name, curve in curves.items()))
-    lines.append(f"Charged to SLM: {reference:,} tokens of the reference's training and {scoring:,.0f} for scoring (a "
-                 f"third of the corpus). Validation: 10 % of the curated half of GSM8K's training problems.")
+    lines += [
+        f"Validation loss by tokens read, seed {seeds[0]}, each method's best learning rate:",
+        "",
+    ]
+    lines += table(
+        ["tokens", *(f"{count:,}" for count in seen)],
+        *([name, *(number(curve.get(count)) for count in seen)] for name, curve in curves.items()),
+    )
+    lines.append(
+        f"Charged to SLM: {reference:,} tokens of the reference's training and {scoring:,.0f} for scoring (a "
+        f"third of the corpus). Validation: 10 % of the curated half of GSM8K's training problems."
+    )
     return "\n".join(lines)
 
 

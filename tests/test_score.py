@@ -1,4 +1,5 @@
 """Scoring against transformers, resuming, and what is refused."""
+
 import json
 import os
 import signal
@@ -12,9 +13,9 @@ from transformers import AutoModelForCausalLM
 
 import score
 import slm
-import weights
 from conftest import finish, launch, write_model, write_set
 from data import Stored, TokenSet
+from hf import checkpoint
 
 ARGS = "--model m --data d --out ref_loss.bin --seq-len 16 --batch-size 4 --device cpu --threads 1"
 
@@ -34,7 +35,9 @@ def test_every_target_is_scored_once_with_its_window_as_context(stage, inputs):
     theirs = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
     tokens = torch.from_numpy(np.array(TokenSet(inputs / "d").tokens, np.int64))
     expected, uncertain = np.full(1000, np.nan, np.float32), np.full(1000, np.nan, np.float32)
-    for start in range(0, 999, 16):  # by hand, one window at a time, the last one shorter instead of padded
+    for start in range(
+        0, 999, 16
+    ):  # by hand, one window at a time, the last one shorter instead of padded
         x, y = tokens[start : min(start + 16, 999)], tokens[start + 1 : start + 17]
         with torch.no_grad():
             log_p = theirs(x[None]).logits[0].log_softmax(-1)
@@ -48,12 +51,17 @@ def test_every_target_is_scored_once_with_its_window_as_context(stage, inputs):
 def test_excess_of_a_model_against_its_own_scores_is_zero(stage, inputs):
     assert stage(score, ARGS)[0] == 0
     data = TokenSet(inputs / "d")
-    stored, model = Stored(inputs / "ref_loss.bin", data, 16), slm.WithLoss(weights.load(inputs / "m"))
+    stored, model = (
+        Stored(inputs / "ref_loss.bin", data, 16),
+        slm.WithLoss(checkpoint.load(inputs / "m")),
+    )
     for windows in ([0, 5, 61], [62]):
         x, y, valid = data.batch(windows, 16)
         loss = model(torch.from_numpy(x), torch.from_numpy(y)).numpy()
         ref = stored.batch(windows, valid)
-        assert (np.abs(loss - ref)[valid] <= np.abs(loss)[valid] * 2**-10).all()  # half a step of fp16, twice
+        assert (
+            np.abs(loss - ref)[valid] <= np.abs(loss)[valid] * 2**-10
+        ).all()  # half a step of fp16, twice
 
 
 def test_another_batch_size_gives_the_same_losses(stage, inputs):
@@ -89,7 +97,10 @@ def test_two_ranks_give_what_one_gives(vocabulary, tmp_path):
     write_set(tmp_path / "d", vocabulary, 3000)
     write_model(tmp_path / "m", vocabulary)
     args = "score.py --model m --data d --seq-len 16 --batch-size 4 --device cpu --threads 1"
-    one, two = launch(f"{args} --out one.bin", tmp_path), launch(f"{args} --out two.bin", tmp_path, ranks=2)
+    one, two = (
+        launch(f"{args} --out one.bin", tmp_path),
+        launch(f"{args} --out two.bin", tmp_path, ranks=2),
+    )
     finish(one), finish(two)
     assert (tmp_path / "one.bin").read_bytes() == (tmp_path / "two.bin").read_bytes()
 
@@ -98,15 +109,21 @@ def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
     model = write_model(inputs / "bad", vocabulary)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    weights.save(model, inputs / "bad")
+    checkpoint.save(model, inputs / "bad")
     code, _, err = stage(score, ARGS.replace("--model m", "--model bad"))
     assert code == 2 and "gives a loss that is not finite at token 1;" in err
 
 
-@pytest.mark.parametrize("change, message", [
-    ("--batch-size 0", "--batch-size: got 0, wanted at least 1"), ("--model nowhere", "nowhere"),
-    ("--data nowhere", "nowhere is not a folder"), ("--device cuda", "sees no CUDA device"),
-    ("--device tpu9", "not a device that the kit runs on")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("--batch-size 0", "--batch-size: got 0, wanted at least 1"),
+        ("--model nowhere", "nowhere"),
+        ("--data nowhere", "nowhere is not a folder"),
+        ("--device cuda", "sees no CUDA device"),
+        ("--device tpu9", "not a device that the kit runs on"),
+    ],
+)
 def test_bad_arguments_are_one_line(stage, inputs, change, message):
     code, _, err = stage(score, ARGS + " " + change)
     assert code == 2 and message in err and err.count("\n") == 1 and "Traceback" not in err
@@ -123,7 +140,8 @@ def test_what_is_there_already(stage, inputs, vocabulary):
 
 
 def test_another_vocabulary_is_refused(stage, inputs):
-    import tokenizer
+    from hf import tokenizer
+
     other = tokenizer.train_bpe(["zebra quagga okapi " * 20], 290)
     write_model(inputs / "other", other)
     code, _, err = stage(score, ARGS.replace("--model m", "--model other"))

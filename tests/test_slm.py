@@ -1,4 +1,5 @@
 """The method against brute force: scores, selection, counts, loss and gradients."""
+
 import copy
 import math
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
-from files import UserError
+from common.errors import UserError
 from model import Config, Transformer, initialise
 
 
@@ -45,8 +46,12 @@ def test_selection_is_brute_force(scope, seed):
 def test_a_tie_keeps_the_lowest_position_and_not_all():
     kept = slm.keep_top(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5)
     assert kept.tolist() == [[True] * 4, [False] * 4]
-    assert slm.keep_top(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5, "sequence").tolist() == [
-        [True, True, False, False]] * 2
+    assert (
+        slm.keep_top(
+            torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5, "sequence"
+        ).tolist()
+        == [[True, True, False, False]] * 2
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -58,8 +63,20 @@ def test_a_score_that_is_not_finite_is_refused_where_it_is_valid(bad):
     assert slm.keep_top(scores, valid, 0.5).tolist() == [[False, False, True]]
 
 
-@pytest.mark.parametrize("n, k, expected", [(10, 0.6, 6), (10, 0.65, 7), (10, 0.649, 6), (5, 0.5, 3), (1, 0.01, 1),
-                                            (0, 0.6, 0), (3, 1.0, 3), (1000, 0.0001, 1), (7, 0.5, 4)])
+@pytest.mark.parametrize(
+    "n, k, expected",
+    [
+        (10, 0.6, 6),
+        (10, 0.65, 7),
+        (10, 0.649, 6),
+        (5, 0.5, 3),
+        (1, 0.01, 1),
+        (0, 0.6, 0),
+        (3, 1.0, 3),
+        (1000, 0.0001, 1),
+        (7, 0.5, 4),
+    ],
+)
 def test_number_kept(n, k, expected):
     assert slm.n_keep(n, k) == expected == slm.n_keep(torch.tensor(n), k).item()
 
@@ -71,24 +88,39 @@ def test_k_out_of_range_is_refused(k):
 
 
 def test_each_score_keeps_what_the_paper_says():
-    tokens = slm.Tokens(loss=torch.tensor([[5.0, 1.0, 3.0, 2.0]]), ref_loss=torch.tensor([[4.9, 0.1, 1.0, 2.5]]),
-                        ref_entropy=torch.tensor([[0.1, 0.9, 0.2, 0.8]]), noise=torch.tensor([[0.1, 0.2, 0.9, 0.8]]))
+    tokens = slm.Tokens(
+        loss=torch.tensor([[5.0, 1.0, 3.0, 2.0]]),
+        ref_loss=torch.tensor([[4.9, 0.1, 1.0, 2.5]]),
+        ref_entropy=torch.tensor([[0.1, 0.9, 0.2, 0.8]]),
+        noise=torch.tensor([[0.1, 0.2, 0.9, 0.8]]),
+    )
     valid = torch.ones(1, 4, dtype=torch.bool)
 
     def kept(score):
         return slm.choose(tokens, valid, 0.5, score)[0].nonzero().flatten().tolist()
-    assert kept("excess") == [1, 2]       # 0.1, 0.9, 2.0, -0.5: signed, so the last is lowest
+
+    assert kept("excess") == [1, 2]  # 0.1, 0.9, 2.0, -0.5: signed, so the last is lowest
     assert kept("loss") == [0, 2]
     assert kept("random") == [2, 3]
-    assert kept("ref_loss") == [1, 2]     # the LOWEST reference losses
+    assert kept("ref_loss") == [1, 2]  # the LOWEST reference losses
     assert kept("ref_entropy") == [0, 2]  # the LOWEST entropies
     assert kept("ref_and") == [2]
     assert kept("ref_or") == [0, 1, 2]
 
 
 def tiny(dtype):
-    model = initialise(Transformer(Config(vocab_size=50, hidden_size=16, intermediate_size=32, num_attention_heads=2,
-                                          num_key_value_heads=1)), 0).to(dtype)
+    model = initialise(
+        Transformer(
+            Config(
+                vocab_size=50,
+                hidden_size=16,
+                intermediate_size=32,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        ),
+        0,
+    ).to(dtype)
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randint(50, (3, 9), generator=generator) for _ in range(2))
     ref = torch.rand(3, 9, generator=generator, dtype=dtype) * 5
@@ -100,12 +132,18 @@ def tiny(dtype):
 def test_loss_and_gradients_equal_masked_full_logits_in_fp64(scope):
     model, x, y, ref, valid = tiny(torch.float64)
     other = copy.deepcopy(model)
-    total, losses, kept = slm.WithLoss(model)(x, y, lambda l: slm.choose(slm.Tokens(l, ref), valid, 0.6, scope=scope))
+    total, losses, kept = slm.WithLoss(model)(
+        x, y, lambda l: slm.choose(slm.Tokens(l, ref), valid, 0.6, scope=scope)
+    )
     (total / slm.count_kept([valid.numpy()], 0.6, scope)).backward()
 
     # fp64 all the way, the mask as weights of a plain cross-entropy over all logits
-    per_token = F.cross_entropy(F.linear(other(x), other.head_weight).flatten(0, 1), y.flatten(), reduction="none")
-    mask = brute_force((per_token.view(3, 9).detach() - ref).float().numpy(), valid.numpy(), 0.6, scope)
+    per_token = F.cross_entropy(
+        F.linear(other(x), other.head_weight).flatten(0, 1), y.flatten(), reduction="none"
+    )
+    mask = brute_force(
+        (per_token.view(3, 9).detach() - ref).float().numpy(), valid.numpy(), 0.6, scope
+    )
     expected = (per_token * torch.from_numpy(mask).flatten()).sum() / mask.sum()
     expected.backward()
     assert (kept.numpy() == mask).all()
@@ -140,9 +178,13 @@ def test_only_kept_targets_touch_the_gradient():
 def test_no_valid_target_gives_zero_loss_and_zero_gradient():
     model, x, y, ref, valid = tiny(torch.float32)
     nothing = torch.zeros_like(valid)
-    total, _, kept = slm.WithLoss(model)(x, y, lambda l: slm.choose(slm.Tokens(l, ref), nothing, 0.6))
+    total, _, kept = slm.WithLoss(model)(
+        x, y, lambda l: slm.choose(slm.Tokens(l, ref), nothing, 0.6)
+    )
     total.backward()
-    assert total == 0 and not kept.any() and all(p.grad.abs().max() == 0 for p in model.parameters())
+    assert (
+        total == 0 and not kept.any() and all(p.grad.abs().max() == 0 for p in model.parameters())
+    )
 
 
 def test_token_losses_and_entropy_are_those_of_full_logits():

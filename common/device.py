@@ -1,0 +1,146 @@
+"""What every stage that runs a model shares: device and precision, ranks, memory, full states."""
+
+import contextlib
+import datetime
+import os
+import resource
+from pathlib import Path
+
+# Threads that wait for each other spin for a moment, then sleep; read when torch is loaded. By default they spin for
+# long, and where another process takes a core two threads are 40 times slower than one (LOG.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from common.errors import UserError  # noqa: E402
+
+# ---------------------------------------------------------------------------------------------------------------------
+# device, precision, ranks
+
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}  # dense bf16, by a part of the device's name
+
+
+class Env:
+    """Where a stage runs. `device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
+
+    Precision: fp32 on CPU; on a GPU bf16 autocast over fp32 master weights (`--dtype auto`).
+    """
+
+    def __init__(self, args):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.main, self.patient = self.rank == 0, None
+        kind = (
+            args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        )
+        if kind.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {kind}: PyTorch sees no CUDA device here; use --device cpu")
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        try:
+            self.device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
+            assert self.device.type in ("cpu", "cuda")
+        except (RuntimeError, AssertionError):
+            raise UserError(
+                f"--device {kind}: not a device that the kit runs on; use cpu or cuda"
+            ) from None
+        self.dtype = {
+            "auto": torch.bfloat16 if self.device.type == "cuda" else torch.float32,
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+        }[args.dtype]
+        if args.threads is not None and args.threads < 1:
+            raise UserError(f"--threads: got {args.threads}, wanted at least 1")
+        if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
+            torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo",
+                device_id=self.device if self.device.type == "cuda" else None,
+            )
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def tensor(self, array):
+        """A numpy array on the device; from pinned memory, so that the copy does not wait."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def total(self, tensor):
+        """The sum of a tensor over all ranks."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor):
+        """Tensors of one shape from all ranks, as a list."""
+        if self.world == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def interleave(self, tensor):
+        """Equal (n, ...) tensors of all ranks as one (n * world, ...): rank r's i-th stands at i * world + r."""
+        return torch.stack(self.gather(tensor), dim=1).flatten(0, 1)
+
+    def wait(self):
+        """All ranks wait for the slowest, however long it takes: in a group of its own, for a download or a large file
+        may outlast what collectives on a GPU are given (10 minutes)."""
+        if self.world > 1:
+            self.patient = self.patient or dist.new_group(
+                backend="gloo", timeout=datetime.timedelta(days=2)
+            )
+            dist.barrier(self.patient)
+
+    def main_first(self, function):
+        """function() on every rank, on rank 0 before the others: it downloads, they find its copy."""
+        out = function() if self.main else None
+        self.wait()
+        return out if self.main else function()
+
+    def from_main(self, function):
+        """The result of `function`, called on rank 0 alone, on every rank."""
+        box = [function() if self.main else None]
+        self.wait()
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def mfu(self, flops_per_s):
+        """Model FLOPs utilisation: the share (0..1) of the peak of all ranks' devices; None where that is not known."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+        return flops_per_s / (peak * self.world) if peak else None
+
+    def peak_memory(self, reset=False):
+        """Peak memory in bytes since the last reset: allocated on the GPU, resident on the CPU."""
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device) if reset else None
+            return peak
+        try:
+            if reset:
+                Path("/proc/self/clear_refs").write_text("5")
+            status = Path("/proc/self/status").read_text()
+            return int(status.split("VmHWM:")[1].split()[0]) * 1024
+        except (OSError, IndexError):  # not Linux, or not allowed: the peak of the whole process
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

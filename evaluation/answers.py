@@ -1,0 +1,132 @@
+"""What a model answered: the final answer in its text, and answers in one spelling, by the rules behind the paper's numbers.
+
+extract("... The answer is $18$.")      # "$18$"
+normalize("$1,000.00 \\text{ miles}$")   # "1,000"
+"""
+
+import re
+
+MAX_CHARS = 1000  # a longer answer is right only if it is the very same string
+
+# ---------------------------------------------------------------------------------------------------------------------
+# extraction
+
+
+def extract(text, choice=False):
+    """The final answer in a generation, not yet normalised: the first of the harness's rules that applies."""
+    if choice:
+        letter = re.search(r"answer is \(?([a-e])", choice_text(text))
+        return letter[1].upper() if letter else ""
+    if "final answer is $" in text and "$. I hope" in text.split("final answer is $", 1)[1]:
+        answer = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0]
+    elif "boxed" in text:
+        answer = boxed(text.rsplit("boxed", 1)[1])
+    elif "he answer is" in text:
+        answer = text.rsplit("he answer is", 1)[1]
+    elif "final answer is" in text:
+        answer = text.rsplit("final answer is", 1)[1]
+    else:
+        numbers = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))
+        answer = numbers[-1] if numbers else ""
+    answer = re.sub(r"\n\s*", "", answer.strip())
+    answer = re.sub(r"\.\$$", "$", answer)  # "$5.$"
+    return answer.removeprefix(":").removesuffix(".").removesuffix("/")
+
+
+def choice_text(text):
+    return text.split("Problem:", 1)[0].lower().replace("choice is", "answer is")
+
+
+def boxed(rest):
+    """What follows the word "boxed": the balanced braces, or all up to a dollar sign where there are none."""
+    if not rest.startswith("{"):
+        return rest.split("$", 1)[0].strip()
+    depth = 0
+    for end, char in enumerate(rest):
+        depth += (char == "{") - (char == "}")
+        if depth == 0:
+            return rest[1:end]
+    return rest[1:]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# normalisation
+
+# Words that stand beside a number and are dropped. They were gathered for MathQA's answers, single letters included
+# (o and h and s), so that a variable of that name is lost as well, in the answer and the truth alike.
+UNITS = """
+    second sec s minute min hour hr h day month year yr am pm noon
+    mile inch inches feet ft yard meter metre mtr m km cm mm dm degree deg
+    gallon gal liter litre l lt c cc acre hectare square sq cubic cube cu surface
+    pound lb gram g gm kg mt ohm mph kmph kmh
+    rupee rs percent profit loss gain increase decrease rise less more ratio
+    apple coin toy tile monkey men man women woman soldier mark round
+    unit number prime per way by are no\\schange pure east west a t o d th st rd ab bc
+""".split()
+UNIT = re.compile(r"(?<!\w)(?:" + "|".join(sorted(UNITS, key=len, reverse=True)) + r")s?(?!\w)")
+
+SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+).split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
+SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+
+
+def words_to_number(text):
+    """ "two hundred and five boxes" -> "205": the number that the number words make; without any, the text itself."""
+    words = [
+        word
+        for word in re.split(r"[\s-]+", text.lower())
+        if word in WORDS or word in SCALES or word == "hundred"
+    ]
+    if not words:
+        return text
+    total = group = 0
+    for word in words:
+        if word in SCALES:
+            total, group = total + max(group, 1) * SCALES[word], 0
+        else:
+            group = max(group, 1) * 100 if word == "hundred" else group + WORDS[word]
+    return str(total + group)
+
+
+def normalize(answer):
+    """The form in which answers are compared: one line, no units, no dollars, LaTeX in one spelling.
+
+    Lossy on purpose, as the published numbers were made with it. Longer answers than MAX_CHARS only lose their blanks.
+    """
+    s = str(answer).strip().replace("\n", "")
+    if len(s) > MAX_CHARS:
+        return re.sub(r"\s", "", s)
+    s = s.rstrip(".").replace("\\!", "")
+    s = re.sub(r"\\begin\{(?:array\}\{[^}]*|bmatrix)\}", r"\\begin{pmatrix}", s)
+    s = re.sub(r"\\end\{(?:array|bmatrix)\}", r"\\end{pmatrix}", s)
+    s = s.replace("tfrac", "frac").replace("dfrac", "frac")
+    s = s.replace("\\left", "").replace("\\right", "").replace("\\{", "{").replace("\\}", "}")
+    s = re.sub(r"\\text\{.*?\}$", "", s).strip() or s  # a unit behind the answer
+    s = UNIT.sub("", s) if UNIT.sub("", s).strip() else s
+    s = s.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
+    s = words_to_number(s)
+    s = re.sub(r"\\text\{(.*?)\}", r"\1", s)
+    s = re.sub(r"[xyz]\s*(?:=|\\in(?![a-z])|\\to(?![a-z]))", "", s)
+    s = s.replace("\\%", "").replace("%", "")
+    s = s.replace(" .", " 0.").replace("{.", "{0.")
+    if "infinity" in s or re.search(r"(?<![a-z\\])inf(?![a-z])", s):
+        s = re.sub(r"\\?infinity|(?<![a-z\\])inf(?![a-z])", r"\\infty", s)
+    s = s.replace("and", "").replace("\\mathbf", "")
+    s = re.sub(r"\\mbox\{.*?\}", "", s)
+    if "j" in s and "i" not in s:
+        s = s.replace("j", "i")
+    s = re.sub(r"(\d+)\.0*(?=[^\d]|$)", r"\1", s)
+    if s.startswith("."):
+        s = "0" + s
+    sides = s.split("=")
+    if len(sides) == 2 and len(sides[0].strip()) <= 2:
+        s = sides[1]
+    s = re.sub(r"\\sqrt\s*(\w+)", r"\\sqrt{\1}", s)
+    s = s.replace(" ", "")
+    s = re.sub(r"\\frac([^{\\])\{", r"\\frac{\1}{", s)
+    s = re.sub(r"\\frac([^{\\])([^{\\])", r"\\frac{\1}{\2}", s)
+    return re.sub(r"^(-?\d+)/(-?\d+)$", r"\\frac{\1}{\2}", s)

@@ -1,0 +1,309 @@
+"""The evaluation stage: whole runs on small models, kills and resumes, the tool loop against published generations."""
+
+import json
+import os
+import signal
+import time
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import eval_math as E
+from conftest import SHARED, finish, launch, write_model
+from evaluation.generate import Output
+from hf import checkpoint
+from model import Config, Transformer
+from real_model import real_model
+
+needs_data = pytest.mark.skipif(
+    not SHARED.exists(), reason=f"needs the public test sets and outputs in {SHARED}"
+)
+QUESTIONS = [
+    f"Q: Tom has {i % 17} apples and buys {i % 5}.{' How many?' * (i % 3)}\nA:" for i in range(40)
+]
+
+
+def write_problems(folder, answers):
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"question": question, "answer": answer})
+        for question, answer in zip(QUESTIONS, answers)
+    ]
+    (folder / "test.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def parrot(folder, vocabulary, text):
+    """A run's folder whose model says `text` after every prompt that ends as the questions do: a look-up of the next id
+    by the last one, written into the weights (blocks that add nothing, and a head that is the look-up)."""
+    ids = vocabulary.encode("A:" + text).tolist()
+    ids = ids[ids.index(vocabulary.encode("Tom\nA:").tolist()[-1]) :]
+    assert len(set(ids)) == len(ids), "the look-up needs different ids"
+    model = Transformer(
+        Config(
+            vocab_size=vocabulary.n_vocab,
+            hidden_size=512,
+            intermediate_size=16,
+            head_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+        )
+    )
+    vectors = torch.nn.functional.normalize(
+        torch.randn(vocabulary.n_vocab, 512, generator=torch.manual_seed(0))
+    )
+    for name, p in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")):
+            p.data.zero_()
+    model.model.embed_tokens.weight.data.copy_(vectors)
+    for i, following in zip(ids, ids[1:]):
+        model.lm_head.weight.data[following] += vectors[i]
+    checkpoint.save(model, folder)
+    vocabulary.save(folder)
+    (folder / "summary.json").write_text('{"val_loss": 1.5, "exact_match": null}')
+    return folder
+
+
+def test_demo_score_is_counted_and_noted(stage, vocabulary, tmp_path):
+    """A model that always says 7: the share of sevens among the answers, in results.json and in the run's summary."""
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7", "8", "7", "77", "-7", "7"])
+    code, out, err = stage(E, "--model run --tasks demo --device cpu")
+    assert code == 0, err
+    done = rows(tmp_path / "run/eval/demo.jsonl")
+    assert [row["idx"] for row in done] == list(range(6))
+    assert {row["text"] for row in done} == {"#### 7"} and {row["pred"] for row in done} == {"7"}
+    assert [row["strict"] for row in done] == [True, False, True, False, False, True]
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == {
+        "val_loss": 1.5,
+        "exact_match": 0.5,
+    }
+    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["demo"]
+    assert entry["strict"] == 50.0 and entry["n"] == 6 and "50.0" in out
+    assert entry["settings"]["model_hash"] == checkpoint.model_hash(tmp_path / "run")[:16]
+    assert not list((tmp_path / "run/eval").glob("*partial*"))
+
+
+def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch):
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7", "8", "7"])
+    assert stage(E, "--model run --limit 2")[0] == 0
+    assert (
+        json.loads((tmp_path / "run/summary.json").read_text())["exact_match"] is None
+    )  # of a part: not noted
+    assert stage(E, "--model run")[0] == 0  # the third is answered, the first two are kept
+    monkeypatch.setattr(checkpoint, "load", None)
+    code, out, _ = stage(E, "--model run")
+    assert code == 0 and "66.7" in out
+    code, _, err = stage(E, "--model run --out run/eval")
+    assert code == 2 and "--resume" in err and err.count("\n") == 1
+    assert stage(E, "--model run --out run/eval --resume")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--model run --max-new-tokens 5", "max_new_tokens 48 -> 5"),
+        ("--model run --tasks gms8k", "gms8k"),
+        ("--model run --limit 0", "--limit"),
+        ("--model nowhere", "nowhere"),
+        ("", "--model"),
+        ("--model run --mode tool", "demo"),
+        ("--model run --tasks svamp --data-dir empty", "eval/svamp.jsonl"),
+        ("--regrade test.jsonl --tasks demo svamp", "--regrade"),
+        ("--regrade nothing.jsonl", "nothing.jsonl"),
+        ("--model run --data-dir nothing", "nothing"),
+        ("--model run --batch-tokens -1", "--batch-tokens"),
+    ],
+)
+def test_users_errors_are_one_line(stage, vocabulary, tmp_path, arguments, words):
+    write_model(tmp_path / "run", vocabulary)
+    write_problems(tmp_path / "data/demo", ["7"])
+    (tmp_path / "empty").mkdir()
+    if "new-tokens" in arguments:
+        assert stage(E, "--model run")[0] == 0
+    code, _, err = stage(E, arguments)
+    last = err.strip().split("\n")[-1]
+    assert code == 2 and last.startswith("error: ") and words in last and "Traceback" not in err
+
+
+def test_overwrite_starts_over(stage, vocabulary, tmp_path):
+    write_model(tmp_path / "run", vocabulary)
+    write_problems(tmp_path / "data/demo", ["7", "7"])
+    for flags in ("", "--max-new-tokens 5 --overwrite"):
+        assert stage(E, f"--model run {flags}")[0] == 0
+    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["demo"]
+    assert entry["settings"]["max_new_tokens"] == 5
+
+
+def test_killed_and_resumed_ends_identical(stage, vocabulary, tmp_path):
+    """kill -9 in the middle, a line cut short: the resumed run's files are those of an uninterrupted one."""
+    write_model(tmp_path / "run", vocabulary, hidden_size=128, num_hidden_layers=2)
+    write_problems(tmp_path / "data/demo", ["7"] * 40)
+    command = "eval_math.py --model run --batch-tokens 600 --max-new-tokens 120 --device cpu --out "
+    process, part = launch(command + "killed", tmp_path), tmp_path / "killed/demo.partial-0.jsonl"
+    deadline = time.time() + 200
+    while not (part.exists() and part.read_bytes().count(b"\n") > 6) and time.time() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    n_kept = part.read_bytes().count(b"\n") - 1
+    assert 6 <= n_kept < 40 and not (tmp_path / "killed/demo.jsonl").exists()
+    with open(part, "a") as file:
+        file.write('{"idx": 39, "te')
+    arguments = command.split(" ", 1)[1]
+    assert stage(E, arguments + "killed --resume")[0] == 0
+    assert stage(E, arguments + "whole")[0] == 0
+    for name in ("demo.jsonl", "results.json", "results.md"):
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "whole" / name
+        ).read_bytes(), name
+    assert len(rows(tmp_path / "whole/demo.jsonl")) == 40
+
+
+def test_demo_verdicts():
+    def ends(text):  # letter by letter, as tokens come
+        return next(
+            (cut for n in range(1, len(text) + 1) if (cut := E.end_of_demo(text[:n], 1))), None
+        )
+
+    for text, pred, cut in [
+        (" 3+4=7\n #### 7\nQ: Tom", "7", 15),
+        ("#### -12 apples\n9", "-12", 16),
+        ("#### 7", "7", None),
+        ("####\n7\n", "", 5),
+        ("7\n7\n", "", None),
+        ("", "", None),
+        ("#### x\n#### 5\n", "", 7),
+    ]:
+        assert ends(text) == cut
+        verdict = E.demo_verdict(text[:cut], "7")
+        assert (verdict["pred"], verdict["published"]) == (pred, pred == "7"), text
+
+
+@needs_data
+def test_gsm8k_from_end_to_end(stage, vocabulary, tmp_path):
+    """A random model on real problems: the prompts are the harness's (their hash), nonsense scores 0, and grading the
+    written file again gives the same verdicts."""
+    write_model(tmp_path / "run", vocabulary, max_position_embeddings=8192)
+    code, out, err = stage(
+        E, f"--model run --tasks gsm8k --data-dir {SHARED} --limit 3 --max-new-tokens 8 --out out"
+    )
+    assert code == 0, err
+    entry = json.loads((tmp_path / "out/results.json").read_text())["gsm8k"]
+    truth = json.loads((SHARED / "truth/summary.json").read_text())["gsm8k"]
+    assert entry["settings"]["prompt_hash"] == truth["prompts_sha256"][:16] and entry["n"] == 3
+    assert entry["settings"]["max_new_tokens"] == 8
+    done = rows(tmp_path / "out/gsm8k.jsonl")
+    assert [row["gt"] for row in done] == ["18", "3", "70000"] and entry["published"] == 0
+    assert stage(E, "--regrade out/gsm8k.jsonl --tasks gsm8k --out again")[0] == 0
+    assert rows(tmp_path / "again/gsm8k.jsonl") == done
+    assert "Rho-1-Math-1B" in (tmp_path / "out/results.md").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tools
+
+
+class Replay:
+    """In a decoder's place: continues each prompt as in a published text, up to the next stop."""
+
+    def __init__(self, published):
+        self.published, self.waiting, self.n_calls = published, [], 0
+
+    def add(self, i, prompt):
+        self.waiting.append((i, prompt))
+
+    @property
+    def busy(self):
+        return bool(self.waiting)
+
+    def step(self):
+        i, prompt = self.waiting.pop()
+        assert prompt.startswith("<|user|>\n"), prompt
+        so_far, self.n_calls = prompt.split("<|assistant|>\n", 1)[1], self.n_calls + 1
+        assert self.published[i].startswith(so_far), (
+            so_far,
+            self.published[i],
+        )  # our outputs are theirs
+        text = self.published[i][len(so_far) :].split("```output")[0]
+        return [(i, Output(text, [0] * len(text), "stop"))]
+
+
+def ask(question):
+    return f"<|user|>\n{question}\n<|assistant|>\n"
+
+
+@needs_data
+@pytest.mark.parametrize("folder, n", [("gsm8k", 30), ("minerva_math", 30)])
+def test_tool_loop_rebuilds_published_texts(folder, n, monkeypatch):
+    """With the authors' model replaced by a replay of its own texts, the loop, its programs and their outputs give
+    the published text: every output of ours must be what their model was shown. (Programs get more time, and texts
+    with a time-out are left out: a slow machine must not make a time-out of what was none. Some import scipy.)"""
+    monkeypatch.setattr(E, "Sandbox", partial(E.Sandbox, timeout=60))
+    path = next((SHARED / "published/rho-math-1b-interpreter-v0.1" / folder).glob("*e-1.jsonl"))
+    published = rows(path)
+    many = sorted(range(len(published)), key=lambda i: -published[i]["code"][0].count("```output"))
+    texts = {i: published[i]["code"][0] for i in [*many[: n // 3], *range(n)]}
+    texts = {
+        i: text
+        for i, text in texts.items()
+        if "Time" not in text.split("```output", 1)[-1]
+        and ("scipy" not in text or find_spec("scipy"))
+    }
+    prompts, decoder = {i: ask(published[i]["question"]) for i in texts}, Replay(texts)
+    got = {i: text for i, text, _ in E.with_tools(decoder, prompts, encode=str)}
+    assert {i: text.strip() for i, text in got.items()} == {
+        i: text.strip() for i, text in texts.items()
+    }
+    assert decoder.n_calls > len(texts)
+
+
+def test_tool_loop_ends_after_four_calls():
+    class Coder(Replay):
+        def step(self):
+            i, prompt = self.waiting.pop()
+            return [(i, Output("```python\nprint(6 * 7)\n```\n", [1, 2], "stop"))]
+
+    ((i, text, tokens),) = E.with_tools(Coder({}), {0: ask("What?")}, encode=str)
+    block = "```python\nprint(6 * 7)\n```\n```output\n42\n```\n"
+    assert text == block * 4 + "\nReach max function call limit." and tokens == 8
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# long runs
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_file_of_one(vocabulary, tmp_path):
+    write_model(tmp_path / "run", vocabulary)
+    write_problems(tmp_path / "data/demo", ["7"] * 40)
+    command = "eval_math.py --model run --device cpu --out "
+    finish(launch(command + "one", tmp_path))
+    finish(launch(command + "two", tmp_path, ranks=2))
+    for name in ("demo.jsonl", "results.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.slow
+@needs_data
+def test_real_model_answers_real_problems(stage, tmp_path):
+    """SmolLM2-135M on a few problems of SVAMP: it answers in the form of the few shots, and stops there."""
+    folder = real_model()
+    code, _, err = stage(
+        E,
+        f"--model {folder} --tasks svamp --data-dir {SHARED} --limit 8 --max-new-tokens 160 "
+        f"--out out",
+    )
+    assert code == 0, err
+    done = rows(tmp_path / "out/svamp.jsonl")
+    assert sum("answer is" in row["text"] for row in done) >= 4
+    assert not any("\n\nQuestion:" in row["text"] for row in done)

@@ -1,0 +1,165 @@
+"""Results as files and tables, and regrading against the Rho-1 authors' own released verdicts."""
+
+import json
+import math
+import re
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from common.errors import UserError  # noqa: E402
+from evaluation import results  # noqa: E402
+from evaluation.answers import extract, normalize  # noqa: E402
+from evaluation.results import markdown, regrade, table  # noqa: E402
+
+SHARED = ROOT.parent / "shared"
+PUBLISHED = SHARED / "data" / "published"
+needs_published = pytest.mark.skipif(
+    not PUBLISHED.exists(), reason=f"needs the authors' released outputs: {PUBLISHED}"
+)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# files and tables
+
+
+def test_regrade_own_file_gives_the_same_again(tmp_path):
+    rows = [
+        {"gt": "18", "text": "The answer is 18."},
+        {"gt": "7500", "text": "The answer is 75."},
+        {"gt": "4", "text": "The answer is 5."},
+        {"gt": "4", "text": ""},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = regrade(
+        tmp_path / "in.jsonl", "gsm8k", tmp_path / "out", settings={"mode": "cot", "model": "M"}
+    )
+    entry = results["gsm8k"]
+    assert (entry["n"], entry["published"], entry["strict"], entry["failed"]) == (4, 50.0, 25.0, 0)
+    assert entry["published_se"] == pytest.approx(
+        100 * statistics.pstdev([1, 1, 0, 0]) / math.sqrt(4), abs=0.01
+    )
+    lines = [json.loads(line) for line in (tmp_path / "out/gsm8k.jsonl").read_text().splitlines()]
+    assert [
+        (line["idx"], line["pred"], line["gt"], line["published"], line["strict"]) for line in lines
+    ] == [
+        (0, "18", "18", True, True),
+        (1, "75", "7500", True, False),
+        (2, "5", "4", False, False),
+        (3, "", "4", False, False),
+    ]
+    first = (tmp_path / "out/gsm8k.jsonl").read_bytes()
+    again = regrade(tmp_path / "out/gsm8k.jsonl", "gsm8k", tmp_path / "out", name="again")
+    assert (tmp_path / "out/again.jsonl").read_bytes() == first
+    assert (
+        set(again)
+        == {"gsm8k", "again"}
+        == set(json.loads((tmp_path / "out/results.json").read_text()))
+    )
+
+
+def test_broken_files_are_users_errors(tmp_path):
+    file = tmp_path / "in.jsonl"
+    for content, message in (
+        ('{"gt": "1", "text": "1"}\n{"gt": "1", "te\n', r"in\.jsonl, line 2: got broken JSON"),
+        ("[1]\n", r"in\.jsonl, line 1: got broken JSON \(a list"),
+        ('{"text": "1"}\n', r"in\.jsonl, sample 1: got fields text, wanted gt and text"),
+        ('{"gt": "1", "code": []}\n', r"in\.jsonl, sample 1"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            regrade(file, "gsm8k", tmp_path / "out")
+    with pytest.raises(UserError, match="absent.jsonl"):
+        regrade(tmp_path / "absent.jsonl", "gsm8k", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def entry(task, published, mode):
+    return {
+        "task": task,
+        "n": 500,
+        "failed": 3,
+        "settings": {"mode": mode, "model": "out/slm"},
+        "published": published,
+        "published_se": 2.0,
+        "strict": published - 1,
+        "strict_se": 2.0,
+    }
+
+
+def test_tables_hold_our_numbers_beside_the_paper_s():
+    results = {"math": entry("math", 16.0, "cot"), "gsm8k": entry("gsm8k", 30.0, "cot")}
+    screen = table(results)
+    assert "16.0 ±  2.0" in screen and "29.0 ±  2.0" in screen
+    assert re.search(r"mean +23\.0 +22\.0", screen)
+    text = markdown(results, label="ours")
+    assert (
+        "| model | math | gsm8k |" in text
+        and "| ours, published | **16.0** ± 2.0 | **30.0** ± 2.0 |" in text
+    )
+    assert "| Rho-1-Math-1B (30B selected), as published | 15.6 | 36.2 |" in text
+    assert "mode cot, model out/slm" in text and "Interpreter" not in text
+    tool = markdown({"math": entry("math", 16.0, "tool")})
+    assert (
+        "| Rho-1-Math-1B-Interpreter, as published | 40.6 |" in tool and "30B selected" not in tool
+    )
+
+
+@pytest.mark.skipif(
+    not (SHARED / "PAPER.md").exists(), reason="needs the paper's tables in shared/PAPER.md"
+)
+def test_paper_rows_are_the_paper_s():
+    paper = (SHARED / "PAPER.md").read_text(encoding="utf-8")
+    for row in results.PAPER["cot"].values():
+        assert "| " + " | ".join(map(str, row)) + " |" in paper
+    for gsm8k, math_ in results.PAPER["tool"].values():
+        assert f" {gsm8k} / {math_}" in paper
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the authors' released generations
+
+RELEASED = [
+    ("rho-math-1b-v0.1", "gsm8k", "gsm8k", 36.2, 99.5),
+    ("rho-math-1b-v0.1", "minerva_math", "math", 15.8, 99.0),
+    ("rho-math-1b-interpreter-v0.1", "gsm8k", "gsm8k", 58.4, 99.5),
+    ("rho-math-1b-interpreter-v0.1", "minerva_math", "math", 40.2, 99.0),
+]
+
+
+@needs_published
+@pytest.mark.parametrize("model, folder, task, _, __", RELEASED)
+def test_released_answers_are_extracted(model, folder, task, _, __):
+    """Extraction alone, all samples, no algebra: the very string, or an equal number, in at least 99%."""
+    rows = [
+        json.loads(line)
+        for line in next((PUBLISHED / model / folder).glob("*.jsonl")).open(encoding="utf-8")
+    ]
+    same = [normalize(extract(row["code"][0])) == normalize(row["pred"][0]) for row in rows]
+    assert len(rows) == {"gsm8k": 1319, "math": 500}[task] and sum(same) / len(rows) >= 0.99
+
+
+@needs_published
+@pytest.mark.slow
+@pytest.mark.parametrize("model, folder, task, accuracy, agreement", RELEASED)
+def test_released_generations_get_the_authors_verdicts(
+    tmp_path, model, folder, task, accuracy, agreement
+):
+    file = next((PUBLISHED / model / folder).glob("*.jsonl"))
+    entry = regrade(file, task, tmp_path)[task]
+    print(
+        f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; the authors' verdict in "
+        f"{entry['agree_score']}%, their answer in {entry['agree_pred']}%"
+    )
+    assert entry["published"] == pytest.approx(accuracy, abs=0.4)
+    assert entry["agree_score"] >= agreement and entry["agree_pred"] >= agreement
+    lines = [json.loads(line) for line in (tmp_path / f"{task}.jsonl").open()]
+    assert len(lines) == entry["n"] == {"gsm8k": 1319, "math": 500}[task]
+    assert all(line["published"] or not line["strict"] for line in lines)
+    differences = [json.loads(line) for line in (tmp_path / f"{task}.differences.jsonl").open()]
+    assert all(line["reason"] for line in differences)
+    other = sum(line["published"] != line["their_score"] for line in differences)
+    assert other == round(entry["n"] * (100 - entry["agree_score"]) / 100)

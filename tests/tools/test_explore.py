@@ -1,0 +1,263 @@
+"""tools/explore without its page: what models say of tokens, dynamics, curves, ablations, the suggestion for k."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import runs.ablations
+import slm
+from common.errors import UserError
+from conftest import write_model
+from data import Stored, TokenSet
+from explored import env, run  # noqa: F401 (a fixture)
+from hf import checkpoint
+from tools.explore import __main__ as tools_explore
+from tools.explore import dynamics, pick_k
+from tools.explore import runs as explore_run
+
+
+@pytest.fixture
+def explore(stage):
+    return lambda arguments: stage(tools_explore, arguments)
+
+
+# ---- what the models say
+
+
+def test_snapshots_and_their_losses(run, explore):
+    data = TokenSet(run / "data")
+    found = explore_run.snapshots(run / "slm")
+    assert [(step, path.name) for step, path in found] == [
+        (0, "base"),
+        (4, "step-000004"),
+        (8, "slm"),
+    ]
+    batches = [[3, 1], [0]]
+    got = explore_run.look(found[1][1], data, batches, 32, env(), top=3)
+    model = checkpoint.load(found[1][1])
+    x, y, _ = data.batch([3, 1, 0], 32)
+    log_p = model.logits(torch.from_numpy(x)).double().log_softmax(-1)
+    assert np.allclose(
+        got["loss"], -log_p.gather(-1, torch.from_numpy(y)[..., None])[..., 0].detach(), atol=1e-4
+    )
+    assert np.allclose(got["entropy"], -(log_p.exp() * log_p).sum(-1).detach(), atol=1e-4)
+    assert np.array_equal(got["top_id"], log_p.topk(3).indices)
+    assert np.allclose(got["top_p"], log_p.topk(3).values.exp().detach(), atol=1e-5)
+    assert np.allclose(
+        explore_run.look(found[1][1], data, batches, 32, env())["loss"], got["loss"], atol=1e-5
+    )
+    code, _, err = explore(f"dynamics --run {run} --data {run}/data --out x")
+    assert code == 2 and "is not a run" in err and err.count("\n") == 1
+
+
+# ---- dynamics (section 2.1)
+
+
+def test_every_synthetic_token_lands_in_its_class():
+    x, rng = np.arange(11), np.random.RandomState(0)
+    wave = 0.05 * np.sin(3 * x)
+    known = {0: 3 - 0.2 * x, 1: 0.1 + wave, 2: 5 + wave, 3: 1 + 0.1 * x}
+    category = np.repeat([0, 1, 2, 3], [26, 51, 11, 12])
+    rng.shuffle(category)
+    losses = np.stack([known[c] for c in category], 1) + 0.01 * rng.randn(11, 100)
+    assert (dynamics.classify(losses) == category).all()
+    assert dynamics.shares(category)["all"] == dynamics.PAPER  # 26, 51, 11, 12 %
+    by_kind = dynamics.shares(category, (category == 2).astype(int), ["rest", "digits"])
+    assert by_kind["digits"] == {"H→L": 0, "L→L": 0, "H→H": 1, "L→H": 0}
+
+
+def test_the_change_is_the_fitted_lines_and_not_the_ends():
+    rng = np.random.RandomState(1)
+    losses = rng.rand(7, 500) * 2
+    change = np.polyfit(np.arange(7), losses, 1)[0] * 6
+    wanted = np.select([change < -0.2, change > 0.2, losses[-1] <= losses[-1].mean()], [0, 3, 1], 2)
+    assert (dynamics.classify(losses) == wanted).all() and len(set(wanted)) == 4
+    late = np.array([[1, 1, 1, 1, 1, 0.7], [2] * 6]).T  # falls by 0.3 at the end, its line by 0.21
+    early = np.array([[0.7, 1, 1, 1, 1, 0.7], [2] * 6]).T  # ends where it began
+    assert list(dynamics.classify(late)) == [0, 2] and list(dynamics.classify(early)) == [1, 2]
+    with pytest.raises(UserError, match="at least 2"):
+        dynamics.classify(losses[:1])
+
+
+def test_dynamics_of_a_run(run, explore, tmp_path):
+    code, out, err = explore(
+        f"dynamics --run {run}/slm --data {run}/data --out {tmp_path}/d --tokens 500 --threads 1"
+    )
+    assert code == 0, err
+    result = json.loads((tmp_path / "d.json").read_text())
+    data = TokenSet(run / "data")
+    windows = np.array(explore_run.spaced(range(data.n_windows(32)), 15))
+    valid = data.valid(windows, 32)
+    models = [path for _, path in explore_run.snapshots(run / "slm")]
+    losses = [explore_run.look(path, data, [windows], 32, env())["loss"][valid] for path in models]
+    category = dynamics.classify(np.stack(losses))
+    assert result["tokens"] == valid.sum() and result["steps"] == [0, 4, 8]
+    wanted = {c: (category == i).mean() for i, c in enumerate(dynamics.CATEGORIES)}
+    assert result["shares"]["all"] == pytest.approx(wanted, abs=1e-3)
+    assert (
+        set(result["shares"]) == {"all", "plain", "hostile"}
+        and "| the paper | 26% | 51% | 11% | 12% |" in out
+    )
+    assert (tmp_path / "d.png").stat().st_size > 10_000 and "<svg" in (
+        tmp_path / "d.svg"
+    ).read_text()
+    code, _, err = explore(
+        f"dynamics --run {run}/slm/step-000004 --data {run}/data --out {tmp_path}/d"
+    )
+    assert code == 2 and "is not a run" in err
+
+
+# ---- curves
+
+
+def write_log(folder, losses, tokens=100, **changes):
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text(
+        json.dumps(
+            {
+                "k": 1.0,
+                "steps": len(losses),
+                "init": "x",
+                "batch_size": 2,
+                "micro_batch_size": 2,
+                "seq_len": 50,
+                "inputs": {},
+                **changes,
+            }
+        )
+    )
+    (folder / "log.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "step": i + 1,
+                    "tokens_seen": tokens * (i + 1),
+                    "loss": l,
+                    "loss_selected": l,
+                    "val_loss": l,
+                    "kept": {"clean": 0.9, "noise": 0.1 * l},
+                }
+            )
+            + "\n"
+            for i, l in enumerate(losses)
+        )
+    )
+    (folder / "summary.json").write_text(
+        json.dumps(
+            {
+                "val_loss": losses[-1],
+                "exact_match": None,
+                "tokens_seen": tokens * len(losses),
+                "tokens_selected": 1,
+            }
+        )
+    )
+    return folder
+
+
+def test_tokens_and_cost_to_reach_the_baseline(vocabulary, tmp_path, explore):
+    clm = write_log(tmp_path / "clm", [4.0, 3.0, 2.5, 2.0])
+    shared = {
+        "k": 0.6,
+        "score": "excess",
+        "scope": "micro",
+        "ref_loss": str(tmp_path / "ref_loss.bin"),
+    }
+    small = write_model(tmp_path / "ref", vocabulary, seed=3, num_hidden_layers=1)
+    large = write_model(tmp_path / "model", vocabulary, seed=4, num_hidden_layers=2)
+    (tmp_path / "ref/summary.json").write_text(json.dumps({"tokens_seen": 60}))
+    (tmp_path / "ref_loss.json").write_text(json.dumps({"count": 90}))
+    slm_run = write_log(
+        tmp_path / "slm",
+        [3.0, 1.0, 0.9, 0.8],
+        **shared,
+        inputs={"ref_loss": checkpoint.model_hash(tmp_path / "ref")},
+    )
+    never = write_log(tmp_path / "never", [4.0, 3.5, 3.0, 2.9], **{**shared, "score": "random"})
+    shutil.copy(tmp_path / "model/config.json", slm_run)
+    code, out, err = explore(
+        f"curves --run CLM={clm} --run SLM={slm_run} --run random={never} --baseline CLM "
+        f"--out {tmp_path}/c"
+    )
+    assert code == 0, err
+    result = json.loads((tmp_path / "c.json").read_text())
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (small, large)]
+    fixed = (
+        (60 + 90 / 3) * sizes[0] / sizes[1]
+    )  # the reference's training, and a third of it for scoring
+    assert result["SLM"]["tokens_to_reach"] == [150]  # halfway from 3.0 after 100 to 1.0 after 200
+    assert result["SLM"]["times_fewer_tokens"] == [round(400 / 150, 2)]
+    assert result["SLM"]["fixed_cost"] == [round(fixed)]
+    assert result["SLM"]["times_less_cost"] == [round(400 / (fixed + 150), 2)]
+    assert result["random"]["fixed_cost"] == [0] and result["random"]["tokens_to_reach"] == [None]
+    assert "never" in out and all(
+        (tmp_path / f"c{name}").stat().st_size > 5000
+        for name in (".png", ".svg", "-training.png", "-training.svg", "-kept.png", "-kept.svg")
+    )
+    (tmp_path / "ref/summary.json").unlink()
+    code, _, err = explore(f"curves --run SLM={slm_run} --out {tmp_path}/c")
+    assert code == 2 and "--reference" in err and err.count("\n") == 1
+    code, _, err = explore(f"curves --run CLM={clm} --baseline clm --out {tmp_path}/c")
+    assert code == 2 and "wanted one of CLM" in err
+
+
+# ---- ablations
+
+
+def test_the_narrow_reference_sees_one_template(stage, tmp_path):
+    code, _, err = stage(runs.ablations, f"narrow --seed 3 --out {tmp_path}/narrow.jsonl")
+    assert code == 0, err
+    texts = [
+        json.loads(line)["text"] for line in (tmp_path / "narrow.jsonl").read_text().splitlines()
+    ]
+    pattern = re.compile(
+        r"Q: \w+ has (\d) \w+ and buys (\d) more\. Then \w+ takes (\d) away\. "
+        r"How many \w+ are left\?\n"
+        r"A: \1\+\2=(\d+)\n \4-\3=(\d+)\n #### \5\n"
+    )
+    found = [pattern.fullmatch(text) for text in texts]
+    assert len(texts) == 800 and all(found)
+    assert all(
+        int(m[1]) + int(m[2]) == int(m[4]) and int(m[4]) - int(m[3]) == int(m[5]) for m in found
+    )
+
+
+def test_an_ablations_table(stage, tmp_path):
+    for seed, losses in ((1, [3.0, 2.0, 1.5]), (2, [3.0, 2.0, 1.7])):
+        out = tmp_path / f"out/demo-seed{seed}/steps3"
+        write_log(out / "clm", [4.0, 3.0, 2.0])
+        write_log(out / "slm", losses)
+        write_log(out / "random", [4.0, 3.5, 3.0 + seed])
+    code, out, err = stage(runs.ablations, "table --name score --seeds 1 2 --steps 3")
+    assert code == 0, err
+    assert "| excess | 1.600 (1.500 to 1.700) | – | 1.5 (1.5 to 1.5) |" in out
+    assert "| random | 4.500 (4.000 to 5.000) | – | – |" in out
+    assert "left out: " in out and "demo-seed2/steps3/ref_and" in out and "| both" not in out
+    assert (tmp_path / "figures/ablation-score.png").exists()
+    code, _, err = stage(runs.ablations, "table --name k --seeds 9")
+    assert code == 2 and "none of the runs is finished" in err
+
+
+# ---- pick-k
+
+
+def test_the_suggestion_is_the_share_that_the_reference_does_not_lose(run, explore):
+    excess = np.concatenate([np.full(560, 0.01), np.full(40, -0.19), np.full(400, -2.0)])
+    assert pick_k.suggestion(excess) == 0.6 and pick_k.suggestion(np.full(9, -5.0)) == 0.01
+    code, out, err = explore(
+        f"pick-k --ref-loss {run}/ref_loss.bin --data {run}/data --model {run}/base --windows 9999"
+    )
+    assert code == 0, err
+    data = TokenSet(run / "data")
+    windows = np.arange(data.n_windows(32))
+    valid = data.valid(windows, 32)
+    loss = slm.WithLoss(checkpoint.load(run / "base"))(
+        *map(torch.from_numpy, data.batch(windows, 32)[:2])
+    )
+    excess = (loss.numpy() - Stored(run / "ref_loss.bin", data, 32).batch(windows, valid))[valid]
+    assert f"--k {round((excess > -0.2).mean(), 2):g} " in out
+    assert f"{valid.sum():,} targets" in out and "| hostile |" in out

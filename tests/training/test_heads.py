@@ -1,0 +1,339 @@
+"""The cheap forms against the plain ones: heads against full logits, pruned backward against hooks on plain layers."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import slm
+from conftest import ROOT
+from model import Config, Transformer, initialise
+from training import heads
+from training.pruned import BACKWARD, FastLoss
+
+CASES = {
+    "micro": (0.6, "micro"),
+    "sequence": (0.6, "sequence"),
+    "batch": (0.3, "batch"),
+    "k=1": (1.0, "micro"),
+    "one": (0.001, "micro"),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setitem(
+        heads.CHUNK_BYTES, "cpu", 4 * 50 * 4
+    )  # 4 rows of 50 logits: every head works in several chunks
+
+
+def tiny(dtype=torch.float32, seed=1, rows=3, **changes):
+    config = Config(
+        **{
+            "vocab_size": 50,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "num_hidden_layers": 3,
+            "tie_word_embeddings": True,
+            **changes,
+        }
+    )
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randint(50, (rows, 9), generator=generator) for _ in range(2))
+    ref = torch.rand(rows, 9, generator=generator, dtype=dtype) * 5
+    valid = torch.rand(rows, 9, generator=generator) < 0.8
+    return initialise(Transformer(config), 0).to(dtype), x, y, ref, valid
+
+
+def selection(ref, valid, k=0.6, scope="micro"):
+    return lambda losses: slm.choose(slm.Tokens(losses.view_as(ref), ref), valid, k, scope=scope)
+
+
+def results(module, x, y, select, count):
+    """One step's total, losses, choice and gradients, by name; the divisor is any number that is not 1."""
+    module.zero_grad()
+    total, losses, kept = module(x, y, select, count=count)
+    (total / 7).backward()
+    assert not losses.requires_grad
+    return {
+        "total": total.detach(),
+        "losses": losses,
+        "kept": kept,
+        **{name: p.grad.clone() for name, p in module.lm.named_parameters()},
+    }
+
+
+def distance(a, b):
+    """The largest difference of any tensor, relative to its largest entry."""
+    assert a.keys() == b.keys()
+    pairs = [(a[k].double(), b[k].double()) for k in a]
+    return max(((x - y).abs().max() / y.abs().max().clamp(min=1e-30)).item() for x, y in pairs)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("head", ["kept", "lean"])
+def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tolerance):
+    """The head alone: losses, choice, gradients of hidden and weight; targets with masks, scores with ties."""
+    (k, scope), (_, _, y, ref, valid) = CASES[case], tiny(dtype)
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(n, 16, generator=generator, dtype=dtype) for n in (27, 50))
+    hidden[5] = hidden[4]  # equal losses and reference losses: a tie
+    y, ref = y.clone(), ref.clone()
+    y.view(-1)[5], ref.view(-1)[5] = y.view(-1)[4], ref.view(-1)[4]
+    count = slm.count_kept([valid.numpy()], k, scope)
+    outcome = []
+    for f, n in ((slm.head_full, ()), (heads.HEADS[head], (count,)), (heads.HEADS[head], ())):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        total, losses, kept = f(
+            h, w, y.flatten(), lambda l: selection(ref, valid, k, scope)(l).flatten(), *n
+        )
+        (total / 7).backward()
+        outcome.append(
+            {
+                "total": total.detach(),
+                "losses": losses,
+                "kept": kept,
+                "hidden": h.grad,
+                "weight": w.grad,
+            }
+        )
+    assert outcome[0]["kept"].sum() == count
+    for other in outcome[1:]:
+        assert torch.equal(outcome[0]["kept"], other["kept"])
+        assert distance(other, outcome[0]) < tolerance
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}]
+)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("head", ["kept", "lean"])
+def test_a_whole_model_learns_the_same_with_any_exact_form(head, checkpointing, changes):
+    """The last block's backward on kept rows included; fp64 shows that it is exact, not merely near."""
+    for k, scope in CASES.values():
+        model, x, y, ref, valid = tiny(torch.float64, **changes)
+        plain, quick = slm.WithLoss(copy.deepcopy(model)), FastLoss(model, head)
+        plain.lm.checkpointing = quick.lm.checkpointing = checkpointing
+        count, select = slm.count_kept([valid.numpy()], k, scope), selection(ref, valid, k, scope)
+        wanted = results(_WithoutCount(plain), x, y, select, count)
+        assert distance(results(quick, x, y, select, count), wanted) < 1e-12
+        assert distance(results(quick, x, y, select, None), wanted) < 1e-12
+
+
+class _WithoutCount(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.lm = module, module.lm
+
+    def forward(self, x, y, select, count=None):
+        return self.module(x, y, select)
+
+
+@pytest.mark.parametrize("head", heads.HEADS)
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_nothing_valid_gives_zero_loss_and_zero_gradients(head, backward):
+    model, x, y, ref, valid = tiny()
+    out = results(FastLoss(model, head, backward), x, y, selection(ref, torch.zeros_like(valid)), 0)
+    assert out["total"] == 0 and not out["kept"].any()
+    assert all(value.abs().max() == 0 for name, value in out.items() if name.endswith("weight"))
+
+
+@pytest.mark.parametrize("head", ["kept", "lean"])
+def test_bf16_autocast_stays_near_fp32_and_keeps_fp32_gradients_and_losses(head):
+    model, x, y, ref, valid = tiny()
+    count, select = slm.count_kept([valid.numpy()], 1.0), selection(ref, valid, 1.0)
+    exact = results(FastLoss(copy.deepcopy(model), head), x, y, select, count)
+    module = FastLoss(model, head)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, losses, kept = module(x, y, select, count=count)
+    (total / 7).backward()
+    assert losses.dtype == torch.float32 and (losses - exact["losses"]).abs().max() < 0.1
+    for name, p in model.named_parameters():
+        assert p.grad.dtype == torch.float32
+        assert F.cosine_similarity(p.grad.flatten(), exact[name].flatten(), dim=0) > 0.999, name
+
+
+def test_several_micro_batches_before_one_backward_do_not_share_their_rows():
+    model, x, y, ref, valid = tiny(torch.float64, rows=4)
+    quick, plain = FastLoss(copy.deepcopy(model)), slm.WithLoss(model)
+    for module in (quick, plain):
+        totals = []
+        for rows in (slice(0, 1), slice(1, 4)):
+            select = selection(ref[rows], valid[rows])
+            options = (
+                {"count": slm.count_kept([valid[rows].numpy()], 0.6)} if module is quick else {}
+            )
+            totals.append(module(x[rows], y[rows], select, **options)[0])
+        sum(totals).backward()
+    for a, b in zip(quick.parameters(), plain.parameters()):
+        assert (a.grad - b.grad).abs().max() < 1e-12 * b.grad.abs().max().clamp(min=1)
+
+
+def zero_dropped_rows(model, kept, names):
+    """The outside truth of the pruned backward: hooks on plain linear layers zero the gradient of dropped rows."""
+
+    def hook(module, inputs, output):
+        output.register_hook(lambda grad: grad * kept[..., None])
+
+    for name, module in model.named_modules():
+        if name.endswith(names):
+            module.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("head", heads.HEADS)
+@pytest.mark.parametrize("backward", ["pruned", "pruned_all"])
+def test_pruned_backward_is_the_one_with_dropped_rows_zeroed_by_hooks(
+    backward, head, checkpointing
+):
+    names = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    names += ("k_proj", "v_proj") * (backward == "pruned_all")
+    model, x, y, ref, valid = tiny(torch.float64)
+    plain, count = copy.deepcopy(model), slm.count_kept([valid.numpy()], 0.6)
+    model.checkpointing = checkpointing
+    out = results(FastLoss(model, head, backward), x, y, selection(ref, valid), count)
+    exact = results(_WithoutCount(slm.WithLoss(plain)), x, y, lambda losses: out["kept"], count)
+    zero_dropped_rows(plain, out["kept"], names)
+    pruned = results(_WithoutCount(slm.WithLoss(plain)), x, y, lambda losses: out["kept"], count)
+    assert distance(out, pruned) < 1e-12
+    assert distance(out, exact) > 1e-3  # it is an approximation
+
+
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_all_rows_kept_changes_nothing(backward):
+    model, x, y, ref, valid = tiny(torch.float64)
+    everything, plain = torch.ones_like(valid), copy.deepcopy(model)
+    wanted = results(_WithoutCount(slm.WithLoss(plain)), x, y, lambda losses: everything, 27)
+    for count in (27, None):
+        assert (
+            distance(
+                results(
+                    FastLoss(copy.deepcopy(model), "kept", backward),
+                    x,
+                    y,
+                    lambda losses: everything,
+                    count,
+                ),
+                wanted,
+            )
+            < 1e-12
+        )
+
+
+def test_evaluation_after_training_finds_no_stale_rows():
+    model, x, y, ref, valid = tiny()
+    fresh, module = copy.deepcopy(model), FastLoss(model, "kept", "pruned")
+    names = list(dict(fresh.named_parameters()))
+    module(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].backward()
+    assert any(part.rows is not None for part in module.parts)
+    with torch.no_grad():
+        assert torch.equal(
+            module(x[:1], y[:1]), slm.WithLoss(fresh)(x[:1], y[:1])
+        )  # another number of rows
+    assert all(part.rows is None for part in module.parts)
+    assert list(dict(model.named_parameters())) == names  # weights keep their names
+    model.zero_grad()
+    for m in (model, fresh):  # and plain autograd through the bare model is whole again
+        m(x).square().sum().backward()
+    grads = [(a.grad, b.grad) for a, b in zip(model.parameters(), fresh.parameters())]
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6 * b.abs().max()) for a, b in grads)
+
+
+def test_a_wrong_count_and_a_second_backward_are_refused():
+    model, x, y, ref, valid = tiny()
+    module, count = FastLoss(model), slm.count_kept([valid.numpy()], 0.6)
+    with pytest.raises(AssertionError):
+        module(x, y, selection(ref, valid), count=count - 1)
+    total = module(x, y, selection(ref, valid), count=count)[0]
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_selection_causes_no_recompilation_and_compiled_gradients_are_the_same(backward):
+    """Blocks compiled; the choice, and how many are chosen, change from step to step."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    model = tiny()[0]
+    plain, compiled = (
+        FastLoss(copy.deepcopy(model), "kept", backward),
+        FastLoss(model, "kept", backward),
+    )
+    for block in model.model.layers:
+        block.compile(backend="aot_eager")
+    graphs = []
+    for step in range(6):
+        _, x, y, ref, valid = tiny(seed=step)
+        count = slm.count_kept([valid.numpy()], 0.6)
+        out = [results(module, x, y, selection(ref, valid), count) for module in (plain, compiled)]
+        assert distance(*out) < 1e-5
+        with torch.no_grad():
+            compiled(x, y)
+        graphs.append((counters["stats"]["unique_graphs"], count))
+    assert len({count for _, count in graphs}) > 2
+    assert not counters["graph_break"] and graphs[-1][0] == graphs[1][0], graphs
+
+
+RANKS = """
+import sys, torch, torch.distributed as dist
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/training"]
+torch.set_num_threads(1)
+import common.device
+from training import parallel
+import slm
+from training.pruned import BACKWARD, FastLoss
+from types import SimpleNamespace
+from test_heads import tiny, selection
+dist.init_process_group("gloo")
+rank, env = dist.get_rank(), SimpleNamespace(world=2, device=torch.device("cpu"))
+for backward in BACKWARD:
+    for kind in ("ddp", "fsdp"):
+        args = SimpleNamespace(compile="off", checkpointing=kind == "fsdp", parallel=kind)
+        batches = [tiny(torch.float64, seed=seed)[1:] for seed in range(4)]
+        module = parallel.wrap(FastLoss(tiny(torch.float64)[0], "kept", backward), args, env)
+        for i, (x, y, ref, valid) in enumerate(batches[rank::2]):
+            parallel.sync_gradients(module, last=i == 1)
+            module(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].mul(2 / 7).backward()
+        single = FastLoss(tiny(torch.float64)[0], "lean", backward)
+        for x, y, ref, valid in batches:
+            single(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].div(7).backward()
+        for (name, p), q in zip(module.named_parameters(), single.parameters()):
+            grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+            assert (grad - q.grad).abs().max() <= 1e-12 * q.grad.abs().max(), (backward, kind, name)
+dist.barrier()
+print("equal", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_and_accumulation_equal_one_process_under_ddp_and_fsdp(tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS.format(root=str(ROOT)))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(tmp_path / "ranks.py"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stdout + done.stderr

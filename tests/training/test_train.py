@@ -1,0 +1,534 @@
+"""Both trainers: plain training is k = 1, equal results however a batch is cut up, kills, run folders, bad input."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import score
+import slm
+import train_ref
+import train_slm
+from conftest import finish, launch, write_model, write_set
+from data import TokenSet
+from hf import checkpoint
+from training.optimizer import make_optimizer
+
+TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
+SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
+
+
+@pytest.fixture
+def inputs(vocabulary, tmp_path):
+    """A corpus d with labels, a validation set v, a model m and the losses of another model r."""
+    write_set(tmp_path / "d", vocabulary, 3000, kind=np.arange(3000) % 2)
+    write_set(tmp_path / "v", vocabulary, 300, seed=1)
+    write_model(tmp_path / "m", vocabulary)
+    write_model(tmp_path / "r", vocabulary, seed=5)
+    return tmp_path
+
+
+@pytest.fixture
+def scored(stage, inputs):
+    code, _, err = stage(
+        score,
+        "--model r --data d --out ref_loss.bin --seq-len 16 --entropy --device cpu --threads 1",
+    )
+    assert code == 0, err
+    return inputs
+
+
+def tensors(folder):
+    return {
+        name: tensor
+        for path in checkpoint.weight_files(folder)
+        for name, tensor in checkpoint.read_tensors(path)
+    }
+
+
+def same(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def distance(a, b):
+    a, b = tensors(a), tensors(b)
+    return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in a)
+
+
+def log(folder, drop=("tok_per_s",)):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+def test_k_1_is_plain_training_bit_for_bit_and_reads_no_losses(stage, inputs):
+    plain = f"--data d --val v --init m {TINY} --steps 12 --eval-every 4"
+    assert stage(train_ref, plain + " --out a")[0] == 0
+    assert stage(train_slm, plain + " --out b --k 1.0 --ref-loss does-not-exist.bin")[0] == 0
+    assert same(inputs / "a", inputs / "b") and log(inputs / "a") == log(inputs / "b")
+
+
+def test_reruns_are_bit_identical_and_seeds_differ(stage, scored):
+    for out, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert stage(train_slm, f"{SLM} --steps 8 --out {out} --seed {seed}")[0] == 0
+    assert same(scored / "a", scored / "b") and not same(scored / "a", scored / "c")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--k 1.0",
+        "--k 0.6 --scope sequence",
+        "--k 0.6 --scope batch",
+        "--k 0.6 --scope batch --score ref_and",
+        "--k 0.6 --scope batch --score random",
+    ],
+)
+def test_one_micro_batch_equals_four(stage, scored, flags):
+    assert stage(train_slm, f"{SLM} --steps 6 --out one {flags}")[0] == 0
+    assert stage(train_slm, f"{SLM} --steps 6 --out four --micro-batch-size 1 {flags}")[0] == 0
+    assert distance(scored / "one", scored / "four") < 1e-5
+    counts = [[r["tokens_selected"] for r in log(scored / out)] for out in ("one", "four")]
+    assert counts[0] == counts[1]
+
+
+def test_micro_scope_ranks_within_each_micro_batch(stage, scored):
+    """The kept sets differ from batch scope's: the equality above does not hold for it, and should not."""
+    assert stage(train_slm, f"{SLM} --steps 1 --out one --k 0.3")[0] == 0
+    assert stage(train_slm, f"{SLM} --steps 1 --out four --micro-batch-size 1 --k 0.3")[0] == 0
+    assert not same(scored / "one", scored / "four")
+
+
+def test_one_step_by_hand(stage, scored):
+    """One selective step against transformers, numpy and PyTorch's AdamW, from the stored files."""
+    assert stage(train_slm, f"{SLM} --k 0.4 --steps 1 --warmup 0 --out one")[0] == 0
+    theirs = AutoModelForCausalLM.from_pretrained(scored / "m", dtype=torch.float32)
+    data = TokenSet(scored / "d")
+    windows = np.random.RandomState([0, 0]).permutation(data.n_windows(16))[:4]
+    tokens, ref = (
+        np.array(data.tokens, np.int64),
+        np.fromfile(scored / "ref_loss.bin", "<f2").astype(np.float32),
+    )
+    x = torch.from_numpy(np.stack([tokens[w * 16 : w * 16 + 16] for w in windows]))
+    y = torch.from_numpy(np.stack([tokens[w * 16 + 1 : w * 16 + 17] for w in windows]))
+    losses = torch.nn.functional.cross_entropy(
+        theirs(x).logits.flatten(0, 1), y.flatten(), reduction="none"
+    )
+    excess = (
+        losses.detach().numpy()
+        - np.stack([ref[w * 16 + 1 : w * 16 + 17] for w in windows]).flatten()
+    )
+    kept = np.sort(np.argsort(-excess, kind="stable")[: int(0.4 * 64 + 0.5)])
+    losses[torch.from_numpy(kept)].mean().backward()
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    decay = [p for p in theirs.parameters() if p.dim() == 2]
+    rest = [p for p in theirs.parameters() if p.dim() < 2]
+    torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-3,
+        betas=(0.9, 0.95),
+    ).step()
+    ours, record = tensors(scored / "one"), log(scored / "one")[0]
+    for name, p in theirs.named_parameters():
+        if name in ours:
+            assert (ours[name] - p).norm() / p.norm() < 1e-5, name
+    assert abs(record["loss"] - losses.mean().item()) < 1e-5
+    assert abs(record["loss_selected"] - losses[torch.from_numpy(kept)].mean().item()) < 1e-5
+    assert abs(record["threshold"] - excess[kept].min()) < 1e-5
+    assert (record["tokens_seen"], record["tokens_selected"]) == (64, 26)
+    parity = np.stack([(np.arange(16) + w * 16 + 1) % 2 for w in windows]).flatten()
+    for kind, name in enumerate(("even", "odd")):
+        assert (
+            abs(record["kept"][name] - (parity[kept] == kind).sum() / (parity == kind).sum()) < 1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    "score_name", ["excess", "loss", "random", "ref_loss", "ref_entropy", "ref_and", "ref_or"]
+)
+@pytest.mark.parametrize("scope", ["micro", "batch"])
+def test_every_score_trains(stage, scored, score_name, scope):
+    code, _, err = stage(
+        train_slm,
+        f"{SLM} --steps 3 --out s --score {score_name} --scope {scope} --micro-batch-size 2",
+    )
+    assert code == 0, err
+    records = log(scored / "s")
+    share = records[-1]["tokens_selected"] / records[-1]["tokens_seen"]
+    low, high = {"ref_and": (0.2, 0.6), "ref_or": (0.6, 1.0)}.get(score_name, (0.59, 0.61))
+    assert low <= share <= high and np.isfinite(records[-1]["grad_norm"])
+
+
+def test_bfloat16_moments_are_adamw_with_rounded_moments():
+    """Against AdamW's formulas in float64 whose moments are rounded to bfloat16 after each step."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(24, 40)
+    optimizer = make_optimizer(
+        model, SimpleNamespace(moments="bfloat16", weight_decay=0.1, lr=1e-2)
+    )
+    w, b = (p.detach().double() for p in (model.weight, model.bias))
+    mine = [
+        [w, torch.zeros_like(w), torch.zeros_like(w), 0.1],
+        [b, torch.zeros_like(b), torch.zeros_like(b), 0.0],
+    ]
+    for t in range(1, 31):
+        (model(torch.randn(8, 24)) - 1).square().mean().backward()
+        for (p, m, v, decay), grad in zip(
+            mine, (model.weight.grad.double(), model.bias.grad.double())
+        ):
+            m.mul_(0.9).add_(0.1 * grad)
+            v.mul_(0.95).add_(0.05 * grad**2)
+            p.mul_(1 - 1e-2 * decay).sub_(
+                1e-2 * m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + 1e-8)
+            )
+            m.copy_(m.float().bfloat16()), v.copy_(v.float().bfloat16())
+        optimizer.step()
+        optimizer.zero_grad()
+        if t == 15:  # saved and loaded
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert all(
+            s[name].dtype == torch.bfloat16
+            for s in optimizer.state.values()
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+    for p, (wanted, *_) in zip((model.weight, model.bias), mine):
+        assert (p - wanted).abs().max() < 2e-4 and (p - wanted).abs().mean() < 1e-6
+
+
+def test_fork_it_a_new_score_in_five_lines(stage, scored, monkeypatch):
+    """README's "Fork it": a function and its entry, and the trainer takes it by name."""
+
+    def middle(t):
+        """Keep the tokens whose excess is nearest to zero."""
+        return -(t.loss - t.ref_loss).abs()
+
+    monkeypatch.setitem(slm.SCORES, "middle", middle)
+    code, _, err = stage(train_slm, f"{SLM} --steps 5 --out fork --score middle --k 0.5")
+    assert code == 0, err
+    record = log(scored / "fork")[-1]
+    assert (
+        abs(record["tokens_selected"] - record["tokens_seen"] / 2) <= 2.5
+    )  # half a token of rounding a step
+    assert stage(train_slm, f"{SLM} --steps 5 --out plain --k 0.5")[0] == 0
+    assert not same(scored / "fork", scored / "plain")
+
+
+def test_loss_mask_makes_it_fine_tuning(stage, vocabulary, inputs):
+    """Only unmasked targets carry loss: the loss logged is theirs, and other targets do not matter."""
+    mask = (np.arange(640) % 4 == 0).astype(np.uint8)
+    write_set(inputs / "f", vocabulary, 640, loss_mask=mask)
+    assert stage(train_ref, f"--data f --init m --out a {TINY} --steps 2 --eval-every 0")[0] == 0
+    record = log(inputs / "a")[-1]
+    assert record["tokens_seen"] == 2 * 64 and record["tokens_selected"] == 2 * 16
+
+
+def test_learns_and_writes_a_folder_that_transformers_opens(stage, inputs):
+    assert (
+        stage(
+            train_ref,
+            f"--data d --val v --init scratch --d-model 32 --n-head 2 --out a {TINY} --lr 1e-2 --steps 60 "
+            "--eval-every 20 --snapshots 3",
+        )[0]
+        == 0
+    )
+    records = log(inputs / "a")
+    validation = [r["val_loss"] for r in records if "val_loss" in r]
+    assert len(records) == 60 and validation[-1] < validation[0] - 0.2
+    summary = json.loads((inputs / "a/summary.json").read_text())
+    assert (
+        summary["tokens_seen"] == records[-1]["tokens_seen"]
+        and summary["val_loss"] == validation[-1]
+    )
+    assert [p.name for p in sorted(inputs.glob("a/step-*"))] == ["step-000020", "step-000040"]
+    for folder in ("a", "a/step-000040"):
+        x = torch.arange(20)[None]
+        theirs = AutoModelForCausalLM.from_pretrained(inputs / folder, dtype=torch.float32)
+        with torch.no_grad():
+            assert (
+                theirs(x).logits - checkpoint.load(inputs / folder).logits(x)
+            ).abs().max() < 1e-4
+    # the validation loss is the mean over every target, window by window
+    total = []
+    tokens = torch.from_numpy(np.array(TokenSet(inputs / "v").tokens, np.int64))
+    theirs = AutoModelForCausalLM.from_pretrained(inputs / "a", dtype=torch.float32)
+    for start in range(0, 299, 16):
+        x, y = tokens[start : min(start + 16, 299)], tokens[start + 1 : start + 17]
+        with torch.no_grad():
+            total += torch.nn.functional.cross_entropy(
+                theirs(x[None]).logits[0], y, reduction="none"
+            ).tolist()
+    assert len(total) == 299 and abs(np.mean(total) - summary["val_loss"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "stage_file, flags",
+    [("train_ref.py", "--moments bfloat16"), ("train_slm.py", "--k 0.6 --ref-loss ref_loss.bin")],
+)
+def test_kill_9_and_resume_ends_bit_identical(scored, stage_file, flags):
+    args = f"{stage_file} --data d --val v --init m {TINY} {flags} --steps 300 --eval-every 50 --save-every 7"
+    whole = launch(f"{args} --out whole", scored)
+    rng = random.Random(stage_file)
+    for target in sorted(rng.sample(range(20, 280), 2)):  # killed twice, at random steps
+        process = launch(f"{args} --out cut --resume", scored)
+        path = scored / "cut/log.jsonl"
+        while not path.exists() or path.read_text().count("\n") < target:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (scored / "cut/summary.json").exists()
+    finish(launch(f"{args} --out cut --resume", scored))
+    finish(whole)
+    assert same(scored / "whole", scored / "cut") and log(scored / "whole") == log(scored / "cut")
+    a, b = (json.loads((scored / f / "summary.json").read_text()) for f in ("whole", "cut"))
+    assert all(a[k] == b[k] for k in ("val_loss", "tokens_seen", "tokens_selected"))
+
+
+def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(scored):
+    process = launch(
+        f"train_ref.py --data d --init m {TINY} --steps 100000 --save-every 5 --out a", scored
+    )
+    while not (scored / "a/train_state.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=280)
+    assert process.returncode == 130 and "interrupted" in out and "Traceback" not in out
+    assert torch.load(scored / "a/train_state.pt", weights_only=True)["step"] % 5 == 0
+
+
+def test_run_folders(stage, inputs):
+    args = f"--data d --init m {TINY} --steps 3"
+    assert stage(train_ref, f"{args} --out a")[0] == 0
+    code, _, err = stage(train_ref, f"{args} --out a")
+    assert code == 2 and "--resume" in err and "--overwrite" in err
+    code, out, _ = stage(
+        train_ref, f"{args} --out a --resume"
+    )  # finished: shows its summary at once
+    assert code == 0 and " tokens read" in out
+    code, _, err = stage(train_ref, f"{args} --out a --resume --lr 5e-4")
+    assert code == 2 and "lr 0.001 -> 0.0005" in err
+    assert stage(train_ref, f"{args} --out a --overwrite --lr 5e-4")[0] == 0
+    (inputs / "mine").mkdir()
+    (inputs / "mine/thesis.tex").write_text("years of work")
+    code, _, err = stage(train_ref, f"{args} --out mine --overwrite")
+    assert code == 2 and "not a run of this kit" in err and (inputs / "mine/thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--k 0", "--k: got 0.0"),
+        ("--k 60", "--k: got 60.0"),
+        ("--k nan", "--k: got nan"),
+        ("--steps 0", "--steps: got 0"),
+        ("--batch-size 3 --micro-batch-size 2", "--batch-size: got 3"),
+        ("--steps 3 --epochs 1", "either --steps or --epochs"),
+        ("--lr nan", "--lr: got nan"),
+        ("--lr -1", "--lr: got -1.0"),
+        ("--data nowhere", "nowhere is not a folder"),
+        ("--init nowhere", "nowhere"),
+        ("--val nowhere", "nowhere"),
+        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"),
+        ("--seq-len 0", "--seq-len: got 0"),
+        ("--seq-len 32", "has windows of 16, this run has 32; score again"),
+        ("--clip -1", "--clip: got -1.0"),
+        ("--init scratch --n-head 5", "--n-head 5"),
+        ("--init scratch --n-head 0", "--n-head: got 0"),
+        ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"),
+        ("--seed -1", "--seed: got -1"),
+        ("--threads -1", "--threads: got -1"),
+        ("--device meta", "not a device that the kit runs on"),
+        ("--dtype bfloat16", "has the precision float32, this run has bfloat16; score again"),
+    ],
+)
+def test_bad_arguments_are_one_line(stage, scored, flags, message):
+    code, _, err = stage(
+        train_slm, f"{SLM} --out a {'' if '--steps' in flags else '--steps 2'} {flags}"
+    )
+    assert code == 2 and message in err, err
+    assert len(err.strip().splitlines()) == 1 and not (scored / "a").exists()
+
+
+def test_without_a_start_or_with_endless_epochs(stage, inputs):
+    for flags, message in (
+        ("", "--init: got None"),
+        ("--init m --epochs inf", "--epochs: got inf"),
+    ):
+        code, _, err = stage(train_ref, f"--data d --out a {TINY} {flags}")
+        assert code == 2 and message in err and not (inputs / "a").exists()
+
+
+def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
+    """Out of memory at the first step: the advice is a smaller micro-batch, so the folder must not hold that against one."""
+    (inputs / "a").mkdir()
+    assert stage(train_ref, f"--data d --init m --out b {TINY} --steps 2")[0] == 0
+    shutil.copy(inputs / "b/args.json", inputs / "a/args.json")
+    code, _, err = stage(
+        train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
+    )
+    assert code == 2 and "--resume" in err
+    assert (
+        stage(
+            train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1 --resume"
+        )[0]
+        == 0
+    )
+    assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
+
+
+def test_losses_of_another_corpus_or_length_are_refused(stage, scored, vocabulary):
+    write_set(scored / "e", vocabulary, 3000, seed=9)
+    code, _, err = stage(train_slm, SLM.replace("--data d", "--data e") + " --out a --steps 2")
+    assert code == 2 and "has losses of token set" in err and "score again" in err
+    with open(scored / "ref_loss.bin", "ab") as file:
+        file.write(b"\0\0")
+    code, _, err = stage(train_slm, SLM + " --out a --steps 2")
+    assert code == 2 and "size in bytes" in err
+
+
+def test_a_corpus_shorter_than_a_window_is_padded(stage, vocabulary, inputs):
+    write_set(inputs / "s", vocabulary, 5)
+    assert stage(train_ref, f"--data s --init m --out a {TINY} --steps 1")[0] == 0
+    assert (
+        log(inputs / "a")[0]["tokens_seen"] == 4 * 4
+    )  # one window of 4 targets, four times in the batch
+    write_set(inputs / "e", vocabulary, 1)
+    code, _, err = stage(train_ref, f"--data e --init m --out b {TINY} --steps 1")
+    assert code == 2 and "no target" in err
+
+
+def test_another_vocabulary_is_refused(stage, scored):
+    from hf import tokenizer
+
+    write_model(scored / "other", tokenizer.train_bpe(["zebra quagga okapi " * 20], 290))
+    code, _, err = stage(train_slm, SLM.replace("--init m", "--init other") + " --out a --steps 1")
+    assert code == 2 and "vocabulary" in err
+
+
+def test_a_loss_that_explodes_stops_before_the_update(stage, inputs, vocabulary):
+    model = write_model(inputs / "hot", vocabulary)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("inf"))
+    checkpoint.save(model, inputs / "hot")
+    code, _, err = stage(train_ref, f"--data d --init hot --out a {TINY} --steps 3")
+    assert (
+        code == 2 and "gradient norm is nan" in err and not (inputs / "a/train_state.pt").exists()
+    )
+
+
+def test_disk_full_is_one_line(scored):
+    """A limit on file size stands in for a full disk: the state does not fit."""
+    import resource
+
+    process = launch(
+        f"train_ref.py --data d --init m {TINY} --steps 20 --save-every 5 --out a",
+        scored,
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+        ),
+    )
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "Traceback" not in out and "error:" in out, out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--k 1.0",
+        "--scope micro",
+        "--scope sequence",
+        "--scope batch",
+        "--scope micro --data sparse",
+        "--scope batch --data sparse",
+    ],
+)
+@pytest.mark.slow
+def test_ranks_agree(scored, vocabulary, parallel, flags):
+    """1 rank = 2 = 4, with one window per micro-batch so that the list of micro-batches is the same. `sparse`: three
+    windows of four have no valid target, the others one or two, so most ranks have nothing to learn from."""
+    mask = np.zeros(3000, np.uint8)
+    mask[5::64] = mask[7::128] = 1
+    write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel {parallel} {flags}"
+    runs = [launch(f"{args} --out one", scored)]
+    runs += [launch(f"{args} --out ranks{n}", scored, ranks=n) for n in (2, 4)]
+    for run in runs:
+        finish(run)
+    for n in (2, 4):
+        assert distance(scored / "one", scored / f"ranks{n}") < 1e-5
+        assert [r["tokens_selected"] for r in log(scored / "one")] == [
+            r["tokens_selected"] for r in log(scored / f"ranks{n}")
+        ]
+
+
+@pytest.mark.slow
+def test_compiled_blocks_under_ddp(scored):
+    """What the recipes do on GPUs: each block compiled, DDP around it, another number of kept tokens in each step."""
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 2 --scope sequence"
+    for run in [
+        launch(f"{args} --out one", scored),
+        launch(f"{args} --out ranks2 --compile on", scored, ranks=2),
+    ]:
+        finish(run)
+    assert distance(scored / "one", scored / "ranks2") < 1e-5
+
+
+@pytest.mark.slow
+def test_bfloat16_moments_under_fsdp(scored):
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel fsdp --moments bfloat16"
+    for run in [
+        launch(f"{args} --out one", scored),
+        launch(f"{args} --out ranks2", scored, ranks=2),
+    ]:
+        finish(run)
+    assert (
+        distance(scored / "one", scored / "ranks2") < 1e-3
+    )  # a rounding to bfloat16 may go the other way
+    for folder in ("one", "ranks2"):
+        states = torch.load(scored / folder / "train_state.pt", weights_only=True)["optimizer"][
+            "state"
+        ].values()
+        assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {
+            torch.bfloat16
+        }
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.slow
+def test_killed_on_two_ranks_goes_on_with_any_number(scored, parallel):
+    """The same windows in the same order, however many ranks go on: the result is that of one rank, to rounding."""
+    args = f"train_slm.py {SLM} --steps 60 --save-every 5 --micro-batch-size 1 --parallel {parallel} --scope batch"
+    whole = launch(f"{args} --out whole", scored)
+    process = launch(f"{args} --out cut", scored, ranks=2)
+    path, target = scored / "cut/log.jsonl", random.Random(parallel).randrange(10, 40)
+    while not path.exists() or path.read_text().count("\n") < target:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.005)
+    workers = (
+        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    )  # in sessions of their own
+    assert len(workers) == 2
+    for pid in [process.pid, *map(int, workers)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    finish(whole)
+    assert (scored / "cut/train_state.pt").exists() and not (scored / "cut/summary.json").exists()
+    for n in (0, 1, 2, 4):
+        shutil.copytree(scored / "cut", scored / f"on{n}")
+        finish(launch(f"{args} --out on{n} --resume", scored, ranks=n))
+        assert distance(scored / "whole", scored / f"on{n}") < 1e-5
+        assert [r["tokens_seen"] for r in log(scored / f"on{n}")] == [
+            r["tokens_seen"] for r in log(scored / "whole")
+        ]
