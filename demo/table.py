@@ -21,7 +21,88 @@ ROWS = {
     "clm-tuned": "CLM, then fine-tuned as the reference was",
     "slm-tuned": "SLM, then fine-tuned as the reference was",
 }
-SOLUTION = "solution"
+
+
+def run_folder(name, seed):
+    return roots(seed)[1] / name
+
+
+def print_row(*cells):
+    print("| " + " | ".join(cells) + " |")
+
+
+def print_head(*cells):
+    """A table's first row and the rule below it; the first column has no title."""
+    print("| | " + " | ".join(cells) + " |")
+    print("|---" * (len(cells) + 1) + "|")
+
+
+def spread(values):
+    """Mean and standard deviation over seeds, as text; a single seed has no deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0
+    return f"{statistics.mean(values):.3f} ± {deviation:.3f}"
+
+
+def print_results(seeds):
+    """Final validation loss / exact match of every run."""
+    print_head(*[f"seed {seed}" for seed in seeds], "mean ± sd")
+    for name, label in ROWS.items():
+        losses = []
+        matches = []
+        for seed in seeds:
+            path = run_folder(name, seed) / "summary.json"
+            summary = read_json(path, f"{name} of seed {seed}, made by runs/demo.sh")
+            losses.append(summary["val_loss"])
+            matches.append(summary["exact_match"])
+        cells = [f"{loss:.3f} / {match:.3f}" for loss, match in zip(losses, matches)]
+        print_row(label, *cells, f"{spread(losses)} / {spread(matches)}")
+
+
+def loss_on_all(record):
+    """A log record's validation loss; None where it was not measured."""
+    return record.get("val_loss")
+
+
+def loss_on_solutions(record):
+    """The same over the tokens of correct solutions alone."""
+    by_kind = record.get("val_loss_by_kind") or {}
+    return by_kind.get("solution")
+
+
+def times_fewer(name, seed, loss):
+    """CLM's tokens over those that a run needs for CLM's final loss; None: it never gets there."""
+    final = records(run_folder("clm", seed))[-1]
+    reached = tokens_to_reach(run_folder(name, seed), loss(final), loss)
+    return final["tokens_seen"] / reached if reached else None
+
+
+def shown(ratio):
+    return f"{ratio:.1f}" if ratio else "never"
+
+
+def print_ratios(seeds):
+    """How many times fewer tokens than CLM a run needs. A run that never gets there counts as 0."""
+    print_head(*[f"seed {seed}" for seed in seeds], "median")
+    losses = {"all tokens": loss_on_all, "correct solutions only": loss_on_solutions}
+    for name in ("slm", "random"):
+        for tokens, loss in losses.items():
+            ratios = [times_fewer(name, seed, loss) for seed in seeds]
+            median = statistics.median(ratio or 0 for ratio in ratios)
+            print_row(f"{ROWS[name]}, loss on {tokens}", *map(shown, ratios), shown(median))
+
+
+def print_kept(seeds):
+    """The share that SLM keeps of each kind of text, the most kept first."""
+    print("| kind | kept |\n|---|---|")
+    kept = {}
+    for seed in seeds:
+        last = records(run_folder("slm", seed))[-100:]
+        for kind in last[-1]["kept"]:
+            shares = [record["kept"][kind] for record in last if kind in record["kept"]]
+            kept.setdefault(kind, []).extend(shares)
+    means = {kind: statistics.mean(shares) for kind, shares in kept.items()}
+    for kind in sorted(means, key=means.get, reverse=True):
+        print_row(kind, f"{means[kind]:.0%}")
 
 
 def main():
@@ -33,67 +114,12 @@ def main():
     )
     seeds = parser.parse_args().seeds
 
-    def summary(name, seed):
-        return read_json(
-            roots(seed)[1] / name / "summary.json", f"{name} of seed {seed}, made by runs/demo.sh"
-        )
-
-    def solution_loss(record):
-        return (record.get("val_loss_by_kind") or {}).get(SOLUTION)
-
     print("Validation loss / exact match on 1,000 problems:\n")
-    print(
-        "| | "
-        + " | ".join(f"seed {s}" for s in seeds)
-        + " | mean ± sd |\n|---|"
-        + "---|" * (len(seeds) + 1)
-    )
-    for name, label in ROWS.items():
-        cells = [(summary(name, s)["val_loss"], summary(name, s)["exact_match"]) for s in seeds]
-        spread = [
-            f"{statistics.mean(v):.3f} ± {statistics.stdev(v) if len(v) > 1 else 0:.3f}"
-            for v in zip(*cells)
-        ]
-        print(
-            f"| {label} | "
-            + " | ".join(f"{loss:.3f} / {em:.3f}" for loss, em in cells)
-            + f" | {' / '.join(spread)} |"
-        )
-
+    print_results(seeds)
     print("\nTimes fewer tokens than CLM that a run needs for CLM's final validation loss:\n")
-    print(
-        "| | "
-        + " | ".join(f"seed {s}" for s in seeds)
-        + " | median |\n|---|"
-        + "---|" * (len(seeds) + 1)
-    )
-    for name in ("slm", "random"):
-        for label, loss in (
-            ("all tokens", lambda r: r.get("val_loss")),
-            ("correct solutions only", solution_loss),
-        ):
-            ratios = []
-            for s in seeds:
-                out = roots(s)[1]
-                final = records(out / "clm")[-1]
-                reached = tokens_to_reach(out / name, loss(final), loss)
-                ratios.append(final["tokens_seen"] / reached if reached else None)
-            shown = [f"{r:.1f}" if r else "never" for r in ratios]
-            median = statistics.median(r or 0 for r in ratios)
-            print(
-                f"| {ROWS[name]}, loss on {label} | {' | '.join(shown)} | {f'{median:.1f}' if median else 'never'} |"
-            )
-
-    print(
-        "\nShare kept of each kind by SLM, last 100 steps, mean over seeds:\n\n| kind | kept |\n|---|---|"
-    )
-    kept = {}
-    for s in seeds:
-        last = records(roots(s)[1] / "slm")[-100:]
-        for kind in last[-1]["kept"]:
-            kept.setdefault(kind, []).extend(r["kept"][kind] for r in last if kind in r["kept"])
-    for kind, shares in sorted(kept.items(), key=lambda item: -statistics.mean(item[1])):
-        print(f"| {kind} | {statistics.mean(shares):.0%} |")
+    print_ratios(seeds)
+    print("\nShare kept of each kind by SLM, last 100 steps, mean over seeds:\n")
+    print_kept(seeds)
 
 
 if __name__ == "__main__":
