@@ -312,7 +312,7 @@ class Stored:
         if meta["n_scored"] != token_set.n_windows(seq_len):
             raise UserError(
                 f"reference losses: {self.path} holds {meta['n_scored']} of {token_set.n_windows(seq_len)} "
-                f"windows, scoring was interrupted; go on with score.py ... --resume"
+                f"windows, scoring was interrupted; the same score.py command goes on"
             )
         self.values = np.memmap(self.path, "<f2", "r")
 

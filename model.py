@@ -99,17 +99,12 @@ class Cache:
         keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
         values[rows, :, slots] = v.transpose(1, 2).to(values.dtype)
         end = min(self.used + slots.shape[1], keys.shape[2])
-        parts = (
-            []
-            if self.prefix is None
-            else [
-                (
-                    self.prefix.keys[layer][:, :, : self.prefix.used],
-                    self.prefix.values[layer][:, :, : self.prefix.used],
-                )
-            ]
-        )
-        return parts + [(keys[:B, :, :end], values[:B, :, :end])]
+        own = (keys[:B, :, :end], values[:B, :, :end])
+        if self.prefix is None:
+            return [own]
+        P = self.prefix.used
+        shared = (self.prefix.keys[layer][:, :, :P], self.prefix.values[layer][:, :, :P])
+        return [shared, own]
 
 
 def attend_one(q, parts, mask):
@@ -138,19 +133,35 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         # normalised in fp32, cast back, then scaled: the order matters in bf16
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight.to(
-            x.dtype
-        )
+        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        return normed * self.weight.to(x.dtype)
+
+
+def attend(q, k, v, mask=None):
+    """Attention of q (B, H, T, D) over k and v (B, H_kv, S, D) -> (B, H, T, D).
+
+    `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look.
+    """
+    shared = k.shape[1] != q.shape[1]
+    if shared and mask is not None:  # masked kernels do not take shared heads
+        group = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(group, dim=1)
+        v = v.repeat_interleave(group, dim=1)
+        shared = False
+    # is_causal only for equal lengths: with a cache it would align the mask to the top left
+    causal = mask is None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared
+    )
 
 
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-        )
+        self.heads = c.num_attention_heads
+        self.kv_heads = c.num_key_value_heads
+        self.head_dim = c.head_dim
+        self.attend = attend  # another form may stand here, see training/pruned.py
         self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=c.attention_bias)
         self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
         self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
@@ -170,22 +181,11 @@ class Attention(nn.Module):
             parts = store(k, v)
             if T == 1:
                 return self.o_proj(attend_one(q, parts, mask).reshape(B, T, -1))
-            k, v = (
-                torch.cat([part.expand(B, -1, -1, -1) for part in side], dim=2)
-                for side in zip(*parts)
-            )
+            keys, values = zip(*parts)
+            k = torch.cat([part.expand(B, -1, -1, -1) for part in keys], dim=2)
+            v = torch.cat([part.expand(B, -1, -1, -1) for part in values], dim=2)
         y = self.attend(q, k, v, mask)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
-
-    @staticmethod
-    def attend(q, k, v, mask=None):
-        """q (B, H, T, D), k and v (B, H_kv, S, D), `mask` as in `forward` -> (B, H, T, D)."""
-        if mask is not None and k.shape[1] != q.shape[1]:  # masked kernels do not take shared heads
-            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-        # is_causal only for equal lengths: with a cache it would align the mask to the top left
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=k.shape[1] != q.shape[1]
-        )
 
 
 class MLP(nn.Module):
@@ -232,12 +232,10 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.frequencies = rope_frequencies(
-            config
-        )  # not a buffer: stays fp32 whatever the module is cast to
-        self.checkpointing = (
-            False  # recompute each block in the backward pass instead of storing it
-        )
+        # Not a buffer: it stays fp32 whatever the module is cast to.
+        self.frequencies = rope_frequencies(config)
+        # Recompute each block in the backward pass instead of storing its activations?
+        self.checkpointing = False
 
     @property
     def head_weight(self):
@@ -254,11 +252,9 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        start = (
-            torch.zeros(1, dtype=torch.long, device=x.device)
-            if cache is None
-            else cache.lengths[:B]
-        )
+        start = torch.zeros(1, dtype=torch.long, device=x.device)
+        if cache is not None:
+            start = cache.lengths[:B]
         slots = start[:, None] + torch.arange(T, device=x.device)  # (B or 1, T)
         shared = 0 if cache is None or cache.prefix is None else cache.prefix.used
         positions = slots + shared

@@ -1,16 +1,19 @@
-"""Selective Language Modeling: the method of Rho-1 (Lin et al., arXiv 2404.07965, section 2.2), and nothing else.
+"""Selective Language Modeling: the method of Rho-1 (Lin et al., arXiv 2404.07965, section 2.2).
 
-    1. A reference model is trained on curated data                                                    train_ref.py
-    2. L_ref(x_i) = -log P_ref(x_i | x_<i) is computed once for every token of the corpus and stored       score.py
-    3. The student reads every token of a batch, but only the k% with the highest excess loss
-       L_theta(x_i) - L_ref(x_i) carry loss and gradient                                               train_slm.py
+    1. A reference model is trained on curated data                                    train_ref.py
+    2. L_ref(x_i) = -log P_ref(x_i | x_<i) is computed once per token and stored       score.py
+    3. The student reads every token of a batch, but only the k% with the highest
+       excess loss, L_theta(x_i) - L_ref(x_i), carry loss and gradient                 train_slm.py
 
-What follows is step 3: a score for each token, the choice of the highest, and the loss over those chosen.
-To try your own idea, add a function to SCORES: it is then a value of `--score`.
+This file is step 3: a score for each token, the choice of the highest, and the loss over them.
+To try an idea of your own, write a function of `Tokens` and add it to SCORES: its name is then
+a value of `--score`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +21,49 @@ from torch import nn
 
 from common.errors import UserError
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 1. Scores. The tokens with the HIGHEST scores are kept. No score sees a gradient.
 
 
-@dataclass
-class Tokens:
-    """What is known of a micro-batch's targets, each (B, T) fp32; None where it was not loaded."""
+class Tokens(SimpleNamespace):
+    """What is known of a micro-batch's targets, each (B, T) fp32. A score names what it needs.
 
-    loss: torch.Tensor | None = None  # the student's, in this very forward pass
-    ref_loss: torch.Tensor | None = None  # the reference's, stored by score.py
-    ref_entropy: torch.Tensor | None = (
-        None  # the entropy of the reference's prediction, score.py --entropy
-    )
-    noise: torch.Tensor | None = None  # uniform in [0, 1), a function of seed, step and window
+    loss         the student's, in this very forward pass
+    ref_loss     the reference's, stored by score.py
+    ref_entropy  the entropy of the reference's prediction, stored by score.py --entropy
+    noise        uniform in [0, 1), a function of seed, step and window
+    """
+
+    def __getattr__(self, name):  # called only for what is not there
+        raise UserError(
+            f"a score reads t.{name}, which was not loaded; it has to say so: "
+            f'SCORES["..."] = Score(function, needs=(..., "{name}")), with {", ".join(KNOWN)}'
+        )
+
+
+KNOWN = ("loss", "ref_loss", "ref_entropy", "noise")
+
+
+@dataclass(frozen=True)
+class Score:
+    """What tokens are ranked by: `function(tokens)` -> (B, T), from the `needs` among KNOWN."""
+
+    function: Callable
+    needs: tuple
+
+    def __post_init__(self):
+        for name in self.needs:
+            if name not in KNOWN:
+                raise UserError(f"Score(needs=...): {name!r} is not known, wanted some of {KNOWN}")
+
+    @property
+    def static(self):
+        """Does the choice stay the same whatever the student has learned?"""
+        return "loss" not in self.needs
 
 
 def excess(t):
-    """L_theta - L_ref: how much there is left to learn (section 2.2, equation 3). Signed, never its absolute value."""
+    """L_theta - L_ref: how much there is left to learn (section 2.2, equation 3). Signed."""
     return t.loss - t.ref_loss
 
 
@@ -50,7 +78,7 @@ def random(t):
 
 
 def ref_loss(t):
-    """Keep what the reference finds EASY (appendix H). Needs no student, so the choice never changes."""
+    """Keep what the reference finds EASY (appendix H)."""
     return -t.ref_loss
 
 
@@ -60,103 +88,109 @@ def ref_entropy(t):
 
 
 SCORES = {
-    "excess": excess,
-    "loss": loss,
-    "random": random,
-    "ref_loss": ref_loss,
-    "ref_entropy": ref_entropy,
+    "excess": Score(excess, needs=("loss", "ref_loss")),
+    "loss": Score(loss, needs=("loss",)),
+    "random": Score(random, needs=("noise",)),
+    "ref_loss": Score(ref_loss, needs=("ref_loss",)),
+    "ref_entropy": Score(ref_entropy, needs=("ref_entropy",)),
 }
+# Two choices, each with a cut-off at k, are combined: how many are kept is known only afterwards.
 COMBINED = {
-    "ref_and": torch.logical_and,
-    "ref_or": torch.logical_or,
-}  # of ref_loss's choice and ref_entropy's
-NEEDS = {
-    "loss": (),
-    "random": ("noise",),
-    "ref_loss": ("ref_loss",),
-    "ref_entropy": ("ref_entropy",),
-    "ref_and": ("ref_loss", "ref_entropy"),
-    "ref_or": ("ref_loss", "ref_entropy"),
-}  # any other: ("ref_loss",)
-STATIC = {
-    "random",
-    "ref_loss",
-    "ref_entropy",
-    "ref_and",
-    "ref_or",
-}  # these do not look at the student's loss
+    "ref_and": (torch.logical_and, ("ref_loss", "ref_entropy")),
+    "ref_or": (torch.logical_or, ("ref_loss", "ref_entropy")),
+}
 
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # 2. Selection: the top k of each group of valid tokens.
 
 
 def n_keep(n_valid, k):
-    """How many of n_valid tokens are kept: floor(k n + 1/2), at least one if there is any. Works on ints and tensors."""
+    """How many of n_valid tokens are kept: floor(k n + 1/2), at least one if there is any.
+
+    Takes an int or a tensor of them, and gives the same.
+    """
     if isinstance(n_valid, torch.Tensor):
         n = torch.floor(k * n_valid.double() + 0.5).long()
         return torch.where(n_valid > 0, n.clamp(min=1), 0)
-    return max(1, math.floor(k * n_valid + 0.5)) if n_valid > 0 else 0
-
-
-def check_k(k):
-    """Raises UserError unless 0 < k <= 1."""
-    if not 0 < k <= 1:
-        raise UserError(f"--k: got {k}, wanted a share above 0 and at most 1, such as 0.6 for 60 %")
-
-
-def count_kept(valids, k, scope="micro"):
-    """How many tokens `keep_top` will keep in a list of micro-batches, from their masks alone (numpy bool (B, T))."""
-    sizes = [
-        valid.sum(1).tolist() if scope == "sequence" else [int(valid.sum())] for valid in valids
-    ]
-    if scope == "batch":
-        return n_keep(sum(n for group in sizes for n in group), k)
-    return sum(n_keep(n, k) for group in sizes for n in group)
+    if n_valid == 0:
+        return 0
+    return max(1, math.floor(k * n_valid + 0.5))
 
 
 def keep_top(scores, valid, k, scope="micro"):
     """Which tokens are kept, (B, T) bool: the k highest scores among the valid ones of each group.
 
-    The group is all of the input ("micro", "batch") or each row ("sequence"). Equal scores: the lowest position wins
-    (a threshold `>=` would keep every one of them). Raises ValueError where a valid score is not finite (on a GPU this
-    would cost a synchronisation: there a NaN ranks first, makes the loss NaN, and the trainer stops on that).
+    The group is all of the input ("micro", "batch") or each row ("sequence"). Equal scores: the
+    lowest position wins (a threshold `>=` would keep every one of them). Raises ValueError where
+    a valid score is not finite. On a GPU that check would cost a synchronisation: there a NaN
+    ranks first and makes the loss NaN, on which the trainer stops.
     """
     if scores.is_cpu and not torch.isfinite(scores[valid]).all():
-        raise ValueError(
-            f"{(~torch.isfinite(scores[valid])).sum()} of {valid.sum()} scores are not finite"
-        )
-    ranked = torch.where(valid, scores.float(), -torch.inf).view(
-        len(scores) if scope == "sequence" else 1, -1
-    )
-    order = ranked.argsort(dim=1, descending=True, stable=True)  # (groups, group size)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
+        bad = (~torch.isfinite(scores[valid])).sum()
+        raise ValueError(f"{bad} of {valid.sum()} scores are not finite")
+    n_groups = len(scores) if scope == "sequence" else 1
+    ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
+    order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)  # of each position
     kept = rank < n_keep(valid.view_as(ranked).sum(1, keepdim=True), k)
     return kept.view_as(valid)
 
 
-def choose(tokens, valid, k, score="excess", scope="micro"):
-    """Which tokens are kept under a named score, (B, T) bool. ref_and and ref_or combine two cut-offs, each at k;
-    k = 1 keeps every valid token and looks at no score at all: plain causal training."""
-    if k == 1:
-        return valid
-    if score in COMBINED:
-        a, b = (
-            keep_top(SCORES[name](tokens), valid, k, scope) for name in ("ref_loss", "ref_entropy")
-        )
-        return COMBINED[score](a, b)
-    return keep_top(SCORES[score](tokens), valid, k, scope)
+@dataclass(frozen=True)
+class Selection:
+    """Which tokens carry loss and gradient: the top `k` by `score`, ranked within `scope`.
+
+    k = 1 keeps every valid token and looks at no score at all: plain causal training.
+    """
+
+    k: float
+    score: str = "excess"
+    scope: str = "micro"
+
+    @property
+    def needs(self):
+        """The fields of `Tokens` that have to be there."""
+        if self.k == 1:
+            return ()
+        if self.score in COMBINED:
+            return COMBINED[self.score][1]
+        return SCORES[self.score].needs
+
+    @property
+    def static(self):
+        return "loss" not in self.needs
+
+    @property
+    def combined(self):
+        """Are two choices combined? Then the masks alone do not tell how many are kept."""
+        return self.score in COMBINED
+
+    def count(self, valid):
+        """How many of the tokens `valid` (B, T), a numpy mask, `mask` will keep."""
+        if self.scope == "sequence":
+            return sum(n_keep(n, self.k) for n in valid.sum(1).tolist())
+        return n_keep(int(valid.sum()), self.k)
+
+    def mask(self, tokens, valid):
+        """Which tokens are kept, (B, T) bool."""
+        if self.k == 1:
+            return valid
+        if self.score in COMBINED:
+            combine, names = COMBINED[self.score]
+            choices = [Selection(self.k, name, self.scope).mask(tokens, valid) for name in names]
+            return combine(*choices)
+        return keep_top(self.ranked(tokens), valid, self.k, self.scope)
+
+    def ranked(self, tokens):
+        """The values that are ranked, (B, T); None where there is no single ranking."""
+        if self.k == 1 or self.score in COMBINED:
+            return None
+        return SCORES[self.score].function(tokens)
 
 
-def ranked_by(tokens, k, score):
-    """The values that were ranked, for the log's threshold; None where there is no single ranking."""
-    return SCORES[score](tokens) if k < 1 and score in SCORES else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3. The loss: the sum over the kept tokens only. The trainer divides by the number kept in the whole batch.
+# --------------------------------------------------------------------------------------------------
+# 3. The loss: the sum over the kept tokens. The trainer divides by the number kept in the batch.
 
 
 def at_least_fp32(logits):
@@ -165,20 +199,25 @@ def at_least_fp32(logits):
 
 
 def head_full(hidden, weight, targets, select):
-    """The plainest exact form: all logits, the loss of every token, the sum over those that `select` keeps.
+    """The plainest exact form: all logits, the loss of every token, the sum over the kept ones.
 
-    hidden (N, C), weight (V, C), targets (N,). `select` gets the losses (N,) without gradient and returns which are
-    kept, (N,) bool. Returns the sum of the kept losses (scalar), all losses (N,) detached, kept (N,).
+    hidden (N, C), weight (V, C), targets (N,). `select` gets the losses (N,) without gradient and
+    returns which are kept, (N,) bool. Returns the sum of the kept losses (scalar), all losses (N,)
+    detached, kept (N,).
     """
-    losses = F.cross_entropy(at_least_fp32(F.linear(hidden, weight)), targets, reduction="none")
+    logits = at_least_fp32(F.linear(hidden, weight))  # (N, V)
+    losses = F.cross_entropy(logits, targets, reduction="none")
     kept = select(losses.detach())
     return torch.where(kept, losses, 0.0).sum(), losses.detach(), kept
 
 
 @torch.no_grad()
 def token_losses(hidden, weight, targets, entropy=False, chunk=1024):
-    """-log P(x_i | x_<i) of every target, (N,) fp32, without ever holding all logits; with `entropy` also
-    -sum p log p of each prediction (appendix H). For scoring, validation and the first pass of the batch scope."""
+    """-log P(x_i | x_<i) of every target, (N,) fp32, without ever holding all logits.
+
+    With `entropy` also -sum p log p of each prediction (appendix H): (losses, entropies).
+    For scoring, validation and the first pass of the batch scope.
+    """
     losses, entropies = [], []
     for i in range(0, len(targets), chunk):
         logits = at_least_fp32(F.linear(hidden[i : i + chunk], weight))  # (chunk, V)
@@ -186,25 +225,33 @@ def token_losses(hidden, weight, targets, entropy=False, chunk=1024):
         if entropy:
             log_p = logits.log_softmax(-1)
             entropies.append(-(log_p.exp() * log_p).sum(-1))
-    return (torch.cat(losses), torch.cat(entropies)) if entropy else torch.cat(losses)
+    if entropy:
+        return torch.cat(losses), torch.cat(entropies)
+    return torch.cat(losses)
 
 
 class WithLoss(nn.Module):
-    """A model and its loss in one module: selection happens inside the wrapped forward, so DDP's and FSDP's hooks fire.
+    """A model and its loss in one module: selection happens inside the wrapped forward pass, so
+    that DDP's and FSDP's hooks fire.
 
-    forward(x, y, select) -> (sum of kept losses, losses (B, T), kept (B, T)); without `select` just the losses.
+    forward(x, y, select) -> (sum of kept losses, losses (B, T), kept (B, T)).
+    forward(x, y) -> losses (B, T); with `entropy` (losses, entropies).
     """
 
     def __init__(self, model, head=head_full):
         super().__init__()
-        self.lm, self.head = model, head
+        self.lm = model
+        self.head = head
 
     def forward(self, x, y, select=None, entropy=False):
-        hidden, weight, targets = self.lm(x).flatten(0, 1), self.lm.head_weight, y.flatten()
+        hidden = self.lm(x).flatten(0, 1)
+        targets = y.flatten()
         if select is None:
-            out = token_losses(hidden, weight, targets, entropy)
-            return tuple(o.view_as(y) for o in out) if entropy else out.view_as(y)
-        total, losses, kept = self.head(
-            hidden, weight, targets, lambda l: select(l.view_as(y)).flatten()
-        )
+            out = token_losses(hidden, self.lm.head_weight, targets, entropy)
+            return tuple(part.view_as(y) for part in out) if entropy else out.view_as(y)
+
+        def select_flat(losses):
+            return select(losses.view_as(y)).flatten()
+
+        total, losses, kept = self.head(hidden, self.lm.head_weight, targets, select_flat)
         return total, losses.view_as(y), kept.view_as(y)

@@ -1,313 +1,123 @@
-"""Stage 3: selective training (Rho-1, section 2.2). Every token is read, only the top k by excess loss are learnt.
+"""Stage 3: selective training (Rho-1, section 2.2): every token is read, the top k carry loss.
 
-    python train_slm.py --k 0.6                       # the demo: no network, no GPU, makes all that is missing
-    python train_slm.py --data data/owm --init TinyLlama/TinyLlama_v1.1 --ref-loss out/owm/ref_loss.bin --out out/slm \\
-        --seq-len 2048 --batch-size 512 --micro-batch-size 8 --lr 8e-5 --steps 14300          # one GPU
-    torchrun --nproc-per-node 8 train_slm.py ...      # the same on eight
-
-Differs from train_ref.py in the selection alone: `diff train_ref.py train_slm.py`.
+    python train_slm.py --k 0.6               # the demo: makes all that is missing
+    python train_slm.py --data data/owm --init TinyLlama/TinyLlama_v1.1 \\
+        --ref-loss out/owm/ref_loss.bin --out out/slm --seq-len 2048 --batch-size 512 \\
+        --micro-batch-size 8 --lr 8e-5 --steps 14300                                 # one GPU
+    torchrun --nproc-per-node 8 train_slm.py ...                                     # eight
+Interrupted, the same command goes on. `diff train_ref.py train_slm.py` shows the method.
 """
 
-import argparse
 import math
 import time
 
 from common.device import Env  # first: it sets how torch's threads wait
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
 import demo.chain
 import slm
-from common.errors import UserError, cli
-from data import Loader, Stored, TokenSet
+from common.command_line import Parser, share
+from common.errors import cli
+from data import Loader, TokenSet
 from hf import models
-from training import heads, parallel
-from training.arguments import check_arguments, is_snapshot
+from training import parallel
+from training.arguments import add_arguments, settle
+from training.loss import BACKWARD, FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, lr_at, make_optimizer
-from training.pruned import BACKWARD, FastLoss
-from training.run import Run, save_wrapped
-from training.validation import validate
+from training.run import Run
+from training.selector import Selector
+from training.validation import is_due, validate
 
 
-def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    group = parser.add_argument_group("data")
-    group.add_argument("--data", help="token set to train on (folder); default: the demo's")
-    group.add_argument("--val", help="token set for the validation loss (folder)")
-    group.add_argument("--seq-len", type=int, default=128, help="tokens per window")
-    group.add_argument(
-        "--verify", action="store_true", help="read and hash all of the token sets first"
-    )
+def arguments(argv=None):
+    parser = Parser(__doc__)
     group = parser.add_argument_group("selection")
+    group.add_argument("--k", type=share, default=0.6, help="share of the tokens that is kept")
+    group.add_argument("--ref-loss", metavar="FILE", help="the stored losses, from score.py")
+    scores = [*slm.SCORES, *slm.COMBINED]
     group.add_argument(
-        "--k", type=float, default=0.6, help="share of the tokens that is kept, 0 < k <= 1"
+        "--score", default="excess", choices=scores, help="what tokens are ranked by"
     )
-    group.add_argument("--ref-loss", help="the reference's stored losses, from score.py (FILE)")
+    scopes = ["micro", "sequence", "batch"]
     group.add_argument(
-        "--score",
-        default="excess",
-        choices=[*slm.SCORES, *slm.COMBINED],
-        help="what tokens are ranked by",
-    )
-    group.add_argument(
-        "--scope",
-        default="micro",
-        choices=["micro", "sequence", "batch"],
-        help="what tokens are ranked within: micro-batch, window, or the whole optimiser batch",
+        "--scope", default="micro", choices=scopes, help="what they are ranked within"
     )
     group.add_argument(
         "--backward",
         default="exact",
-        choices=[*BACKWARD],
-        help="pruned: an approximation that drops gradients of unselected tokens, see heads.py",
+        choices=BACKWARD,
+        help="pruned is approximate (training/pruned.py)",
     )
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--init",
-        help="model to start from (folder or hub id), or 'scratch'; default: the demo's base",
-    )
-    group.add_argument("--revision", help="revision of a hub id")
-    group.add_argument(
-        "--n-layer", type=int, default=2, help="layers (scratch only, like the next four)"
-    )
-    group.add_argument("--n-head", type=int, default=6, help="query heads")
-    group.add_argument(
-        "--n-kv-head", type=int, help="key/value heads; default: as many as query heads"
-    )
-    group.add_argument("--d-model", type=int, default=96, help="width of the residual stream")
-    group.add_argument(
-        "--d-ff", type=int, help="width of the MLP; default: 8/3 d-model, to a multiple of 16"
-    )
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--batch-size", type=int, default=8, help="windows per optimiser step, over all ranks"
-    )
-    group.add_argument(
-        "--micro-batch-size",
-        type=int,
-        help="windows per rank per forward; default: no accumulation",
-    )
-    group.add_argument("--steps", type=int, help="optimiser steps; or:")
-    group.add_argument("--epochs", type=float, help="passes over the token set")
-    group.add_argument("--lr", type=float, help="highest learning rate; default: 1e-3")
-    group.add_argument(
-        "--min-lr", type=float, help="learning rate at the end; default: a tenth of --lr"
-    )
-    group.add_argument("--warmup", type=int, default=20, help="steps of linear warm-up")
-    group.add_argument("--schedule", default="cosine", choices=["cosine", "linear", "constant"])
-    group.add_argument("--weight-decay", type=float, default=0.1, help="on matrices")
-    group.add_argument(
-        "--clip", type=float, default=1.0, help="largest gradient norm; 0: no clipping"
-    )
-    group.add_argument(
-        "--seed", type=int, default=0, help="data order, initialisation, random scores"
-    )
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    group.add_argument(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="of the forward pass; auto: bfloat16 autocast on a GPU, float32 on CPU",
-    )
-    group.add_argument(
-        "--moments",
-        default="float32",
-        choices=["float32", "bfloat16"],
-        help="how AdamW keeps its two moments: bfloat16 takes 4 bytes a parameter less",
-    )
-    group.add_argument(
-        "--compile", default="auto", choices=["auto", "on", "off"], help="auto: on a GPU"
-    )
-    group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
-    group.add_argument(
-        "--checkpointing", action="store_true", help="recompute activations instead of storing them"
-    )
-    group.add_argument(
-        "--head",
-        default="kept",
-        choices=[*heads.HEADS],
-        help="how the loss is made: full logits, logits of one micro-batch held once, or never all of them",
-    )
-    group.add_argument("--threads", type=int, help="CPU threads per rank")
-    group = parser.add_argument_group("output")
-    group.add_argument("--out", help="run folder, in the end a Hugging Face folder")
-    group.add_argument(
-        "--eval-every",
-        type=int,
-        default=50,
-        help="steps between validation losses; 0: at the end only",
-    )
-    group.add_argument(
-        "--save-every", type=int, default=250, help="steps between saved training states"
-    )
-    group.add_argument(
-        "--snapshots",
-        type=int,
-        default=0,
-        help="models saved on the way, evenly spaced, in step-NNNNNN/",
-    )
-    group.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run in --out"
-    )
-    group.add_argument("--overwrite", action="store_true", help="start over in --out")
-    return parser.parse_args()
+    add_arguments(parser)
+    return parser.parse_args(argv)
 
 
 def main():
     args = arguments()
-    slm.check_k(args.k)
     demo.chain.ensure(args, "slm")
-    check_arguments(args)
+    settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
     val = TokenSet(args.val, args.verify) if args.val else None
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
-    args.steps = args.steps or math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    stored = open_stored(args, data, env)
+    if args.steps is None:
+        args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
+    selector = Selector(slm.Selection(args.k, args.score, args.scope), args, data, env)
     model, tokenizer_from, init = models.begin(args, data, env)
-    references = {name: values.meta["reference"] for name, values in stored.items()}
-    run = Run(args, {"data": data.hash, "init": init, **references}, env, model)
+    inputs = {"data": data.hash, "init": init, **selector.references}
+    run = Run(args, inputs, env, model, tokenizer_from)
     if not run.summary:
-        train(args, env, run, data, val, loader, model, tokenizer_from, stored)
+        train(args, env, run, data, val, loader, model, selector)
     run.show_summary()
     demo.chain.report(args, env)
 
 
-def open_stored(args, data, env):
-    """What the score needs of the reference, by name; nothing where every token is kept."""
-    needed = [
-        name for name in slm.NEEDS.get(args.score, ["ref_loss"]) if name != "noise" and args.k < 1
-    ]
-    if needed and not args.ref_loss:
-        raise UserError(
-            f"--ref-loss: --score {args.score} needs the reference's losses; make them with score.py"
-        )
-    dtype = str(env.dtype).removeprefix("torch.")
-    return {
-        name: Stored(args.ref_loss, data, args.seq_len, name == "ref_entropy", dtype)
-        for name in needed
-    }
-
-
-def train(args, env, run, data, val, loader, model, tokenizer_from, stored):
+def train(args, env, run, data, val, loader, model, selector):
     student = parallel.wrap(FastLoss(model, args.head, args.backward), args, env)
     optimizer = make_optimizer(student, args)
-    if run.state:
-        parallel.restore(student, optimizer, run.state)
-        run.state = None  # as large as the weights and the optimiser
+    run.restore(student, optimizer)
     T = args.seq_len
 
-    def known(step, windows, valid):
-        """What is known of the windows' targets before the forward pass, (B, T) each."""
-        tokens = slm.Tokens(
-            **{name: env.tensor(values.batch(windows, valid)) for name, values in stored.items()}
-        )
-        if (
-            args.score == "random" and args.k < 1
-        ):  # a function of seed, step and window: the same on any rank
-            rows = [np.random.RandomState([args.seed, step, int(w)]).rand(T) for w in windows]
-            tokens.noise = env.tensor(np.stack(rows).astype(np.float32))
-        return tokens
-
-    bar = tqdm(
-        total=args.steps, initial=run.step, desc=str(run.folder), unit="step", disable=not env.main
-    )
+    bar = tqdm(total=args.steps, initial=run.step, desc=args.out, unit="step", disable=not env.main)
     for step in range(run.step, args.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, args)
-        micro_batches = loader.micro_batches(
-            step, args.micro_batch_size
-        )  # of all ranks, in one order
-        mine = micro_batches[env.rank :: env.world]
-        # How many tokens carry loss is known before any gradient. Dividing by it, over all micro-batches and ranks,
-        # makes the loss the exact mean over them, however they are spread.
-        chosen = choose_ahead(student, micro_batches, step, args, env, data, known)
-        counts = (
-            torch.stack([mask.sum() for mask in chosen]).tolist()
-            if chosen
-            else [slm.count_kept([data.valid(w, T)], args.k, args.scope) for w in micro_batches]
-        )
-        n_kept = sum(counts)
+        # Of all ranks, in one order: rank r of R takes number r, r + R, ...
+        micro_batches = loader.micro_batches(step, args.micro_batch_size)
+        mine = range(env.rank, len(micro_batches), env.world)
+        # How many tokens carry loss is known before any gradient. Dividing by it, over all
+        # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
+        counts = selector.counts(student, step, micro_batches)
+        n_kept = max(1, sum(counts))
         meter = Meter(env, data.kinds)
-        for i, windows in enumerate(mine):
-            batch = data.batch(windows, T)
-            x, y, valid = map(env.tensor, batch)
-            tokens = known(step, windows, batch[2])
+        for i in mine:
+            windows = micro_batches[i]
+            x, y, valid = map(env.tensor, data.batch(windows, T))
+            choice = selector.choice(step, i, windows, valid)
 
-            def select(losses):
-                tokens.loss = losses
-                if chosen:
-                    return chosen[env.rank + i * env.world]
-                return slm.choose(tokens, valid, args.k, args.score, args.scope)
-
-            parallel.sync_gradients(student, last=i == len(mine) - 1)
+            parallel.sync_gradients(student, last=i == mine[-1])
             with env.autocast():
-                total, losses, kept = student(x, y, select, count=counts[env.rank + i * env.world])
-            (
-                total * (env.world / max(n_kept, 1))
-            ).backward()  # DDP and FSDP average over ranks: world undoes that
-            meter.add(
-                losses,
-                valid,
-                kept,
-                data.labels(windows, T),
-                slm.ranked_by(tokens, args.k, args.score),
-            )
+                total, losses, kept = student(x, y, choice.keep, count=counts[i])
+            # DDP and FSDP average over the ranks: the factor `world` undoes that.
+            (total * (env.world / n_kept)).backward()
+            meter.add(losses, valid, kept, data.labels(windows, T), choice.ranked())
         grad_norm = clip_gradients(student, args, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        record = {
-            "tokens_seen": data.n_read(loader.windows(step), T),
-            **meter.read(),
-            "grad_norm": grad_norm,
-            "lr": optimizer.param_groups[0]["lr"],
-        }
-        seconds, done = time.perf_counter() - started, step + 1
-        if val and (done == args.steps or args.eval_every and done % args.eval_every == 0):
-            record.update(validate(student, val, args, env))
+        record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read()}
+        record |= {"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}
+        seconds = time.perf_counter() - started
+        done = step + 1
+        if val and is_due(done, args):
+            record |= validate(student, val, args, env)
         run.record_step(done, record, seconds, bar)
-        if is_snapshot(done, args):
-            save_wrapped(student, run.folder / f"step-{done:06d}", tokenizer_from, env, run)
-        if done % args.save_every == 0 or done == args.steps:
-            run.save_state(done, *parallel.full_state(student, optimizer))
+        run.save_if_due(done, student, optimizer)
     bar.close()
-    save_wrapped(student, run.folder, tokenizer_from, env, run)
-    run.finish()
-
-
-@torch.no_grad()
-def choose_ahead(student, micro_batches, step, args, env, data, known):
-    """Which tokens of each micro-batch are kept, [(B, T) bool], where that is settled before the forward pass: by a
-    first pass over the whole batch of all ranks (`--scope batch`), or by the stored values alone (ref_and, ref_or)."""
-    T, whole = args.seq_len, args.scope == "batch" and len(micro_batches) > 1
-    if args.k == 1 or not (whole or args.score in slm.COMBINED):
-        return None
-    groups = [np.concatenate(micro_batches)] if whole else micro_batches
-    masks = []
-    for windows in groups:
-        valid = data.valid(windows, T)
-        tokens = known(step, windows, valid)
-        if whole and args.score not in slm.STATIC:
-            losses = []
-            for mine in micro_batches[env.rank :: env.world]:
-                x, y, _ = map(env.tensor, data.batch(mine, T))
-                with env.autocast():
-                    losses.append(student(x, y))
-            tokens.loss = env.interleave(torch.stack(losses)).view(
-                -1, T
-            )  # back in the order of micro_batches
-        masks += slm.choose(tokens, env.tensor(valid), args.k, args.score, args.scope).split(
-            args.micro_batch_size
-        )
-    return masks
+    run.finish(student)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every stage that runs a model shares: device and precision, ranks, memory, full states."""
+"""Where a stage runs: device, precision, ranks, memory."""
 
 import contextlib
 import datetime
@@ -6,8 +6,9 @@ import os
 import resource
 from pathlib import Path
 
-# Threads that wait for each other spin for a moment, then sleep; read when torch is loaded. By default they spin for
-# long, and where another process takes a core two threads are 40 times slower than one (LOG.md).
+# Threads that wait for each other spin for a moment, then sleep. By default they spin for long, and
+# where another process takes a core two threads are 40 times slower than one (LOG.md). It is read
+# when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch  # noqa: E402
@@ -15,9 +16,7 @@ import torch.distributed as dist  # noqa: E402
 
 from common.errors import UserError  # noqa: E402
 
-# ---------------------------------------------------------------------------------------------------------------------
-# device, precision, ranks
-
+# Dense bf16, by a part of the device's name.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -29,48 +28,51 @@ PEAK_FLOPS = {
     "L4": 121e12,
     "4090": 165e12,
     "3090": 71e12,
-}  # dense bf16, by a part of the device's name
+}
+
+
+def _device(name, local):
+    """The device that `--device` means; on a GPU the one of this rank, `local`."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
+    try:
+        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not a device that the kit runs on; use cpu or cuda")
+    return device
 
 
 class Env:
-    """Where a stage runs. `device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
+    """`device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
 
     Precision: fp32 on CPU; on a GPU bf16 autocast over fp32 master weights (`--dtype auto`).
+    Raises UserError where the device is not there.
     """
 
     def __init__(self, args):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.main, self.patient = self.rank == 0, None
-        kind = (
-            args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        )
-        if kind.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {kind}: PyTorch sees no CUDA device here; use --device cpu")
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        try:
-            self.device = torch.device(f"cuda:{local}" if kind == "cuda" else kind)
-            assert self.device.type in ("cpu", "cuda")
-        except (RuntimeError, AssertionError):
-            raise UserError(
-                f"--device {kind}: not a device that the kit runs on; use cpu or cuda"
-            ) from None
-        self.dtype = {
-            "auto": torch.bfloat16 if self.device.type == "cuda" else torch.float32,
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-        }[args.dtype]
-        if args.threads is not None and args.threads < 1:
-            raise UserError(f"--threads: got {args.threads}, wanted at least 1")
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.main = self.rank == 0
+        self.patient = None  # a group of ranks that wait for long
+        self.device = _device(args.device, local=int(os.environ.get("LOCAL_RANK", 0)))
+        on_gpu = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if on_gpu else torch.float32
+        if args.dtype != "auto":
+            self.dtype = getattr(torch, args.dtype)
         if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
             torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
-        if self.device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo",
-                device_id=self.device if self.device.type == "cuda" else None,
-            )
+            if on_gpu:
+                dist.init_process_group("nccl", device_id=self.device)
+            else:
+                dist.init_process_group("gloo")
 
     def autocast(self):
         if self.dtype == torch.float32:
@@ -99,20 +101,27 @@ class Env:
         return parts
 
     def interleave(self, tensor):
-        """Equal (n, ...) tensors of all ranks as one (n * world, ...): rank r's i-th stands at i * world + r."""
+        """Equal (n, ...) tensors of all ranks as one (n * world, ...).
+
+        Rank r's i-th stands at i * world + r.
+        """
         return torch.stack(self.gather(tensor), dim=1).flatten(0, 1)
 
     def wait(self):
-        """All ranks wait for the slowest, however long it takes: in a group of its own, for a download or a large file
-        may outlast what collectives on a GPU are given (10 minutes)."""
-        if self.world > 1:
-            self.patient = self.patient or dist.new_group(
-                backend="gloo", timeout=datetime.timedelta(days=2)
-            )
-            dist.barrier(self.patient)
+        """All ranks wait for the slowest, however long it takes.
+
+        In a group of its own: a download or a large file may outlast what collectives on a GPU
+        are given (10 minutes).
+        """
+        if self.world == 1:
+            return
+        if self.patient is None:
+            long = datetime.timedelta(days=2)
+            self.patient = dist.new_group(backend="gloo", timeout=long)
+        dist.barrier(self.patient)
 
     def main_first(self, function):
-        """function() on every rank, on rank 0 before the others: it downloads, they find its copy."""
+        """function() on every rank, on rank 0 first: it downloads, the others find its copy."""
         out = function() if self.main else None
         self.wait()
         return out if self.main else function()
@@ -126,16 +135,24 @@ class Env:
         return box[0]
 
     def mfu(self, flops_per_s):
-        """Model FLOPs utilisation: the share (0..1) of the peak of all ranks' devices; None where that is not known."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
-        peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
-        return flops_per_s / (peak * self.world) if peak else None
+        """Model FLOPs utilisation: the share (0..1) of the peak of all ranks' devices.
+
+        None where that is not known, as on a CPU.
+        """
+        if self.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        for part, peak in PEAK_FLOPS.items():
+            if part in name:
+                return flops_per_s / (peak * self.world)
+        return None
 
     def peak_memory(self, reset=False):
         """Peak memory in bytes since the last reset: allocated on the GPU, resident on the CPU."""
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device) if reset else None
+            if reset:
+                torch.cuda.reset_peak_memory_stats(self.device)
             return peak
         try:
             if reset:

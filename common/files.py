@@ -1,4 +1,4 @@
-"""What every stage shares and what needs no torch: users' errors and exit codes, files that a kill leaves whole."""
+"""Files that a kill leaves whole: written under a temporary name, then renamed."""
 
 import contextlib
 import errno
@@ -12,12 +12,14 @@ from common.errors import UserError
 
 
 def write_atomic(path, content):
-    """Write text or bytes under a temporary name, then rename: a kill leaves the old file or the new one."""
+    """Write text or bytes: a kill leaves the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        content = content.encode()
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -25,20 +27,19 @@ def write_atomic(path, content):
 
 @contextlib.contextmanager
 def renamed_when_whole(path):
-    """A temporary name to write to; it becomes `path` when the block ends well. Failed writes are OSErrors."""
-    temporary = Path(path).with_name(Path(path).name + ".tmp")
+    """A temporary name to write to; it becomes `path` when the block ends well.
+
+    Failed writes are OSErrors, also those that torch and safetensors report in their own way.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
         os.replace(temporary, path)
-    except (
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:  # how torch and safetensors report a full disk
-        raise OSError(
-            errno.EIO,
-            f"could not be written, is the disk full? ({str(error).splitlines()[0]})",
-            str(path),
-        ) from None
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        message = f"could not be written, is the disk full? ({reason})"
+        raise OSError(errno.EIO, message, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,13 +52,3 @@ def read_json(path, what):
         raise UserError(f"{what}: {path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{what}: {path} is not valid JSON ({error})") from None
-
-
-def is_demo_folder(path):
-    """Is this one of the demo's default folders, where a finished or interrupted stage is taken up without a flag?"""
-    parts = Path(path).parts
-    return (
-        len(parts) > 1
-        and parts[0] in ("data", "out")
-        and (parts[1] == "demo" or parts[1].startswith("demo-seed"))
-    )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
+import train_slm
 from common.errors import UserError
 from model import Config, Transformer, initialise
 
@@ -40,7 +41,7 @@ def test_selection_is_brute_force(scope, seed):
         expected = brute_force(scores, valid, k, scope)
         kept = slm.keep_top(torch.from_numpy(scores), torch.from_numpy(valid), k, scope).numpy()
         assert (kept == expected).all(), (k, scores, valid)
-        assert slm.count_kept([valid], k, scope) == expected.sum()
+        assert slm.Selection(k, scope=scope).count(valid) == expected.sum()
 
 
 def test_a_tie_keeps_the_lowest_position_and_not_all():
@@ -81,10 +82,22 @@ def test_number_kept(n, k, expected):
     assert slm.n_keep(n, k) == expected == slm.n_keep(torch.tensor(n), k).item()
 
 
-@pytest.mark.parametrize("k", [0, 60, math.nan, -0.1, 1.0001, math.inf])
+@pytest.mark.parametrize("k", ["0", "60", "nan", "-0.1", "1.0001", "inf", "half"])
 def test_k_out_of_range_is_refused(k):
-    with pytest.raises(UserError, match="--k"):
-        slm.check_k(k)
+    with pytest.raises(UserError, match=f"--k: got {k}, wanted a share"):
+        train_slm.arguments(["--k", k])
+
+
+def test_a_score_says_what_it_needs():
+    with pytest.raises(UserError, match="'entropy' is not known, wanted some of"):
+        slm.Score(slm.excess, needs=("loss", "entropy"))
+    silent = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss",))
+    with pytest.raises(UserError, match=r"reads t.ref_entropy, which was not loaded.*needs="):
+        silent.function(slm.Tokens(loss=torch.zeros(1, 2)))
+    static = [name for name, score in slm.SCORES.items() if score.static]
+    assert static == ["random", "ref_loss", "ref_entropy"]
+    assert slm.Selection(0.6, "ref_and").needs == ("ref_loss", "ref_entropy")
+    assert slm.Selection(1.0, "excess").needs == ()
 
 
 def test_each_score_keeps_what_the_paper_says():
@@ -97,7 +110,7 @@ def test_each_score_keeps_what_the_paper_says():
     valid = torch.ones(1, 4, dtype=torch.bool)
 
     def kept(score):
-        return slm.choose(tokens, valid, 0.5, score)[0].nonzero().flatten().tolist()
+        return slm.Selection(0.5, score).mask(tokens, valid)[0].nonzero().flatten().tolist()
 
     assert kept("excess") == [1, 2]  # 0.1, 0.9, 2.0, -0.5: signed, so the last is lowest
     assert kept("loss") == [0, 2]
@@ -133,9 +146,11 @@ def test_loss_and_gradients_equal_masked_full_logits_in_fp64(scope):
     model, x, y, ref, valid = tiny(torch.float64)
     other = copy.deepcopy(model)
     total, losses, kept = slm.WithLoss(model)(
-        x, y, lambda l: slm.choose(slm.Tokens(l, ref), valid, 0.6, scope=scope)
+        x,
+        y,
+        lambda l: slm.Selection(0.6, scope=scope).mask(slm.Tokens(loss=l, ref_loss=ref), valid),
     )
-    (total / slm.count_kept([valid.numpy()], 0.6, scope)).backward()
+    (total / slm.Selection(0.6, scope=scope).count(valid.numpy())).backward()
 
     # fp64 all the way, the mask as weights of a plain cross-entropy over all logits
     per_token = F.cross_entropy(
@@ -179,7 +194,7 @@ def test_no_valid_target_gives_zero_loss_and_zero_gradient():
     model, x, y, ref, valid = tiny(torch.float32)
     nothing = torch.zeros_like(valid)
     total, _, kept = slm.WithLoss(model)(
-        x, y, lambda l: slm.choose(slm.Tokens(l, ref), nothing, 0.6)
+        x, y, lambda l: slm.Selection(0.6).mask(slm.Tokens(loss=l, ref_loss=ref), nothing)
     )
     total.backward()
     assert (

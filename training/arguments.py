@@ -1,50 +1,110 @@
-"""Arguments that both trainers share."""
+"""The flags of both trainers: what they are, and what they may be together."""
 
-import math
 import os
 
+from common.command_line import add_machine, not_negative, positive, whole
 from common.errors import UserError
+from training.heads import HEADS
 
 
-def check_arguments(args):
-    """Refuse what cannot be meant, before anything is read or written."""
-
-    def need(ok, flag, wanted):
-        if not ok:
-            raise UserError(
-                f"{flag}: got {getattr(args, flag[2:].replace('-', '_'))}, wanted {wanted}"
-            )
-
-    args.micro_batch_size = args.micro_batch_size or max(
-        1, args.batch_size // int(os.environ.get("WORLD_SIZE", 1))
+def add_arguments(parser):
+    """Add the flags that train_ref.py and train_slm.py have in common, in titled groups."""
+    group = parser.add_argument_group("data and model")
+    group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
+    group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
+    group.add_argument("--seq-len", type=whole(1), default=128, help="tokens per window")
+    group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
+    group.add_argument("--init", help="model: folder, hub id or scratch; default: the demo's base")
+    group.add_argument("--revision", help="revision of a hub id")
+    group.add_argument(
+        "--n-layer", type=whole(1), default=2, help="layers; from scratch only, as the next four"
     )
-    args.lr = 1e-3 if args.lr is None else args.lr
-    args.min_lr = args.lr / 10 if args.min_lr is None else args.min_lr
-    for flag in ("--seq-len", "--batch-size", "--micro-batch-size"):
-        need(getattr(args, flag[2:].replace("-", "_")) > 0, flag, "at least 1")
-    per_forward = args.micro_batch_size * int(os.environ.get("WORLD_SIZE", 1))
-    need(
-        args.batch_size % per_forward == 0,
-        "--batch-size",
-        f"a multiple of --micro-batch-size times the number of ranks, {per_forward}",
+    group.add_argument("--n-head", type=whole(1), default=6, help="query heads")
+    group.add_argument("--n-kv-head", type=whole(1), help="key/value heads; default: --n-head")
+    group.add_argument("--d-model", type=whole(1), default=96, help="width of the residual stream")
+    group.add_argument("--d-ff", type=whole(1), help="width of the MLP; default: 8/3 --d-model")
+
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--batch-size", type=whole(1), default=8, help="windows per optimiser step, over all ranks"
     )
-    need(args.steps is None or args.epochs is None, "--epochs", "either --steps or --epochs")
-    need(args.steps is None or args.steps > 0, "--steps", "at least 1")
-    need(args.epochs is None or 0 < args.epochs < math.inf, "--epochs", "a number above 0")
-    need(math.isfinite(args.lr) and args.lr > 0, "--lr", "a positive number")
-    for flag in ("--warmup", "--clip", "--weight-decay", "--min-lr", "--eval-every", "--snapshots"):
-        need(getattr(args, flag[2:].replace("-", "_")) >= 0, flag, "0 or more")
-    need(args.save_every > 0, "--save-every", "at least 1")
-    need(args.seed >= 0, "--seed", "0 or more")
-    need(args.init is not None, "--init", "a model's folder or hub id, or scratch")
-    for flag in ("--n-layer", "--n-head", "--n-kv-head", "--d-model", "--d-ff"):
-        value = getattr(args, flag[2:].replace("-", "_"))
-        need(value is None or value > 0, flag, "at least 1")
-    need(args.out is not None, "--out", "a folder for the run")
+    group.add_argument(
+        "--micro-batch-size", type=whole(1), help="windows per rank per forward; default: all"
+    )
+    group.add_argument("--steps", type=whole(1), help="optimiser steps; or:")
+    group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
+    group.add_argument("--lr", type=positive, help="highest learning rate; default: 1e-3")
+    group.add_argument("--min-lr", type=not_negative, help="last one; default: a tenth of --lr")
+    group.add_argument("--warmup", type=whole(0), default=20, help="steps of linear warm-up")
+    schedules = ["cosine", "linear", "constant"]
+    group.add_argument("--schedule", default="cosine", choices=schedules, help="then")
+    group.add_argument("--weight-decay", type=not_negative, default=0.1, help="on matrices")
+    group.add_argument(
+        "--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit"
+    )
+    group.add_argument("--seed", type=whole(0), default=0, help="data order, initialisation")
+
+    group = parser.add_argument_group("machine")
+    add_machine(group)
+    moments = ["float32", "bfloat16"]
+    group.add_argument(
+        "--moments", default="float32", choices=moments, help="how AdamW's moments are kept"
+    )
+    switch = ["auto", "on", "off"]
+    group.add_argument(
+        "--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU"
+    )
+    group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
+    group.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations, store none"
+    )
+    group.add_argument(
+        "--head", default="kept", choices=[*HEADS], help="how the loss is made (training/heads.py)"
+    )
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
+    group.add_argument(
+        "--eval-every", type=whole(0), default=50, help="steps between validations; 0: at the end"
+    )
+    group.add_argument(
+        "--save-every", type=whole(1), default=250, help="steps between training states"
+    )
+    group.add_argument(
+        "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
+    )
+    group.add_argument("--overwrite", action="store_true", help="start over in --out")
+
+
+def settle(args):
+    """Fill in the defaults that follow from other flags, and refuse what does not go together."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if args.micro_batch_size is None:
+        args.micro_batch_size = max(1, args.batch_size // world)
+    if args.lr is None:
+        args.lr = 1e-3
+    if args.min_lr is None:
+        args.min_lr = args.lr / 10
+    per_forward = args.micro_batch_size * world
+    if args.batch_size % per_forward != 0:
+        raise UserError(
+            f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
+            f"the number of ranks, {per_forward}"
+        )
+    if args.steps is not None and args.epochs is not None:
+        raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
+    if args.init is None:
+        raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
+    if args.out is None:
+        raise UserError("--out: got none, wanted a folder for the run")
 
 
 def is_snapshot(done, args):
-    """Is one of `--snapshots` N evenly spaced models due after `done` steps? The last one is the run's own folder."""
-    return done < args.steps and any(
-        done == round(args.steps * i / args.snapshots) for i in range(1, args.snapshots)
-    )
+    """Is one of `--snapshots` N evenly spaced models due after `done` steps?
+
+    The last of the N is the run's own folder.
+    """
+    if done >= args.steps:
+        return False
+    due = [round(args.steps * i / args.snapshots) for i in range(1, args.snapshots)]
+    return done in due

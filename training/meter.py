@@ -7,37 +7,34 @@ import torch.distributed as dist
 
 
 class Meter:
-    """What one optimiser step reports, summed on the device over micro-batches and ranks: one synchronisation a step."""
+    """Sums on the device over micro-batches and ranks: one synchronisation a step."""
 
     def __init__(self, env, kinds):
-        self.env, self.kinds = env, kinds
-        self.sums = torch.zeros(4 + 2 * len(kinds or ()), dtype=torch.float64, device=env.device)
+        self.env = env
+        self.kinds = kinds or []
+        size = 4 + 2 * len(self.kinds)
+        self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
 
     def add(self, losses, valid, kept, kind=None, scores=None):
-        """losses, valid, kept (B, T); `kind` (B, T) labels (numpy), for reporting only; `scores` what was ranked."""
-        zero = torch.zeros((), device=losses.device)
-        values = [torch.where(m, losses, zero).sum() for m in (valid, kept)] + [
-            valid.sum(),
-            kept.sum(),
-        ]
-        sums = [torch.stack([v.double() for v in values])]
+        """losses, valid, kept (B, T); `kind` (B, T) labels (numpy); `scores` what was ranked."""
+        sums = [torch.where(mask, losses, 0.0).sum() for mask in (valid, kept)]
+        sums += [valid.sum(), kept.sum()]
+        parts = [torch.stack([value.double() for value in sums])]
         if kind is not None:
             kind = self.env.tensor(kind).flatten()
-            sums += [
-                torch.zeros(len(self.kinds), dtype=torch.float64, device=kind.device).index_add_(
-                    0, kind, m.flatten().double()
-                )
-                for m in (valid, kept)
-            ]
-        self.sums += torch.cat(sums)
+            parts += [self._by_kind(kind, mask) for mask in (valid, kept)]
+        self.sums += torch.cat(parts)
         if scores is not None:
-            self.threshold = torch.minimum(
-                self.threshold, torch.where(kept, scores, math.inf).min()
-            )
+            lowest = torch.where(kept, scores, math.inf).min()
+            self.threshold = torch.minimum(self.threshold, lowest)
+
+    def _by_kind(self, kind, mask):
+        counts = torch.zeros(len(self.kinds), dtype=torch.float64, device=kind.device)
+        return counts.index_add_(0, kind, mask.flatten().double())
 
     def read(self):
-        """The step's record: how many were kept, mean losses, lowest kept score, share kept of each kind."""
+        """The step's record: number kept, mean losses, lowest kept score, share kept by kind."""
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
         loss, selected, n_valid, n_kept, *counts = self.env.total(self.sums).tolist()
@@ -48,9 +45,9 @@ class Meter:
             "loss_selected": selected / max(n_kept, 1),
             "threshold": threshold if math.isfinite(threshold) else None,
         }
-        if counts:
-            every, kept = counts[: len(self.kinds)], counts[len(self.kinds) :]
-            record["kept"] = {
-                name: round(b / a, 4) for name, a, b in zip(self.kinds, every, kept) if a
-            }
+        if self.kinds:
+            every = counts[: len(self.kinds)]
+            kept = counts[len(self.kinds) :]
+            by_kind = zip(self.kinds, every, kept)
+            record["kept"] = {name: round(k / n, 4) for name, n, k in by_kind if n}
         return record

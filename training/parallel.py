@@ -1,42 +1,43 @@
-"""Several ranks: torch.compile, DDP or FSDP2 around the training module, and its full state."""
+"""torch.compile, and several ranks: DDP or FSDP2 around the training module, and its whole state."""
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-# ---------------------------------------------------------------------------------------------------------------------
-# ranks
-
 
 def compile_blocks(module, args, env):
-    """torch.compile each block (`--compile`): shapes are static there; selection and head stay outside."""
-    if args.compile == "on" or args.compile == "auto" and env.device.type == "cuda":
-        torch._dynamo.config.optimize_ddp = (
-            False  # it would cut blocks at DDP's buckets; a block is small enough
-        )
-        for block in module.lm.model.layers:
-            block.compile()
+    """torch.compile each block (`--compile`).
+
+    Shapes are static there; selection and head stay outside.
+    """
+    wanted = args.compile == "on"
+    if args.compile == "auto":
+        wanted = env.device.type == "cuda"
+    if not wanted:
+        return
+    # It would cut blocks at DDP's buckets; a block is small enough.
+    torch._dynamo.config.optimize_ddp = False
+    for block in module.lm.model.layers:
+        block.compile()
 
 
 def wrap(module, args, env):
-    """The training module, compiled, and under DDP or FSDP2 (`--parallel`) where there are several ranks."""
+    """The training module, compiled, and with several ranks under DDP or FSDP2 (`--parallel`)."""
     compile_blocks(module, args, env)
     module.lm.checkpointing = args.checkpointing
     if env.world == 1:
         return module
     if args.parallel == "ddp":
         return DistributedDataParallel(module)
-    from torch.distributed.device_mesh import (
-        init_device_mesh,  # seconds to import: only where it is used
-    )
+    # These take seconds to import.
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(env.device.type, (env.world,))
     for block in module.lm.model.layers:
         fully_shard(block, mesh=mesh)
-    return fully_shard(
-        module, mesh=mesh
-    )  # embedding, norm and head in one group: tied weights stay together
+    # Embedding, norm and head are one group: tied weights stay together.
+    return fully_shard(module, mesh=mesh)
 
 
 def sync_gradients(module, last):
@@ -48,9 +49,10 @@ def sync_gradients(module, last):
 
 
 def full_state(module, optimizer=None):
-    """Whole (gathered) states on the CPU, by parameter name: (model, optimiser), the same whatever the number of ranks.
+    """Whole (gathered) states on the CPU, by parameter name: (model, optimiser).
 
-    All ranks must call it. Without `optimizer` the second is None.
+    They are the same whatever the number of ranks. All ranks must call it. Without `optimizer`
+    the second is None.
     """
     if dist.is_initialized():
         from torch.distributed.checkpoint import state_dict as sharded
@@ -61,9 +63,8 @@ def full_state(module, optimizer=None):
         return sharded.get_state_dict(module, optimizer, options=options)
     if optimizer is None:
         return module.state_dict(), None
-    return module.state_dict(), _renamed(
-        optimizer.state_dict(), dict(enumerate(_names(module, optimizer)))
-    )
+    names = dict(enumerate(_names(module, optimizer)))
+    return module.state_dict(), _renamed(optimizer.state_dict(), names)
 
 
 def restore(module, optimizer, state):
@@ -92,10 +93,10 @@ def _names(module, optimizer):
 
 def _renamed(state, new):
     """An optimiser's state dict with its parameters called by other names or numbers."""
+    groups = []
+    for group in state["param_groups"]:
+        groups.append({**group, "params": [new[key] for key in group["params"]]})
     return {
         "state": {new[key]: value for key, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [new[key] for key in group["params"]]}
-            for group in state["param_groups"]
-        ],
+        "param_groups": groups,
     }

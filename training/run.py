@@ -1,10 +1,11 @@
-"""What both trainers share: their arguments' checks, the optimiser, validation, and a run's folder with its checkpoints and
-log. Nothing here knows about token selection: the method is in slm.py.
+"""A training run's folder: its identity, its log, its checkpoints, its summary.
+
+Nothing here knows about token selection: the method is in slm.py.
 """
 
 import json
+import re
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,17 +13,15 @@ from pathlib import Path
 import torch
 
 from common.errors import UserError
-from common.files import is_demo_folder, read_json, renamed_when_whole, write_atomic
+from common.files import read_json, renamed_when_whole, write_atomic
 from hf import checkpoint
+from training import parallel
+from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
-from training.parallel import full_state
 
-# ---------------------------------------------------------------------------------------------------------------------
-# a run's folder
-
+# What may change when a run goes on: it changes no number of it, or only what is reported.
 NOT_IDENTITY = {
     "out",
-    "resume",
     "overwrite",
     "threads",
     "save_every",
@@ -36,100 +35,112 @@ NOT_IDENTITY = {
     "checkpointing",
     "chain",
 }
-
-
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
+SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
+SUMMARY = {
+    "val_loss": "validation loss {:.4f}",
+    "exact_match": "exact match {:.3f}",
+    "tokens_seen": "{:,} tokens read",
+    "tokens_selected": "{:,} selected",
+    "seconds": "{:.0f} s",
+    "peak_memory_bytes": "peak memory {:.2e} bytes",
+    "tok_per_s": "{:,} tokens/s",
+    "mfu": "MFU {:.1%}",
+}
 
 
 class Run:
-    """A training run's folder: args.json, log.jsonl, train_state.pt, summary.json. Only rank 0 writes.
+    """args.json, log.jsonl, train_state.pt, summary.json and the model. Only rank 0 writes.
 
-    Opening it settles --resume and --overwrite. `state` is the saved training state to go on from, or None; `summary`
-    is set when the run is finished already. train_state.pt holds everything that a resume needs (weights too), so one
+    Opening it settles whether the run starts, goes on, is finished (`summary` is set), or is
+    another one (UserError). train_state.pt holds all that is needed to go on, weights too: one
     rename makes a checkpoint, and a kill at any moment leaves the last good one.
     """
 
-    def __init__(self, args, inputs, env, model):
-        self.folder, self.args, self.env = Path(args.out), args, env
-        self.record = {
-            **{k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY},
-            "inputs": inputs,
-        }
-        self.record = json.loads(json.dumps(self.record, default=str))
+    def __init__(self, args, inputs, env, model, tokenizer_from):
+        self.folder = Path(args.out)
+        self.args = args
+        self.env = env
+        self.tokenizer_from = tokenizer_from
+        identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
+        self.record = json.loads(json.dumps({**identity, "inputs": inputs}, default=str))
         self.summary = env.from_main(self._claim)
-        path = self.folder / "train_state.pt"
         self.state = None
+        path = self.folder / "train_state.pt"
         if self.summary is None and path.exists():
             self.state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        self.step = self.first_step = self.state["step"] if self.state else 0
-        self.val_loss = self.state["val_loss"] if self.state else None
-        self.seconds = self.state["seconds"] if self.state else 0.0
-        self.tokens_seen, self.tokens_selected = self.state["tokens"] if self.state else (0, 0)
-        self.started, self.shown = time.perf_counter(), {}
-        self.flops_per_token, self.timed = (
-            flops_per_token(model, args.seq_len),
-            [0, 0.0],
-        )  # tokens, seconds
+        saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
+        self.step = self.first_step = saved["step"]
+        self.val_loss = saved["val_loss"]
+        self.seconds = saved["seconds"]
+        self.tokens_seen, self.tokens_selected = saved["tokens"]
+        self.started = time.perf_counter()
+        self.shown = {}
+        self.flops_per_token = flops_per_token(model, args.seq_len)
+        self.timed_tokens = 0
+        self.timed_seconds = 0.0
         if env.main and self.summary is None:
             self._cut_log()
             self.log_file = open(self.folder / "log.jsonl", "a")
 
     def _claim(self):
+        """Settle what the folder is. Returns the summary of a finished run, else None."""
         path = self.folder / "args.json"
-        if self.args.overwrite and path.exists():
-            shutil.rmtree(self.folder)
-        if path.exists():
-            saved = read_json(path, "run")
-            differing = [
-                f"{k} {saved.get(k)!r} -> {v!r}"
-                for k, v in self.record.items()
-                if saved.get(k) != v
-            ]
-            begun = any(
-                (self.folder / name).exists() for name in ("train_state.pt", "summary.json")
-            )
-            if differing and begun:
+        ours = path.exists()
+        if self.args.overwrite and ours:
+            erase(self.folder)
+        if not path.exists():
+            if not ours and self.folder.exists() and any(self.folder.iterdir()):
                 raise UserError(
-                    f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
-                    f"choose another --out or start it over with --overwrite"
+                    f"{self.folder} exists and is not a run of this kit; choose another --out"
                 )
-            if not (self.args.resume or is_demo_folder(self.folder)):
-                raise UserError(
-                    f"{self.folder} exists; go on with --resume or start it over with --overwrite"
-                )
-            if (
-                differing
-            ):  # nothing is lost: it stopped before it saved anything, for lack of memory perhaps
-                write_atomic(path, json.dumps(self.record, indent=1))
-            if (self.folder / "summary.json").exists():
-                return read_json(self.folder / "summary.json", "run")
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(
-                f"{self.folder} exists and is not a run of this kit; choose another --out"
-            )
-        else:
             write_atomic(path, json.dumps(self.record, indent=1))
+            return None
+        saved = read_json(path, "run")
+        differing = [
+            f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
+        ]
+        begun = any((self.folder / name).exists() for name in ("train_state.pt", "summary.json"))
+        if differing and begun:
+            raise UserError(
+                f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
+                f"choose another --out or start it over with --overwrite"
+            )
+        if differing:  # it stopped before it saved anything, for lack of memory perhaps
+            write_atomic(path, json.dumps(self.record, indent=1))
+        if (self.folder / "summary.json").exists():
+            return read_json(self.folder / "summary.json", "run")
         return None
 
     def _cut_log(self):
         """Drop the records after the checkpoint's step: those steps are done again."""
         path = self.folder / "log.jsonl"
-        if path.exists():
-            lines = [
-                line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")
-            ]
-            write_atomic(
-                path, "".join(line for line in lines if json.loads(line)["step"] <= self.step)
-            )
+        if not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith("}\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+        write_atomic(path, "".join(kept))
+
+    def restore(self, student, optimizer):
+        """Load the saved state, if there is one, into the wrapped model and its optimiser."""
+        if self.state:
+            parallel.restore(student, optimizer, self.state)
+            self.state = None  # as large as the weights and the optimiser
 
     def record_step(self, step, record, seconds, bar):
-        """One line of log.jsonl and of the progress bar, from the step's own record. `step` counts from 1."""
+        """One line of log.jsonl and of the progress bar. `step` counts from 1.
+
+        `record` is what the step itself counted; tokens are summed over the run here.
+        """
         if step == self.first_step + 1:  # compilation and warm-up left out of the peak
             self.env.peak_memory(reset=True)
         self.step = step
+        tokens = record["tokens_seen"]
         if step > self.first_step + WARM_UP:
-            self.timed = [self.timed[0] + record["tokens_seen"], self.timed[1] + seconds]
-        tokens, self.val_loss = record["tokens_seen"], record.get("val_loss", self.val_loss)
+            self.timed_tokens += tokens
+            self.timed_seconds += seconds
+        self.val_loss = record.get("val_loss", self.val_loss)
         self.tokens_seen += tokens
         self.tokens_selected += record["tokens_selected"]
         record = {
@@ -142,19 +153,21 @@ class Run:
         if self.env.main:
             self.log_file.write(json.dumps(record) + "\n")
             self.log_file.flush()
-        shown = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
-        self.shown.update(
-            {
-                name: f"{record[key]:.4g}"
-                for name, key in shown.items()
-                if record.get(key) is not None
-            }
-        )
+        for name, key in SHOWN.items():
+            if record.get(key) is not None:
+                self.shown[name] = f"{record[key]:.4g}"
         bar.set_postfix(self.shown, refresh=False)
         bar.update()
 
+    def save_if_due(self, done, student, optimizer):
+        """A snapshot (`--snapshots`) and a training state (`--save-every`), each in its turn."""
+        if is_snapshot(done, self.args):
+            self.save_model(student, self.folder / f"step-{done:06d}")
+        if done % self.args.save_every == 0 or done == self.args.steps:
+            self.save_state(done, *parallel.full_state(student, optimizer))
+
     def save_state(self, step, model_state, optimizer_state):
-        """The training state, atomically. States are full (gathered) ones, the same for any number of ranks."""
+        """The training state, atomically. States are gathered, alike for any number of ranks."""
         if self.env.main:
             state = {
                 "step": step,
@@ -168,8 +181,17 @@ class Run:
                 torch.save(state, temporary)
         self.env.wait()
 
-    def finish(self):
-        """summary.json, the last file of a run: its presence says that the run is finished."""
+    def save_model(self, student, folder):
+        """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""
+        state, _ = parallel.full_state(student)
+        if self.env.main:
+            model = getattr(student, "module", student).lm
+            checkpoint.save(model, folder, state=state, tokenizer_from=self.tokenizer_from)
+            write_atomic(folder / "README.md", self.card())
+
+    def finish(self, student):
+        """The model, then summary.json: its presence says that the run is finished."""
+        self.save_model(student, self.folder)
         self.summary = {
             "val_loss": self.val_loss,
             "exact_match": None,
@@ -178,12 +200,10 @@ class Run:
             "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
             "peak_memory_bytes": self.env.peak_memory(),
         }
-        if self.timed[1]:
-            rate = self.timed[0] / self.timed[1]
-            self.summary |= {
-                "tok_per_s": round(rate),
-                "mfu": self.env.mfu(rate * self.flops_per_token),
-            }
+        if self.timed_seconds:
+            rate = self.timed_tokens / self.timed_seconds
+            self.summary["tok_per_s"] = round(rate)
+            self.summary["mfu"] = self.env.mfu(rate * self.flops_per_token)
         if self.env.main:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
@@ -257,33 +277,45 @@ class Run:
 
     def show_summary(self):
         if self.env.main:
-            shown = {
-                "val_loss": "validation loss {:.4f}",
-                "exact_match": "exact match {:.3f}",
-                "tokens_seen": "{:,} tokens read",
-                "tokens_selected": "{:,} learnt from",
-                "seconds": "{:.0f} s",
-                "peak_memory_bytes": "peak memory {:.2e} bytes",
-                "tok_per_s": "{:,} tokens/s",
-                "mfu": "MFU {:.1%}",
-            }
-            print(
-                f"{self.folder}: "
-                + ", ".join(
-                    text.format(self.summary[key])
-                    for key, text in shown.items()
-                    if self.summary.get(key) is not None
-                )
-            )
+            known = [key for key in SUMMARY if self.summary.get(key) is not None]
+            shown = [SUMMARY[key].format(self.summary[key]) for key in known]
+            print(f"{self.folder}: {', '.join(shown)}")
 
 
-def save_wrapped(module, folder, tokenizer_from, env, run=None):
-    """A wrapped training module (slm.WithLoss, perhaps under DDP or FSDP) as a Hugging Face folder, with a model card
-    where `run` is given. All ranks must call this; rank 0 writes."""
-    state, _ = full_state(module)
-    if env.main:
-        checkpoint.save(
-            getattr(module, "module", module).lm, folder, state=state, tokenizer_from=tokenizer_from
-        )
-        if run:
-            write_atomic(Path(folder) / "README.md", run.card())
+# What the kit writes into a run's folder: itself, the model, its tokenizer, its evaluation.
+OURS = re.compile(
+    r"(args|summary|train_state|log|config|generation_config|tokenizer|tokenizer_config"
+    r"|special_tokens_map|added_tokens|vocab|results)\.(json|jsonl|pt|model|md)(\.tmp)?"
+    r"|README\.md(\.tmp)?|tokenizer\.model|merges\.txt|chat_template\.jinja"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.tmp)?"
+)
+
+
+def erase(folder):
+    """Delete a run of ours: the files that the kit writes, and the folders that become empty.
+
+    args.json goes last, so that a kill on the way leaves a folder that is still known as a run.
+    """
+    for snapshot in folder.glob("step-[0-9]*"):
+        if snapshot.is_dir():
+            _erase_files(snapshot)
+    _erase_evaluation(folder / "eval")
+    _erase_files(folder)
+
+
+def _erase_files(folder):
+    files = [path for path in folder.iterdir() if path.is_file() and OURS.fullmatch(path.name)]
+    for path in sorted(files, key=lambda path: path.name == "args.json"):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _erase_evaluation(folder):
+    """Delete what eval_math.py wrote about the model that goes."""
+    if not (folder / "results.json").is_file():
+        return
+    for task in read_json(folder / "results.json", "results"):
+        for ending in (".jsonl", ".differences.jsonl"):
+            (folder / (task + ending)).unlink(missing_ok=True)
+    _erase_files(folder)

@@ -155,7 +155,7 @@ def kept_in(page):
 
 
 def kept_by_slm(run, snapshot, score_name, scope, k):
-    """What slm.choose keeps of the page's windows, from the model's and the stored values; positions in the page."""
+    """What slm.Selection keeps of the page's windows, from the model's and the stored values; positions in the page."""
     data, T = TokenSet(run / "data"), 32
     saved = explore_run.run_arguments(run / "slm")
     micro_batches, batch = page_file.choose_windows(saved, data, 48)
@@ -167,17 +167,12 @@ def kept_by_slm(run, snapshot, score_name, scope, k):
     kept = []
     for windows, loss in zip(micro_batches, losses):
         valid = data.valid(windows, T)
-        stored = [
-            torch.from_numpy(
-                Stored(run / "ref_loss.bin", data, T, entropy=entropy).batch(windows, valid)
-            )
-            for entropy in (False, True)
-        ]
-        kept.append(
-            slm.choose(
-                slm.Tokens(loss, *stored), torch.from_numpy(valid), k, score_name, scope
-            ).flatten()
-        )
+        tokens = slm.Tokens(loss=loss)
+        for name in ("ref_loss", "ref_entropy"):
+            stored = Stored(run / "ref_loss.bin", data, T, entropy=name == "ref_entropy")
+            setattr(tokens, name, torch.from_numpy(stored.batch(windows, valid)))
+        selection = slm.Selection(k, score_name, scope)
+        kept.append(selection.mask(tokens, torch.from_numpy(valid)).flatten())
     return set(torch.cat(kept).nonzero().flatten().tolist())
 
 

@@ -13,7 +13,7 @@ import slm
 from conftest import ROOT
 from model import Config, Transformer, initialise
 from training import heads
-from training.pruned import BACKWARD, FastLoss
+from training.loss import BACKWARD, FastLoss
 
 CASES = {
     "micro": (0.6, "micro"),
@@ -52,7 +52,9 @@ def tiny(dtype=torch.float32, seed=1, rows=3, **changes):
 
 
 def selection(ref, valid, k=0.6, scope="micro"):
-    return lambda losses: slm.choose(slm.Tokens(losses.view_as(ref), ref), valid, k, scope=scope)
+    return lambda losses: slm.Selection(k, scope=scope).mask(
+        slm.Tokens(loss=losses.view_as(ref), ref_loss=ref), valid
+    )
 
 
 def results(module, x, y, select, count):
@@ -87,7 +89,7 @@ def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tol
     hidden[5] = hidden[4]  # equal losses and reference losses: a tie
     y, ref = y.clone(), ref.clone()
     y.view(-1)[5], ref.view(-1)[5] = y.view(-1)[4], ref.view(-1)[4]
-    count = slm.count_kept([valid.numpy()], k, scope)
+    count = slm.Selection(k, scope=scope).count(valid.numpy())
     outcome = []
     for f, n in ((slm.head_full, ()), (heads.HEADS[head], (count,)), (heads.HEADS[head], ())):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -121,7 +123,10 @@ def test_a_whole_model_learns_the_same_with_any_exact_form(head, checkpointing, 
         model, x, y, ref, valid = tiny(torch.float64, **changes)
         plain, quick = slm.WithLoss(copy.deepcopy(model)), FastLoss(model, head)
         plain.lm.checkpointing = quick.lm.checkpointing = checkpointing
-        count, select = slm.count_kept([valid.numpy()], k, scope), selection(ref, valid, k, scope)
+        count, select = (
+            slm.Selection(k, scope=scope).count(valid.numpy()),
+            selection(ref, valid, k, scope),
+        )
         wanted = results(_WithoutCount(plain), x, y, select, count)
         assert distance(results(quick, x, y, select, count), wanted) < 1e-12
         assert distance(results(quick, x, y, select, None), wanted) < 1e-12
@@ -148,7 +153,7 @@ def test_nothing_valid_gives_zero_loss_and_zero_gradients(head, backward):
 @pytest.mark.parametrize("head", ["kept", "lean"])
 def test_bf16_autocast_stays_near_fp32_and_keeps_fp32_gradients_and_losses(head):
     model, x, y, ref, valid = tiny()
-    count, select = slm.count_kept([valid.numpy()], 1.0), selection(ref, valid, 1.0)
+    count, select = slm.Selection(1.0).count(valid.numpy()), selection(ref, valid, 1.0)
     exact = results(FastLoss(copy.deepcopy(model), head), x, y, select, count)
     module = FastLoss(model, head)
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +173,7 @@ def test_several_micro_batches_before_one_backward_do_not_share_their_rows():
         for rows in (slice(0, 1), slice(1, 4)):
             select = selection(ref[rows], valid[rows])
             options = (
-                {"count": slm.count_kept([valid[rows].numpy()], 0.6)} if module is quick else {}
+                {"count": slm.Selection(0.6).count(valid[rows].numpy())} if module is quick else {}
             )
             totals.append(module(x[rows], y[rows], select, **options)[0])
         sum(totals).backward()
@@ -189,16 +194,12 @@ def zero_dropped_rows(model, kept, names):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("head", heads.HEADS)
-@pytest.mark.parametrize("backward", ["pruned", "pruned_all"])
-def test_pruned_backward_is_the_one_with_dropped_rows_zeroed_by_hooks(
-    backward, head, checkpointing
-):
+def test_pruned_backward_is_the_one_with_dropped_rows_zeroed_by_hooks(head, checkpointing):
     names = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    names += ("k_proj", "v_proj") * (backward == "pruned_all")
     model, x, y, ref, valid = tiny(torch.float64)
-    plain, count = copy.deepcopy(model), slm.count_kept([valid.numpy()], 0.6)
+    plain, count = copy.deepcopy(model), slm.Selection(0.6).count(valid.numpy())
     model.checkpointing = checkpointing
-    out = results(FastLoss(model, head, backward), x, y, selection(ref, valid), count)
+    out = results(FastLoss(model, head, "pruned"), x, y, selection(ref, valid), count)
     exact = results(_WithoutCount(slm.WithLoss(plain)), x, y, lambda losses: out["kept"], count)
     zero_dropped_rows(plain, out["kept"], names)
     pruned = results(_WithoutCount(slm.WithLoss(plain)), x, y, lambda losses: out["kept"], count)
@@ -231,7 +232,7 @@ def test_evaluation_after_training_finds_no_stale_rows():
     model, x, y, ref, valid = tiny()
     fresh, module = copy.deepcopy(model), FastLoss(model, "kept", "pruned")
     names = list(dict(fresh.named_parameters()))
-    module(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].backward()
+    module(x, y, selection(ref, valid), count=slm.Selection(0.6).count(valid.numpy()))[0].backward()
     assert any(part.rows is not None for part in module.parts)
     with torch.no_grad():
         assert torch.equal(
@@ -248,7 +249,7 @@ def test_evaluation_after_training_finds_no_stale_rows():
 
 def test_a_wrong_count_and_a_second_backward_are_refused():
     model, x, y, ref, valid = tiny()
-    module, count = FastLoss(model), slm.count_kept([valid.numpy()], 0.6)
+    module, count = FastLoss(model), slm.Selection(0.6).count(valid.numpy())
     with pytest.raises(AssertionError):
         module(x, y, selection(ref, valid), count=count - 1)
     total = module(x, y, selection(ref, valid), count=count)[0]
@@ -276,7 +277,7 @@ def test_selection_causes_no_recompilation_and_compiled_gradients_are_the_same(b
     graphs = []
     for step in range(6):
         _, x, y, ref, valid = tiny(seed=step)
-        count = slm.count_kept([valid.numpy()], 0.6)
+        count = slm.Selection(0.6).count(valid.numpy())
         out = [results(module, x, y, selection(ref, valid), count) for module in (plain, compiled)]
         assert distance(*out) < 1e-5
         with torch.no_grad():
@@ -293,7 +294,7 @@ torch.set_num_threads(1)
 import common.device
 from training import parallel
 import slm
-from training.pruned import BACKWARD, FastLoss
+from training.loss import BACKWARD, FastLoss
 from types import SimpleNamespace
 from test_heads import tiny, selection
 dist.init_process_group("gloo")
@@ -305,10 +306,10 @@ for backward in BACKWARD:
         module = parallel.wrap(FastLoss(tiny(torch.float64)[0], "kept", backward), args, env)
         for i, (x, y, ref, valid) in enumerate(batches[rank::2]):
             parallel.sync_gradients(module, last=i == 1)
-            module(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].mul(2 / 7).backward()
+            module(x, y, selection(ref, valid), count=slm.Selection(0.6).count(valid.numpy()))[0].mul(2 / 7).backward()
         single = FastLoss(tiny(torch.float64)[0], "lean", backward)
         for x, y, ref, valid in batches:
-            single(x, y, selection(ref, valid), count=slm.count_kept([valid.numpy()], 0.6))[0].div(7).backward()
+            single(x, y, selection(ref, valid), count=slm.Selection(0.6).count(valid.numpy()))[0].div(7).backward()
         for (name, p), q in zip(module.named_parameters(), single.parameters()):
             grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             assert (grad - q.grad).abs().max() <= 1e-12 * q.grad.abs().max(), (backward, kind, name)

@@ -211,7 +211,7 @@ def test_fork_it_a_new_score_in_five_lines(stage, scored, monkeypatch):
         """Keep the tokens whose excess is nearest to zero."""
         return -(t.loss - t.ref_loss).abs()
 
-    monkeypatch.setitem(slm.SCORES, "middle", middle)
+    monkeypatch.setitem(slm.SCORES, "middle", slm.Score(middle, needs=("loss", "ref_loss")))
     code, _, err = stage(train_slm, f"{SLM} --steps 5 --out fork --score middle --k 0.5")
     assert code == 0, err
     record = log(scored / "fork")[-1]
@@ -220,6 +220,20 @@ def test_fork_it_a_new_score_in_five_lines(stage, scored, monkeypatch):
     )  # half a token of rounding a step
     assert stage(train_slm, f"{SLM} --steps 5 --out plain --k 0.5")[0] == 0
     assert not same(scored / "fork", scored / "plain")
+
+
+def test_a_score_with_the_reference_s_entropy_gets_it_or_names_the_file(stage, scored, monkeypatch):
+    sure = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss", "ref_entropy"))
+    monkeypatch.setitem(slm.SCORES, "sure", sure)
+    args = f"{SLM} --steps 2 --score sure"
+    assert stage(train_slm, f"{args} --out a")[0] == 0
+    (scored / "ref_entropy.bin").unlink()
+    code, _, err = stage(train_slm, f"{args} --out b")
+    assert code == 2 and "ref_entropy.bin does not exist" in err and "--entropy" in err
+    forgotten = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss",))
+    monkeypatch.setitem(slm.SCORES, "sure", forgotten)
+    code, _, err = stage(train_slm, f"{args} --out c")
+    assert code == 2 and "reads t.ref_entropy" in err and "needs=" in err
 
 
 def test_loss_mask_makes_it_fine_tuning(stage, vocabulary, inputs):
@@ -309,15 +323,16 @@ def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(scored):
 def test_run_folders(stage, inputs):
     args = f"--data d --init m {TINY} --steps 3"
     assert stage(train_ref, f"{args} --out a")[0] == 0
-    code, _, err = stage(train_ref, f"{args} --out a")
-    assert code == 2 and "--resume" in err and "--overwrite" in err
-    code, out, _ = stage(
-        train_ref, f"{args} --out a --resume"
-    )  # finished: shows its summary at once
+    code, out, _ = stage(train_ref, f"{args} --out a")  # finished: shows its summary at once
     assert code == 0 and " tokens read" in out
-    code, _, err = stage(train_ref, f"{args} --out a --resume --lr 5e-4")
-    assert code == 2 and "lr 0.001 -> 0.0005" in err
+    code, _, err = stage(train_ref, f"{args} --out a --lr 5e-4")
+    assert code == 2 and "lr 0.001 -> 0.0005" in err and "--overwrite" in err
+    (inputs / "a/notes.txt").write_text("years of work")
+    (inputs / "a/eval").mkdir()
+    (inputs / "a/eval/mine.jsonl").write_text("{}")
     assert stage(train_ref, f"{args} --out a --overwrite --lr 5e-4")[0] == 0
+    assert (inputs / "a/notes.txt").exists() and (inputs / "a/eval/mine.jsonl").exists()
+    assert len(log(inputs / "a")) == 3
     (inputs / "mine").mkdir()
     (inputs / "mine/thesis.tex").write_text("years of work")
     code, _, err = stage(train_ref, f"{args} --out mine --overwrite")
@@ -327,21 +342,21 @@ def test_run_folders(stage, inputs):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ("--k 0", "--k: got 0.0"),
-        ("--k 60", "--k: got 60.0"),
+        ("--k 0", "--k: got 0,"),
+        ("--k 60", "--k: got 60,"),
         ("--k nan", "--k: got nan"),
         ("--steps 0", "--steps: got 0"),
         ("--batch-size 3 --micro-batch-size 2", "--batch-size: got 3"),
         ("--steps 3 --epochs 1", "either --steps or --epochs"),
         ("--lr nan", "--lr: got nan"),
-        ("--lr -1", "--lr: got -1.0"),
+        ("--lr -1", "--lr: got -1,"),
         ("--data nowhere", "nowhere is not a folder"),
         ("--init nowhere", "nowhere"),
         ("--val nowhere", "nowhere"),
         ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"),
         ("--seq-len 0", "--seq-len: got 0"),
         ("--seq-len 32", "has windows of 16, this run has 32; score again"),
-        ("--clip -1", "--clip: got -1.0"),
+        ("--clip -1", "--clip: got -1,"),
         ("--init scratch --n-head 5", "--n-head 5"),
         ("--init scratch --n-head 0", "--n-head: got 0"),
         ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"),
@@ -361,7 +376,7 @@ def test_bad_arguments_are_one_line(stage, scored, flags, message):
 
 def test_without_a_start_or_with_endless_epochs(stage, inputs):
     for flags, message in (
-        ("", "--init: got None"),
+        ("", "--init: got none"),
         ("--init m --epochs inf", "--epochs: got inf"),
     ):
         code, _, err = stage(train_ref, f"--data d --out a {TINY} {flags}")
@@ -373,16 +388,8 @@ def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
     (inputs / "a").mkdir()
     assert stage(train_ref, f"--data d --init m --out b {TINY} --steps 2")[0] == 0
     shutil.copy(inputs / "b/args.json", inputs / "a/args.json")
-    code, _, err = stage(
-        train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
-    )
-    assert code == 2 and "--resume" in err
-    assert (
-        stage(
-            train_ref, f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1 --resume"
-        )[0]
-        == 0
-    )
+    smaller = f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
+    assert stage(train_ref, smaller)[0] == 0
     assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
 
 

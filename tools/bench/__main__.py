@@ -291,7 +291,7 @@ def bench_loader(args, env):
         def load():
             (windows,) = loader.micro_batches(next(step), args.batch_size)
             x, y, valid = data.batch(windows, args.seq_len)
-            slm.count_kept([valid], args.k)
+            slm.Selection(args.k).count(valid)
             for array in (x, y, valid, stored.batch(windows, valid)):
                 env.tensor(array)
 

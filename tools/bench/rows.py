@@ -19,7 +19,7 @@ from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
 from training.optimizer import make_optimizer
-from training.pruned import FastLoss
+from training.loss import FastLoss
 
 PRESETS = {  # V, width, MLP width, layers, heads, key/value heads, tied; T, windows per step
     "demo": (512, 96, 256, 2, 6, 6, True, 128, 8),

@@ -33,7 +33,9 @@ class Line:
         self.saved = [explore_run.run_arguments(folder) for folder in self.folders]
         for folder in self.folders:
             if not (folder / "summary.json").exists():
-                raise UserError(f"--run: {folder} is not finished; go on with --resume")
+                raise UserError(
+                    f"--run: {folder} is not finished; the command that began it goes on"
+                )
         self.summaries = [read_json(folder / "summary.json", "run") for folder in self.folders]
         if any(summary["val_loss"] is None for summary in self.summaries):
             raise UserError(f"--run: {self.label} has no validation loss; train with --val")
@@ -68,14 +70,15 @@ def parameters(folder):
 
 def cost(folder, saved, i, references):
     """(fixed, per token): what a run costs in tokens of plain training of its student."""
+    selection = slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope"))
     per = (
         4 / 3
         if saved.get("scope") == "batch"
         and saved["micro_batch_size"] < saved["batch_size"]
-        and saved["score"] not in slm.STATIC
+        and not selection.static
         else 1.0
     )
-    if saved.get("k", 1) == 1 or slm.NEEDS.get(saved["score"]) in ((), ("noise",)):
+    if not {"ref_loss", "ref_entropy"}.intersection(selection.needs):
         return 0.0, per
     reference = (
         references[min(i, len(references) - 1)] if references else find_reference(folder, saved)

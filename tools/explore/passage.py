@@ -20,8 +20,10 @@ def kept_tokens(micro_batches, valid, loss, ref_loss, k, scope):
     kept, at = [], 0
     for windows in micro_batches:
         part = slice(at, at := at + len(windows))
-        tokens = slm.Tokens(torch.from_numpy(loss[part]), torch.from_numpy(ref_loss[part]))
-        kept.append(slm.choose(tokens, torch.from_numpy(valid[part]), k, "excess", scope))
+        tokens = slm.Tokens(
+            loss=torch.from_numpy(loss[part]), ref_loss=torch.from_numpy(ref_loss[part])
+        )
+        kept.append(slm.Selection(k, scope=scope).mask(tokens, torch.from_numpy(valid[part])))
     return torch.cat(kept).numpy()
 
 

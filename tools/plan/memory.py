@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import Config, Transformer
 from training import heads
-from training.pruned import FastLoss
+from training.loss import FastLoss
 
 
 class Live(TorchDispatchMode):
