@@ -1,0 +1,1 @@
+"""Text to token sets: sources, formats, worker processes, decontamination."""

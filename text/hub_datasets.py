@@ -1,19 +1,21 @@
 """Data sets on the hub, one shard at a time: hf:REPO[:CONFIG][:SPLIT][@REVISION] for prepare.py.
 
     hf:open-web-math/open-web-math                  every shard of the split train
-    hf:openai/gsm8k:main:train                      files of the folder (or with the prefix) main, split train
+    hf:openai/gsm8k:main:train                      files of the folder (or with the prefix) main
     hf:cerebras/SlimPajama-627B@2d0accd             at a commit
 
-The listing is settled once and kept beside the token set (OUT/hub.json): a restart reads the same commit although the
-branch has moved on. A shard is downloaded when its turn comes and deleted when the next one is, so the disk holds one.
-Shards take turns in the order of a hash of their names, so that a part of a data set (--max-tokens) comes from all of its
-folders: StarCoderData has one for each language, Ada first.
+The listing is settled once and kept beside the token set (OUT/hub.json): a restart reads the same
+commit although the branch has moved on. A shard is downloaded when its turn comes and deleted when
+the next one is, so the disk holds one. Shards take turns in the order of a hash of their names, so
+that a part of a data set (--max-tokens) comes from all of its folders: StarCoderData has one for
+each language, Ada first.
 """
 
 import hashlib
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
@@ -22,9 +24,40 @@ from hf import downloads
 
 FOLDER = ".hub-shard"  # in OUT: where the one shard is; nothing else is ever in it
 NAME = re.compile(
-    r"hf:(?P<repo>\w[\w.-]*/\w[\w.-]*)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]*))?(?:@(?P<revision>\S+))?"
+    r"hf:(?P<repo>\w[\w.-]*/\w[\w.-]*)"
+    r"(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]*))?(?:@(?P<revision>\S+))?"
 )
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+DESCRIPTIONS = ("dataset_infos.json", "dataset_dict.json")  # of a data set, and no records
+FOLDERS_NAMED = 12  # of a repository in which nothing fits
+
+
+@dataclass
+class Shard:
+    """A file of a data set on the hub. `out`: the token set's folder, where it is put."""
+
+    repo: str
+    commit: str
+    path: str
+    out: str
+
+    @property
+    def name(self):
+        return f"hf:{self.repo}@{self.commit[:12]}/{self.path}"
+
+    @property
+    def file(self):
+        return str(Path(self.out) / FOLDER / self.path)
+
+    def fetch(self):
+        """Download it unless it is there; every other shard is deleted. Raises UserError."""
+        if Path(self.file).exists():
+            return
+        folder = Path(self.out) / FOLDER
+        shutil.rmtree(folder, ignore_errors=True)
+        place = {"repo_type": "dataset", "local_dir": str(folder)}
+        if downloads.get(self.repo, self.path, self.commit, **place) is None:
+            raise UserError(f"{self.name}: is not on the hub any more, although the listing has it")
 
 
 def parse(name):
@@ -36,79 +69,76 @@ def parse(name):
 
 
 def choose(files, config, split, endings, otherwise=None):
-    """The shards [(path, bytes)] of a config and split among a repository's files, by a hash of their paths. A word of a path (between
-    / - _ . ) says which split it is; where no path has one, all are taken. No config: all of them. Files that end
-    `otherwise` count where no other does (a .json may hold records, or describe the others)."""
-    every, files = files, [(path, size) for path, size in files if path.endswith(tuple(endings))]
-    if not files and otherwise:
-        files = [
-            (path, size)
-            for path, size in every
-            if path.endswith(otherwise) and path not in ("dataset_infos.json", "dataset_dict.json")
-        ]
+    """The shards [(path, bytes)] of a config and split, in the order of a hash of their paths.
 
-    def words(path):
-        return re.split(r"[/\-_.]", path)
-
+    `files`: those of the repository. No `config`: all of them. A word of a path (between / - _ .)
+    says which split it is; where no path has one, all are taken. Files that end `otherwise` count
+    where no other does: a .json may hold records, or describe the others.
+    """
+    chosen = [file for file in files if file[0].endswith(tuple(endings))]
+    if not chosen and otherwise:
+        chosen = [file for file in files if file[0].endswith(otherwise)]
+        chosen = [file for file in chosen if file[0] not in DESCRIPTIONS]
     if config:
-        files = [
-            f
-            for f in files
-            if config in f[0].split("/")[:-1] or re.match(re.escape(config) + r"[-_./]", f[0])
-        ]
-    split_words = {word for path, _ in files for word in words(path) if word in SPLITS}
-    if split or split_words:
-        files = [f for f in files if (split or "train") in words(f[0])]
-    return sorted(files, key=lambda f: hashlib.sha256(f[0].encode()).digest())
+        chosen = [file for file in chosen if is_of_config(file[0], config)]
+    has_splits = any(words_of(path) & set(SPLITS) for path, _ in chosen)
+    if split or has_splits:
+        chosen = [file for file in chosen if (split or "train") in words_of(file[0])]
+    return sorted(chosen, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+
+
+def words_of(path):
+    return set(re.split(r"[/\-_.]", path))
+
+
+def is_of_config(path, config):
+    """Does a file lie in the config's folder, or begin with its name?"""
+    in_folder = config in path.split("/")[:-1]
+    return in_folder or re.match(re.escape(config) + r"[-_./]", path) is not None
 
 
 def listing(name, out, endings, otherwise=None):
-    """{"commit", "files": [[path, bytes], ...]} of a --source, from OUT/hub.json or from the hub, noted there."""
-    path = Path(out) / "hub.json"
-    known = read_json(path, "listing of the hub's files") if path.exists() else {}
-    if name not in known:
+    """What is known of a --source: {"commit", "files": [[path, bytes], ...]}, and perhaps "format".
+
+    From OUT/hub.json; the first time from the hub, and noted there. Raises UserError.
+    """
+    entry = noted(out).get(name)
+    if entry is None:
         asked = parse(name)
         commit, files = downloads.dataset_files(asked["repo"], asked["revision"])
         chosen = choose(files, asked["config"], asked["split"], endings, otherwise)
         if not chosen:
-            folders = sorted({path.rsplit("/", 1)[0] if "/" in path else path for path, _ in files})
-            raise UserError(
-                f"--source {name}: {asked['repo']} has no file that fits, of {len(files)}; wanted one of "
-                f"{' '.join(endings)}; it has {', '.join(folders[:12])}{' ...' * (len(folders) > 12)}"
-            )
-        known[name] = note(name, out, commit=commit, files=chosen)
-    entry = known[name]
+            raise nothing_fits(name, asked["repo"], files, endings)
+        entry = note(name, out, commit=commit, files=chosen)
+    files = entry["files"]
+    gigabytes = sum(size for _, size in files) / 1e9
     print(
-        f"{name}: {len(entry['files']):,} shards, {sum(size for _, size in entry['files']) / 1e9:.2f} GB, at commit "
-        f"{entry['commit'][:12]}, first {entry['files'][0][0]}"
+        f"{name}: {len(files):,} shards, {gigabytes:.2f} GB, at commit {entry['commit'][:12]}, "
+        f"first {files[0][0]}"
     )
     return entry
 
 
+def nothing_fits(name, repo, files, endings):
+    folders = sorted({path.rsplit("/", 1)[0] for path, _ in files})
+    shown = ", ".join(folders[:FOLDERS_NAMED])
+    if len(folders) > FOLDERS_NAMED:
+        shown += " ..."
+    return UserError(
+        f"--source {name}: {repo} has no file that fits, of {len(files)}; wanted one of "
+        f"{' '.join(endings)}; it has {shown}"
+    )
+
+
+def noted(out):
+    """What OUT/hub.json says: {--source: what is known of it}."""
+    path = Path(out) / "hub.json"
+    return read_json(path, "listing of the hub's files") if path.exists() else {}
+
+
 def note(name, out, **more):
     """Add to what OUT/hub.json says of a --source; returns all of that."""
-    path = Path(out) / "hub.json"
-    known = read_json(path, "listing of the hub's files") if path.exists() else {}
+    known = noted(out)
     known[name] = {**known.get(name, {}), **more}
-    write_atomic(path, json.dumps(known))
+    write_atomic(Path(out) / "hub.json", json.dumps(known))
     return known[name]
-
-
-def fetch(source):
-    """The shard of a source as a local file; every other shard is deleted. Raises UserError."""
-    folder = Path(source["folder"])
-    wanted = folder / source["file"]
-    if not wanted.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        path = downloads.get(
-            source["repo"],
-            source["file"],
-            source["commit"],
-            repo_type="dataset",
-            local_dir=str(folder),
-        )
-        if path is None:
-            raise UserError(
-                f"{source['path']}: is not on the hub any more, although the listing has it"
-            )
-    return str(wanted)

@@ -1,21 +1,19 @@
 """Which documents hold a problem of a test set? Reports them, or writes the others.
 
-    python -m tools.decontaminate --source train.jsonl --tasks gsm8k math --data-dir my-copy           # counts, examples
-    python -m tools.decontaminate --source web-*.parquet --tasks gsm8k --out clean.jsonl --report report.json
-    python prepare.py ... --decontaminate gsm8k math                                # while preparing, on all workers
+    python -m tools.decontaminate --source train.jsonl --tasks gsm8k math --data-dir my-copy
+    python -m tools.decontaminate --source web-*.parquet --tasks gsm8k --out clean.jsonl \\
+        --report report.json
+    python prepare.py ... --decontaminate gsm8k math        # while preparing, on all workers
 
-A document is contaminated if it shares a run of 13 words with a problem's question; a question of 8 to 12 words must stand
-in it whole; shorter ones cannot be checked and are counted. Words are runs of letters and digits, without case, so
-spacing and punctuation make no difference. Memory holds the problems' runs of words, never the documents.
+The rule is that of text/decontaminate.py: a run of 13 words that a document shares with a problem.
 """
 
 import argparse
-import hashlib
 import json
-import re
 import tempfile
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,99 +21,13 @@ from tqdm import tqdm
 from common.errors import UserError, cli
 from common.files import renamed_when_whole, write_atomic
 from evaluation import tasks
+from prepare import decontaminator_of
 from text import reading
+from text.decontaminate import SHORTEST
+from text.sources import sources_of
 
-N, SHORTEST = 13, 8  # words
-PROBE = 4  # words that are looked up first, every STRIDE-th: a run of 8 holds one of them whole
-STRIDE = SHORTEST - PROBE + 1
-assert SHORTEST == 2 * PROBE
-LETTERS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in range(256))
-NO_LETTER = re.compile(r"[^\w\x00-\x7f]+")  # beyond ASCII
-
-
-def words_of(text):
-    """The runs of letters and digits, without case, as UTF-8: [b"one", b"two"]. Bytes, for the sake of speed."""
-    text = (
-        text.lower()
-        if text.isascii()
-        else NO_LETTER.sub(" ", unicodedata.normalize("NFKC", text).casefold())
-    )
-    return text.encode().translate(LETTERS).split()
-
-
-class Decontaminator:
-    """problems: [(task, number, question)]. `uncheckable`: how many questions are too short, by task."""
-
-    def __init__(self, problems, n=N):
-        self.probes, self.runs = (
-            set(),
-            defaultdict(set),
-        )  # runs: {(words): problems}, by length in `lengths`
-        self.checked, self.uncheckable = Counter(), Counter()
-        digest = hashlib.sha256(f"{n} {SHORTEST}".encode())
-        for task, number, question in problems:
-            words = words_of(question)
-            digest.update(b" ".join([task.encode(), *words, b"\n"]))
-            if len(words) < SHORTEST:
-                self.uncheckable[task] += 1
-                continue
-            self.checked[task] += 1
-            length = min(n, len(words))
-            for i in range(len(words) - length + 1):
-                self.runs[b" ".join(words[i : i + length])].add((task, number))
-            for i in range(len(words) - PROBE + 1):
-                self.probes.add(b" ".join(words[i : i + PROBE]))
-        self.lengths = sorted({run.count(b" ") + 1 for run in self.runs})
-        self.hash = digest.hexdigest()
-
-    @classmethod
-    def of_tasks(cls, names, data_dir=None):
-        """Of the kit's test sets. Raises UserError for unknown ones."""
-        problems = []
-        for name in dict.fromkeys(names):
-            tasks.check(name)
-            if name == "demo":
-                raise UserError(
-                    "--decontaminate demo: its test problems are kept apart already; name other tasks"
-                )
-            for example in tasks.load(
-                name, data_dir
-            ):  # the choices' fixed line is no part of a problem
-                problems.append(
-                    (
-                        name,
-                        example.idx,
-                        example.question.replace(
-                            "What of the following is the right choice? Explain your answer.", ""
-                        ),
-                    )
-                )
-        made = cls(problems)
-        print(
-            f"decontamination: {sum(made.checked.values()):,} problems of {', '.join(dict.fromkeys(names))}; "
-            f"{sum(made.uncheckable.values()):,} more are under {SHORTEST} words and cannot be checked"
-        )
-        return made
-
-    def problems_in(self, text):
-        """{(task, number)} of the problems that a text holds."""
-        words, found, looked = words_of(text), set(), -1
-        for i in range(0, len(words) - PROBE + 1, STRIDE):
-            # All runs of PROBE words of every problem are known, so those of 8 words around this one would be, too.
-            if b" ".join(words[i : i + PROBE]) in self.probes and any(
-                b" ".join(words[at : at + PROBE]) in self.probes
-                and b" ".join(words[at + PROBE : at + SHORTEST]) in self.probes
-                for at in range(max(0, i - PROBE), i + 1)
-            ):
-                for start in range(
-                    max(looked + 1, i - N + 1), i + 1
-                ):  # now look closely at every run around it
-                    for length in self.lengths:
-                        run = b" ".join(words[start : start + length])
-                        if run in self.runs and start + length <= len(words):
-                            found |= self.runs[run]
-                looked = i
-        return found
+FINDS = 1000  # that are kept for the report
+SHOWN = 5  # of them that are printed
 
 
 def arguments(argv=None):
@@ -144,71 +56,93 @@ def arguments(argv=None):
     return parser.parse_args(argv)
 
 
+@dataclass
+class Report:
+    documents: int = 0
+    contaminated: int = 0
+    problems: set = field(default_factory=set)  # (task, number) that were found
+    finds: list = field(default_factory=list)
+
+    def add(self, text, found):
+        """Count a document in which the problems `found` stand."""
+        self.contaminated += 1
+        self.problems |= found
+        if len(self.finds) < FINDS:
+            self.finds.append({"problems": sorted(found), "text": text[:1000]})
+
+    def as_json(self):
+        content = {
+            "documents": self.documents,
+            "contaminated": self.contaminated,
+            "problems_found": Counter(task for task, _ in self.problems),
+            "finds": self.finds,
+        }
+        return json.dumps(content, indent=1)
+
+
 def main(argv=None):
     args = arguments(argv)
-    check = Decontaminator.of_tasks(args.tasks, args.data_dir)
-    with tempfile.TemporaryDirectory(
-        dir=Path(args.out).parent if args.out else None
-    ) as folder:  # of a hub's shard
-        run(args, check, folder)
-
-
-def run(args, check, folder):
-    todo = reading.find(
-        args.source, "text" if args.text_field else None, [args.text_field], args.skip_bad, folder
-    )
-    if any(source["type"] == "set" for source in todo):
-        raise UserError(
-            "tools.decontaminate: reads text; a token set is made again with prepare.py --decontaminate"
-        )
-    if args.out:
-        with renamed_when_whole(args.out) as temporary, open(temporary, "w") as out:
-            report = scan(todo, check, args, out)
-    else:
-        report = scan(todo, check, args)
+    check = decontaminator_of(args.tasks, args.data_dir)
+    with ExitStack() as stack:
+        beside = Path(args.out).parent if args.out else None  # where there is room for a shard
+        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=beside))
+        form, fields = ("text", [args.text_field]) if args.text_field else (None, None)
+        sources = sources_of(args.source, form, fields, args.skip_bad, folder)
+        if any(source.kind == "set" for source in sources):
+            raise UserError(
+                "tools.decontaminate: reads text; "
+                "a token set is made again with prepare.py --decontaminate"
+            )
+        out = None
+        if args.out:
+            temporary = stack.enter_context(renamed_when_whole(args.out))
+            out = stack.enter_context(open(temporary, "w"))
+        report = scan(sources, check, args.skip_bad, out)
     if args.report:
-        write_atomic(args.report, json.dumps(report, indent=1))
-    print(
-        f"{report['documents']:,} documents, {report['contaminated']:,} contaminated "
-        f"({report['contaminated'] / max(1, report['documents']):.2%})"
-        + f"; the others: {args.out}"
-        * bool(args.out)
-    )
-    for name in dict.fromkeys(args.tasks):
-        print(
-            f"  {name}: {report['problems_found'].get(name, 0):,} of {check.checked[name]:,} problems found, "
-            f"{check.uncheckable[name]:,} under {SHORTEST} words not checked"
-        )
-    for find in report["finds"][:5]:
-        print(f"  e.g. {find['problems'][0][0]} {find['problems'][0][1]}: {find['text'][:160]!r}")
+        write_atomic(args.report, report.as_json())
+    show(report, check, args)
 
 
-def scan(todo, check, args, out=None):
-    """Reads every document once. {"documents", "contaminated", "problems_found": {task: n}, "finds": [...]}"""
-    n, contaminated, problems, finds = 0, 0, set(), []
-    with tqdm(
-        total=sum(source["size"] for source in todo), unit="B", unit_scale=True, disable=None
-    ) as bar:
-        state, behind = {"source": 0, "record": 0}, 0
-        for job in reading.jobs(todo, state, len(todo), args.skip_bad):
-            if "error" in job:
-                raise UserError(job["error"])
-            for texts in filter(None, reading.documents(todo[job["source"]], job, args.skip_bad)):
-                text, n = "".join(texts), n + 1
+def scan(sources, check, skip_bad, out=None):
+    """Read every document once; the clean ones go to the open file `out`. Returns the Report."""
+    report = Report()
+    size = sum(source.size for source in sources)
+    with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
+        number, behind = 0, 0  # the source that is read, and the sizes of those before it
+        for job in reading.jobs(sources, 0, 0, len(sources), skip_bad):
+            if job.error:
+                raise UserError(job.error)
+            while number < job.source:
+                behind += sources[number].size
+                number += 1
+            for texts in reading.documents(sources[job.source], job, skip_bad):
+                if texts is None:
+                    continue
+                text = "".join(texts)
+                report.documents += 1
                 if found := check.problems_in(text):
-                    contaminated, problems = contaminated + 1, problems | found
-                    if len(finds) < 1000:
-                        finds.append({"problems": sorted(found), "text": text[:1000]})
+                    report.add(text, found)
                 elif out:
                     out.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            behind = sum(source["size"] for source in todo[: job["source"]])
-            bar.update(behind + job["read"] - bar.n)
-    return {
-        "documents": n,
-        "contaminated": contaminated,
-        "problems_found": Counter(task for task, _ in problems),
-        "finds": finds,
-    }
+            bar.update(behind + job.read - bar.n)
+    return report
+
+
+def show(report, check, args):
+    share = report.contaminated / max(1, report.documents)
+    where = f"; the others: {args.out}" if args.out else ""
+    print(
+        f"{report.documents:,} documents, {report.contaminated:,} contaminated ({share:.2%}){where}"
+    )
+    found = Counter(task for task, _ in report.problems)
+    for name in dict.fromkeys(args.tasks):
+        print(
+            f"  {name}: {found[name]:,} of {check.checked[name]:,} problems found, "
+            f"{check.uncheckable[name]:,} under {SHORTEST} words not checked"
+        )
+    for find in report.finds[:SHOWN]:
+        task, number = find["problems"][0]
+        print(f"  e.g. {task} {number}: {find['text'][:160]!r}")
 
 
 if __name__ == "__main__":

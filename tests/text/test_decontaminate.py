@@ -13,7 +13,8 @@ from common.errors import UserError
 from conftest import SHARED
 from data import TokenSet
 from tools import decontaminate
-from tools.decontaminate import Decontaminator
+from text.decontaminate import Decontaminator, words_of
+from evaluation import tasks
 
 WORDS = [
     a + b
@@ -66,7 +67,7 @@ def test_words_are_runs_of_letters_and_digits_of_any_script():
         "Straße—STRASSE",
         *("".join(rng.choices(alphabet, k=30)) for _ in range(3000)),
     ]:
-        assert [word.decode() for word in decontaminate.words_of(text)] == plain_words(text), ascii(
+        assert [word.decode() for word in words_of(text)] == plain_words(text), ascii(
             text
         )
 
@@ -116,10 +117,10 @@ def test_prepare_leaves_out_what_is_contaminated(
 ):
     planted = problems[:20]
     monkeypatch.setattr(
-        decontaminate.tasks,
+        tasks,
         "load",
         lambda name, data_dir: [
-            decontaminate.tasks.Example(i, text, "", "", "", {}) for _, i, text in planted
+            tasks.Example(i, text, "", "", "", {}) for _, i, text in planted
         ],
     )
     rng, texts = random.Random(3), []
@@ -163,7 +164,7 @@ def test_prepare_leaves_out_what_is_contaminated(
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real test sets in ../shared/data")
 def test_gsm8k_train_against_its_test_split_and_latex_against_all(capsys):
     """Real text: what is found stays what it was, and it is rare; the test split finds itself."""
-    check = Decontaminator.of_tasks(
+    check = prepare.decontaminator_of(
         ["gsm8k", "math", "svamp", "asdiv", "mawps", "mathqa", "sat"], SHARED
     )
 
@@ -171,7 +172,7 @@ def test_gsm8k_train_against_its_test_split_and_latex_against_all(capsys):
         return [json.loads(line) for line in open(SHARED / path)]
 
     test = [row["question"] for row in rows("eval/gsm8k.jsonl")]
-    short = [len(decontaminate.words_of(q)) < 8 for q in test]
+    short = [len(words_of(q)) < 8 for q in test]
     found = [("gsm8k", i) in check.problems_in(q) for i, q in enumerate(test)]
     assert all(f or s for f, s in zip(found, short))
     gsm8k = Decontaminator([("gsm8k", i, q) for i, q in enumerate(test)])

@@ -24,7 +24,8 @@ from common.errors import UserError
 from conftest import ROOT
 from data import TokenSet
 from hf import downloads
-from text import formats, hub_datasets, reading
+from text import building, formats, hub_datasets, reading, sources
+from evaluation import tasks
 from tools import decontaminate, local_hub
 
 
@@ -110,7 +111,7 @@ FILES = [
 )
 def test_shards_of_a_config_and_split(files, config, split, wanted):
     assert [
-        path for path, _ in hub_datasets.choose(files, config, split, reading.SHARDS, ".json")
+        path for path, _ in hub_datasets.choose(files, config, split, sources.SHARDS, ".json")
     ] == by_hash(wanted)
 
 
@@ -128,7 +129,7 @@ def test_a_part_of_a_data_set_comes_from_all_of_its_folders():
         for i in range(80)
         for j in range(1 + i // 2)
     ]
-    taken = [path for path, _ in hub_datasets.choose(files, None, None, reading.SHARDS)][
+    taken = [path for path, _ in hub_datasets.choose(files, None, None, sources.SHARDS)][
         : len(files) // 10
     ]
     large = sum(int(path[8:10]) >= 40 for path in taken) / len(taken)
@@ -234,7 +235,7 @@ def test_every_published_format(online, words, tmp_path, capsys, name):
             [(str(p.relative_to(online[0] / name)), 1) for p in (online[0] / name).rglob("*")],
             None,
             None,
-            reading.SHARDS,
+            sources.SHARDS,
         )[0][0]
         whole = local_hub.page(
             (5000 if "Slim" in name else 0) + 60 * int(re.search(r"train[-_](\d+)", file)[1])
@@ -316,10 +317,10 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
         )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        decontaminate.tasks,
+        tasks,
         "load",
         lambda name, data_dir: [
-            decontaminate.tasks.Example(
+            tasks.Example(
                 0, "one two three four five six seven eight nine", "", "", "", {}
             )
         ],
@@ -443,7 +444,7 @@ def test_killed_three_times_it_ends_identical_and_reads_no_finished_shard_again(
         240_000,
     ]
     prepared(tmp_path / "whole", *flags)
-    monkeypatch.setattr(prepare, "MARK_SECONDS", 0)
+    monkeypatch.setattr(building, "MARK_SECONDS", 0)
     monkeypatch.setattr(downloads, "dataset_files", moved(downloads.dataset_files))
     out, rng, marks = tmp_path / "out", random.Random(4), [0]
 

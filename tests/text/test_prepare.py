@@ -25,7 +25,7 @@ import prepare
 from common.errors import UserError, cli
 from data import TokenSet
 from demo import corpus
-from text import reading, workers
+from text import building, reading
 
 ROOT = Path(__file__).parents[2]
 FORK = multiprocessing.get_context("fork")
@@ -336,7 +336,7 @@ def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bytes(
         write(tmp_path / "c.jsonl", texts * 48),
     ]  # long enough to be killed in on a busy machine
     prepared(tmp_path / "whole", "--source", *paths, "--train-vocab", 300)
-    monkeypatch.setattr(prepare, "MARK_SECONDS", 0)
+    monkeypatch.setattr(building, "MARK_SECONDS", 0)
     rng, out, marks, groups = random.Random(2), tmp_path / "out", [], []
     command = ["--source", *paths, "--train-vocab", 300, "--out", out, "--workers", 2]
 
@@ -397,13 +397,13 @@ def test_kill_while_the_set_is_closed(folder, tmp_path, monkeypatch, call):
             return finish(self, **meta)
 
         data.TokenSetWriter.finish = closing
-        prepare.MARK_SECONDS = 0
+        building.MARK_SECONDS = 0
 
     process = run_forked([*flags, "--workers", 1], tmp_path / "log", die_in_finish)
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out" / "meta.json").exists()
-    monkeypatch.setattr(workers, "tokenise", lambda job: pytest.fail("it was tokenised again"))
-    workers.tokenise.shared = None
+    monkeypatch.setattr(building, "in_order", lambda *args: pytest.fail("it was tokenised again"))
+
     prepared(*flags[-1:], *flags[:-2])
     monkeypatch.undo()
     prepared(tmp_path / "whole", *flags[:-2])
@@ -603,7 +603,7 @@ def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
     folder, texts, tmp_path, monkeypatch, workers
 ):
     monkeypatch.setattr(reading, "BLOCK", 2000)
-    monkeypatch.setattr(prepare, "MARK_SECONDS", 0)
+    monkeypatch.setattr(building, "MARK_SECONDS", 0)
     path = write(tmp_path / "x.jsonl", texts)
     command = [
         "--source",

@@ -1,0 +1,327 @@
+"""One token set, made from sources: it goes on where it stopped, and ends in identical files.
+
+`build` is what prepare.py and the demo call. The folder says how far it is: progress.json while it
+is unfinished, meta.json when it is done (data.TokenSetWriter). Both name the plan, which identifies
+the work; a set of another plan is refused.
+"""
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.errors import UserError
+from common.files import read_json, write_atomic
+from data import TokenSet, TokenSetWriter
+from hf.tokenizer import FILES, Tokenizer
+from text import hub_datasets, reading
+from text.decontaminate import Decontaminator
+from text.pieces import Preparation
+from text.workers import in_order
+
+MARK_SECONDS = 5  # a kill costs at most this much work
+ARRAYS = tuple(TokenSetWriter.NAMES.values())
+SET_FILES = ("meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+SHOWN = 200  # characters of each side of a difference
+
+
+@dataclass
+class Settings:
+    """How a token set is made of its sources, as prepare.py's flags say it."""
+
+    workers: int = 1
+    overwrite: bool = False
+    mask_prompt: bool = False
+    skip_bad: bool = False
+    max_tokens: int | None = None
+    mix: list | None = None  # a weight for each --source
+    seed: int = 0
+    decontaminator: Decontaminator | None = None
+
+
+@dataclass
+class Progress:
+    """Where a restart goes on, and what has been counted up to there. Stored in progress.json."""
+
+    sources: list  # {"name", "documents", "tokens"} of each --source
+    source: int = 0  # the number of a Source
+    record: int = 0  # of that source
+    bad: int = 0
+    contaminated: int = 0
+    text_bytes: int = 0
+
+    def add(self, piece, entry):
+        """Count a piece that was appended, of --source number `entry`."""
+        self.source = piece.job.source
+        self.record = piece.job.next
+        self.text_bytes += piece.text_bytes
+        self.bad += piece.bad
+        self.contaminated += piece.contaminated
+        self.sources[entry]["documents"] += piece.documents
+        self.sources[entry]["tokens"] += len(piece.arrays["tokens"])  # last, see `agrees_with`
+
+    def agrees_with(self, writer):
+        """Is everything that was appended counted? Not where a signal came between the two."""
+        return sum(entry["tokens"] for entry in self.sources) == writer.count
+
+
+def build(out, sources, plan, tokenizer, settings, names=None):
+    """Make the token set `out`, or go on with it, or open it where it is finished.
+
+    `plan` (JSON): what identifies the work. `tokenizer`: a Tokenizer, or a function that trains
+    one; that is called at the very start only, a restart takes the one that was saved. `names`: of
+    each --source, default: of each source. Returns the TokenSet. Raises UserError for a set of
+    another plan, and whatever reading the sources raises.
+    """
+    out = Path(out)
+    began = time.time()
+    plan = json.loads(json.dumps(plan))  # as it will be read again
+    names = names or [source.path for source in sources]
+    goals = shares(sources, settings)
+    if (out / "meta.json").exists() and not settings.overwrite:
+        return use_again(out, plan, settings)
+    goes_on = can_go_on(out, plan, settings)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.load(out) if goes_on else tokenizer()
+    preparation = Preparation.of(out, sources, tokenizer, settings)
+    if not goes_on:
+        take_over(out, tokenizer)
+
+    writer = TokenSetWriter(out, tokenizer.n_vocab, preparation.arrays, plan)
+    progress = begin(writer, names)
+    refuse_bad(out, progress.bad, settings)
+    writer.mark(asdict(progress))
+    full = False
+    for stop, limit in goals:
+        if progress.source < stop:
+            full = fill(writer, progress, preparation, settings.workers, stop, limit)
+            if settings.mix and not full:
+                raise UserError(
+                    f"--mix: {names[sources[stop - 1].entry]} ends {limit - writer.count:,} tokens "
+                    f"short of its share; lower --max-tokens or its weight"
+                )
+            if stop < len(sources):
+                progress.source = stop
+                progress.record = 0
+                writer.mark(asdict(progress))
+    shutil.rmtree(out / hub_datasets.FOLDER, ignore_errors=True)
+    refuse_empty(writer, progress, full, settings)
+    done = finish(writer, progress, preparation, settings)
+    print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
+    return done
+
+
+# --------------------------------------------------------------------------------------------------
+# what lies in the folder already
+
+
+def use_again(out, plan, settings):
+    """The finished set. Raises UserError where it is another plan's."""
+    done = TokenSet(out)
+    if differs := difference(done.meta.get("plan", {}), plan):
+        raise UserError(
+            f"--out {out}: is a finished token set of something else ({differs}); name another "
+            f"folder, or replace it with --overwrite"
+        )
+    refuse_bad(out, done.meta["bad_records"], settings)
+    (out / "progress.json").unlink(missing_ok=True)  # killed just before it did so itself
+    print(f"{out}: used again, {summary(done.meta)}")
+    return done
+
+
+def can_go_on(out, plan, settings):
+    """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
+    if not (out / "progress.json").exists():
+        if not (out / "meta.json").exists():
+            refuse_foreign(out)
+        return False
+    if settings.overwrite:
+        return False
+    saved = read_json(out / "progress.json", "progress of an unfinished token set")
+    if saved.get("plan") == plan:
+        print(f"{out}: goes on where it stopped")
+        return True
+    if saved.get("plan") is not None:
+        differs = difference(saved["plan"], plan)
+        if saved.get("count"):
+            raise UserError(
+                f"--out {out}: is an unfinished token set of something else ({differs}); name "
+                f"another folder, or start over with --overwrite"
+            )
+        print(f"{out}: an unfinished token set of something else is started over ({differs})")
+    return False
+
+
+def refuse_foreign(out):
+    """Raises UserError where files lie here that the set would replace and that are not a set's."""
+    for name in SET_FILES:
+        if (out / name).exists():
+            raise UserError(
+                f"--out {out}: holds {name}, but is not a token set; name another folder"
+            )
+
+
+def take_over(out, tokenizer):
+    """Delete what is left of another set here, and save the tokenizer."""
+    write_atomic(out / "progress.json", json.dumps({"plan": None}))  # from here on it is ours
+    for name in SET_FILES:
+        (out / name).unlink(missing_ok=True)
+    tokenizer.save(out)
+
+
+def begin(writer, names):
+    """The progress that was stored, or that of a new set."""
+    if writer.state:
+        return Progress(**writer.state)
+    return Progress([{"name": name, "documents": 0, "tokens": 0} for name in names])
+
+
+def difference(old, new):
+    """What differs between two plans, in words; None where nothing does."""
+    for key, now in new.items():
+        was = old.get(key)
+        if was == now:
+            continue
+        if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+            was, now = next((a, b) for a, b in zip(was, now) if a != b)
+        return f"{key} was {shortened(was)}, is now {shortened(now)}"
+    return None
+
+
+def shortened(value):
+    text = json.dumps(value)
+    return text if len(text) < SHOWN else text[:SHOWN] + "..."
+
+
+# --------------------------------------------------------------------------------------------------
+# what is written
+
+
+def shares(sources, settings):
+    """[(the source to stop before, tokens written by then)]: one, or with --mix one per --source."""
+    whole = settings.max_tokens or sys.maxsize
+    if not settings.mix:
+        return [(len(sources), whole)]
+    behind = np.cumsum(settings.mix) / np.sum(settings.mix)
+    limits = [round(whole * part) for part in behind.tolist()]
+    if 0 in np.diff([0, *limits]):
+        raise UserError(
+            f"--mix: a source's part of --max-tokens {whole} is less than a token; "
+            f"raise --max-tokens"
+        )
+    stops = [sum(source.entry <= entry for source in sources) for entry in range(len(limits))]
+    return list(zip(stops, limits))
+
+
+def fill(writer, progress, preparation, workers, stop, limit):
+    """Append what the sources before number `stop` give, up to `limit` tokens in all.
+
+    `progress` is kept up to date and marked. Returns whether it got there.
+    """
+    if writer.count >= limit:  # stopped just before it said so
+        return True
+    sources = preparation.sources
+    jobs = reading.jobs(
+        sources, progress.source, progress.record, stop, skip_bad=preparation.skip_bad
+    )
+    pieces = in_order(jobs, workers, preparation)
+    sizes = np.cumsum([0] + [source.size for source in sources]).tolist()  # behind each source
+    marked = time.time()
+    with progress_bar(writer.folder, sources[0].unit, sizes, progress.source) as bar:
+        try:
+            for piece in pieces:
+                full = piece.cut(limit - writer.count, preparation.tokenizer.eos_id)
+                writer.append(**piece.arrays)
+                progress.add(piece, sources[piece.job.source].entry)
+                show(bar, sizes[piece.job.source], piece.job, writer.count)
+                if full:
+                    return True
+                if time.time() - marked > MARK_SECONDS:
+                    writer.mark(asdict(progress))
+                    marked = time.time()
+        except (UserError, KeyboardInterrupt):  # the same command goes on from here
+            if progress.agrees_with(writer):
+                writer.mark(asdict(progress))
+            raise
+        finally:
+            pieces.close()
+    return False
+
+
+def progress_bar(folder, unit, sizes, number):
+    """Of the sources' sizes, from source `number` on."""
+    return tqdm(
+        total=sizes[-1],
+        desc=str(folder),
+        unit=unit,
+        unit_scale=True,
+        mininterval=0.5,
+        disable=None,
+        initial=sizes[number],
+    )
+
+
+def show(bar, size_before, job, count):
+    if job.damage:
+        tqdm.write(f"left out from there on: {job.damage}")
+    bar.update(size_before + job.read - bar.n)
+    bar.set_postfix_str(f"{count / 1e6:.1f}M tokens", refresh=False)
+
+
+# --------------------------------------------------------------------------------------------------
+# its end
+
+
+def refuse_bad(out, bad, settings):
+    if bad and not settings.skip_bad:
+        raise UserError(
+            f"--out {out}: {bad:,} broken records were left out of it; accept that with "
+            f"--skip-bad, or mend the sources"
+        )
+
+
+def refuse_empty(writer, progress, full, settings):
+    """Raises UserError where a --source gave nothing, unless there was no room or it is broken."""
+    for entry in progress.sources:
+        missed = not (entry["tokens"] or full or settings.skip_bad)
+        if missed or writer.count == 0:
+            left_out = f" ({progress.bad:,} broken ones were left out)" if progress.bad else ""
+            raise UserError(
+                f"{entry['name']}: has no documents, wanted at least one that is not blank{left_out}"
+            )
+
+
+def finish(writer, progress, preparation, settings):
+    """Close the set with its header. Returns the TokenSet."""
+    labels = {"kinds": preparation.kinds} if preparation.kinds else {}
+    return writer.finish(
+        tokenizer=preparation.tokenizer.hash,
+        sources=progress.sources,
+        bad_records=progress.bad,
+        text_bytes=progress.text_bytes,
+        contaminated=progress.contaminated,
+        **labels,
+        seed=settings.seed,
+        plan=writer.plan,
+    )
+
+
+def summary(meta):
+    """A finished set in one line."""
+    documents = sum(entry["documents"] for entry in meta["sources"])
+    parts = [
+        f"{documents:,} documents",
+        f"{meta['count']:,} tokens",
+        f"vocabulary {meta['vocab_size']:,}",
+        f"{meta['count'] / max(1, meta['text_bytes']):.3f} tokens per byte",
+    ]
+    if meta["bad_records"]:
+        parts.append(f"{meta['bad_records']:,} broken records left out")
+    if meta.get("contaminated"):
+        parts.append(f"{meta['contaminated']:,} contaminated ones")
+    return ", ".join(parts)

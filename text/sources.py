@@ -1,0 +1,178 @@
+"""What --source names, as sources: files here, shards of a data set on the hub, token sets.
+
+Whatever can be seen to be wrong without reading everything is refused here. Whoever makes documents otherwise, as the
+demo does, hands over a source of kind "generated" of its own.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from common.errors import UserError
+from data import TokenSet
+from text import formats, hub_datasets, reading
+
+KINDS = {  # by a file's ending
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".parquet": "parquet",
+    ".json": "json",  # an array of objects, or lines after all
+}
+SHARDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")  # what is taken of a data set on the hub
+SHOWN = 400  # characters of the first document
+
+open_set = cache(TokenSet)
+
+
+@dataclass
+class Source:
+    """One thing that documents come from. A data set on the hub is many: one for each shard."""
+
+    kind: str  # "txt", "jsonl", "json", "parquet", "set" (a token set), or "generated"
+    path: str  # its name in messages; of what lies here its path, too
+    size: int  # how much of `unit` it holds
+    unit: str = "B"
+    entry: int = 0  # the --source that it belongs to, by number
+    form: str | None = None  # how a record is read, with `fields`: see formats.py
+    fields: list | None = None
+    shard: hub_datasets.Shard | None = None  # where it lies on the hub
+    labels: list | None = None  # "generated": names of the kinds of its tokens
+    document: Callable | None = None  # "generated": (number, tokenizer) -> pieces.Document
+
+    @property
+    def file(self):
+        """Where its bytes lie on this machine."""
+        return self.shard.file if self.shard else self.path
+
+    def fetch(self):
+        """Have the file on this machine: a shard of the hub is downloaded. Raises UserError."""
+        if self.shard:
+            self.shard.fetch()
+
+
+def sources_of(names, form, fields, skip_bad, out):
+    """The sources that --source names. Raises UserError.
+
+    `form` and `fields`: as the flags say, or None: by the names of the first record's fields.
+    `out`: the folder that keeps the hub's listing, and the one shard that is on the disk.
+    """
+    sources = []
+    for entry, name in enumerate(names):
+        if name.startswith("hf:"):
+            parts, noted = hub_sources(name, out)
+        else:
+            parts, noted = [local_source(name, skip_bad)], None
+        if parts[0].kind != "set":
+            given = (form, fields) if form else noted
+            form_here, fields_here = given or known_format(name, parts[0], out)
+            check_columns(name, parts[0], fields_here)
+            for source in parts:
+                source.form, source.fields = form_here, fields_here
+        for source in parts:
+            source.entry = entry
+        sources += parts
+    return sources
+
+
+def local_source(name, skip_bad):
+    """The source of a file or a token set on this machine. Raises UserError."""
+    path = Path(name)
+    if not path.exists():
+        raise UserError(f"--source {name}: does not exist")
+    if path.is_dir():
+        if not (path / "meta.json").exists():
+            raise UserError(
+                f"--source {name}: is a folder without meta.json, so not a finished token set; "
+                f"name files or token sets"
+            )
+        return Source("set", name, open_set(name).count, unit="token")
+    ending = ending_of(name)
+    if ending is None:
+        raise UserError(
+            f"--source {name}: got the ending {path.suffix!r}, wanted one of {', '.join(KINDS)}"
+        )
+    size = path.stat().st_size
+    if size == 0 and not skip_bad:
+        raise UserError(f"--source {name}: the file is empty")
+    return Source(KINDS[ending], name, size)
+
+
+def ending_of(name):
+    """The longest of the known endings that a file's name has, or None."""
+    return max((ending for ending in KINDS if name.endswith(ending)), key=len, default=None)
+
+
+def hub_sources(name, out):
+    """A source for each shard, and the (form, fields) that an earlier run saw, or None."""
+    repo = hub_datasets.parse(name)["repo"]
+    listing = hub_datasets.listing(name, out, SHARDS, ".json")
+    sources = []
+    for path, size in listing["files"]:
+        shard = hub_datasets.Shard(repo, listing["commit"], path, str(out))
+        source = Source(KINDS[ending_of(path)], shard.name, max(1, size), shard=shard)
+        sources.append(source)
+    return sources, listing.get("format")
+
+
+def check_columns(name, source, fields):
+    """Raises UserError where a parquet file lacks a field; the hub's are looked at when fetched."""
+    if source.kind != "parquet" or source.shard:
+        return
+    from text import parquet
+
+    columns = parquet.open_file(source).schema_arrow.names
+    for field in fields:
+        if field not in columns:
+            raise UserError(f"--source {name}: has no field {field!r}, {formats.listed(columns)}")
+
+
+def known_format(name, source, out):
+    """(form, fields) by the names of the first record's fields; nothing known: field text.
+
+    What was found is shown with the first document, and of a data set on the hub noted.
+    """
+    source.fetch()
+    record = first_record(source)
+    form, fields = (record and formats.guess(record)) or ("text", ["text"])
+    if record and (source.shard or fields != ["text"]):
+        show_format(name, record, form, fields)
+    if record and source.shard:
+        hub_datasets.note(name, out, format=[form, fields])
+    return form, fields
+
+
+def first_record(source):
+    """The first record as a dict; None: there is none, or it is broken, which reading says better."""
+    if source.kind == "txt":
+        return None
+    try:
+        if source.kind == "parquet":
+            from text import parquet
+
+            return parquet.first_record(source)
+        for job in reading.read(source, 0):
+            for line in job.records:
+                if line.strip():
+                    record = json.loads(line.removeprefix(reading.BOM))
+                    return record if isinstance(record, dict) else None
+    except (UserError, ValueError, RecursionError):
+        pass
+    return None
+
+
+def show_format(name, record, form, fields):
+    """Print how the records of a --source are read, and what the first one gives."""
+    try:
+        text = "".join(formats.document(form, fields, [record[field] for field in fields]))
+    except (KeyError, ValueError):
+        text = "(not readable so)"
+    shown = text if len(text) <= SHOWN else text[:SHOWN] + " ..."
+    shown = shown.replace("\n", "\n    ")
+    print(
+        f"{name}: fields {', '.join(map(repr, record))}; taken as {form} from "
+        f"{', '.join(map(repr, fields))}, the first document:\n    {shown}"
+    )
