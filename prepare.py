@@ -52,7 +52,9 @@ def arguments(argv=None):
     add_input_and_output(parser.add_argument_group("what goes in and out"))
     add_records(parser.add_argument_group("records (.jsonl, .json and .parquet)"))
     add_tokenizer(
-        parser.add_argument_group("tokenizer (one of these; a token set in --source brings its own)")
+        parser.add_argument_group(
+            "tokenizer (one of these; a token set in --source brings its own)"
+        )
     )
     add_workers(parser.add_argument_group("machine"))
     args = parser.parse_args(argv)
@@ -98,9 +100,7 @@ def add_input_and_output(group):
         metavar="DIR",
         help="folder with the test sets' eval/ (default: download them)",
     )
-    group.add_argument(
-        "--seed", type=whole(0), default=0, metavar="S", help="of the demo's text"
-    )
+    group.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the demo's text")
 
 
 def add_records(group):
@@ -108,12 +108,8 @@ def add_records(group):
         "--text-field",
         help="field with the text (default: known formats by their fields' names, else text)",
     )
-    group.add_argument(
-        "--prompt-field", help="fine-tuning data: field with the prompt"
-    )
-    group.add_argument(
-        "--response-field", help="fine-tuning data: field with the response"
-    )
+    group.add_argument("--prompt-field", help="fine-tuning data: field with the prompt")
+    group.add_argument("--response-field", help="fine-tuning data: field with the response")
     group.add_argument(
         "--mask-prompt",
         action="store_true",
@@ -127,9 +123,7 @@ def add_records(group):
 
 
 def add_tokenizer(group):
-    group.add_argument(
-        "--tokenizer", help="folder or file of a tokenizer, or a model's hub id"
-    )
+    group.add_argument("--tokenizer", help="folder or file of a tokenizer, or a model's hub id")
     group.add_argument(
         "--train-vocab",
         type=int,

@@ -1,4 +1,4 @@
-"""tools/decontaminate.py: planted problems are found however they are written, clean documents are left alone."""
+"""text/decontaminate.py and the tool: planted problems are found however they are written, clean documents are left alone."""
 
 import json
 import random
@@ -12,9 +12,9 @@ import prepare
 from common.errors import UserError
 from conftest import SHARED
 from data import TokenSet
-from tools import decontaminate
-from text.decontaminate import Decontaminator, words_of
 from evaluation import tasks
+from text.decontaminate import Decontaminator, words_of
+from tools import decontaminate
 
 WORDS = [
     a + b
@@ -67,9 +67,7 @@ def test_words_are_runs_of_letters_and_digits_of_any_script():
         "Straße—STRASSE",
         *("".join(rng.choices(alphabet, k=30)) for _ in range(3000)),
     ]:
-        assert [word.decode() for word in words_of(text)] == plain_words(text), ascii(
-            text
-        )
+        assert [word.decode() for word in words_of(text)] == plain_words(text), ascii(text)
 
 
 def test_every_planted_problem_is_found_and_nothing_else(problems):
@@ -85,7 +83,7 @@ def test_every_planted_problem_is_found_and_nothing_else(problems):
 def test_partial_copies_are_judged_as_by_brute_force(problems):
     check, rng = Decontaminator(problems), random.Random(2)
     judged = []
-    for task, number, question in problems[::20]:
+    for _, _, question in problems[::20]:
         words = question.rstrip("?").split()
         start, length = (
             rng.randint(0, 3),
@@ -119,9 +117,7 @@ def test_prepare_leaves_out_what_is_contaminated(
     monkeypatch.setattr(
         tasks,
         "load",
-        lambda name, data_dir: [
-            tasks.Example(i, text, "", "", "", {}) for _, i, text in planted
-        ],
+        lambda name, data_dir: [tasks.Example(i, text, "", "", "", {}) for _, i, text in planted],
     )
     rng, texts = random.Random(3), []
     for i in range(200):

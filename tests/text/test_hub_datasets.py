@@ -1,15 +1,12 @@
-"""shards.py, formats.py and prepare.py on data sets of the hub: a local stand-in for the hub, kills, damage, mixtures."""
+"""Data sets of the hub: a local stand-in for it, published formats, mixtures, kills, damage."""
 
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +14,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from test_prepare import documents, prepared, run_forked, same_files
 
-import prepare
 from common.errors import UserError
 from conftest import ROOT
 from data import TokenSet
-from hf import downloads
-from text import building, formats, hub_datasets, reading, sources
 from evaluation import tasks
+from hf import downloads
+from hf.tokenizer import Tokenizer
+from prepared import documents, killed_at, prepared, same_files
+from text import building, formats, hub_datasets, reading, sources
 from tools import decontaminate, local_hub
 
 
@@ -38,7 +35,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def online(made, tmp_path, monkeypatch):
-    """hub.py's two calls, answered from a copy of the folder: (root, [files fetched])."""
+    """downloads.py's two calls, answered from a copy of the folder: (root, [files fetched])."""
     root, fetched = tmp_path / "hub", []
     shutil.copytree(made / "datasets", root)
 
@@ -242,7 +239,7 @@ def test_every_published_format(online, words, tmp_path, capsys, name):
         )
     else:
         whole = whole.format(**fill) if "{q}" in whole else whole
-    tokenizer, ids = prepare.Tokenizer.load(words), documents(tokens)[0]
+    tokenizer, ids = Tokenizer.load(words), documents(tokens)[0]
     assert tokenizer.decode(ids) == whole
     assert tokens.meta["sources"] == [
         {
@@ -281,7 +278,7 @@ def test_pairs_are_masked_where_asked_for(online, words, tmp_path):
         words,
         "--mask-prompt",
     )
-    tokenizer, ids = prepare.Tokenizer.load(words), np.array(documents(tokens)[0])
+    tokenizer, ids = Tokenizer.load(words), np.array(documents(tokens)[0])
     mask = tokens.loss_mask[: len(ids)].astype(bool)
     assert tokenizer.decode(ids[~mask]) == f"train main: {local_hub.problem(0)[0]}\n"
 
@@ -297,7 +294,7 @@ def test_arrays_are_read_in_blocks(tmp_path, words, monkeypatch, block):
     whole = prepared(tmp_path / "whole", "--source", path, "--tokenizer", words)
     monkeypatch.setattr(reading, "BLOCK", block)
     assert prepared(tmp_path / "out", "--source", path, "--tokenizer", words).hash == whole.hash
-    assert [prepare.Tokenizer.load(words).decode(d) for d in documents(whole)] == [
+    assert [Tokenizer.load(words).decode(d) for d in documents(whole)] == [
         row["text"] for row in rows
     ]
     path.write_text(path.read_text()[:-20])
@@ -320,9 +317,7 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
         tasks,
         "load",
         lambda name, data_dir: [
-            tasks.Example(
-                0, "one two three four five six seven eight nine", "", "", "", {}
-            )
+            tasks.Example(0, "one two three four five six seven eight nine", "", "", "", {})
         ],
     )
     for flags in ([], ["--out", "clean.jsonl"]):
@@ -425,51 +420,29 @@ def test_mixtures_that_make_no_sense(words, tmp_path, flags):
 def test_killed_three_times_it_ends_identical_and_reads_no_finished_shard_again(
     online, words, tmp_path, monkeypatch
 ):
-    root, fetched = online
-    for shard in range(3):  # longer shards: a kill falls within one
-        path = root / f"open-web-math/open-web-math/data/train-{shard:05}-of-00003.parquet"
-        table = pyarrow.parquet.read_table(path)
-        pyarrow.parquet.write_table(pyarrow.concat_tables([table] * 20), path, row_group_size=500)
-    monkeypatch.setattr(reading, "BLOCK", 20_000)
-    flags = [
-        "--source",
-        "hf:open-web-math/open-web-math",
-        "hf:teknium/OpenHermes-2.5",
-        "--tokenizer",
-        words,
-        "--mix",
-        60,
-        1,
-        "--max-tokens",
-        240_000,
-    ]
+    fetched = online[1]
+    monkeypatch.setattr(reading, "BLOCK", 1000)
+    names = ["hf:open-web-math/open-web-math", "hf:teknium/OpenHermes-2.5"]
+    flags = ["--source", *names, "--tokenizer", words, "--mix", 4, 1, "--max-tokens", 12_500]
     prepared(tmp_path / "whole", *flags)
-    monkeypatch.setattr(building, "MARK_SECONDS", 0)
+    monkeypatch.setattr(building, "MARK_SECONDS", -1)  # after every piece
     monkeypatch.setattr(downloads, "dataset_files", moved(downloads.dataset_files))
-    out, rng, marks = tmp_path / "out", random.Random(4), [0]
-
-    def marked():
-        note = out / "progress.json"
-        return (json.loads(note.read_text()).get("count") or 0) if note.exists() else 0
-
-    for _ in range(3):
-        process = run_forked([*flags, "--out", out, "--workers", 2], tmp_path / "log")
-        while process.is_alive() and marked() <= marks[-1] + 30_000:
-            time.sleep(0.005)
-        process.join(rng.uniform(0, 0.05))
-        assert process.exitcode is None, (
-            "finished before the kill: " + (tmp_path / "log").read_text()
-        )
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        marks.append(marked())
-    at = json.loads((out / "progress.json").read_text())["state"]["source"]
+    out = tmp_path / "out"
+    at = []
+    for point in (
+        "call:data:TokenSetWriter.append:10",
+        "inside:progress.json:10",
+        "call:data:TokenSetWriter.append:10",
+    ):
+        killed_at(point, [*flags, "--out", out, "--workers", 2])
+        at.append(json.loads((out / "progress.json").read_text()))
     shutil.rmtree(out / hub_datasets.FOLDER)
     fetched.clear()
     prepared(out, *flags)  # in this process: what it fetches is seen
-    assert marks == sorted(marks) and marks[-1] >= 90_000
+    assert 0 < at[0]["count"] < at[1]["count"] < at[2]["count"] < 10_000
     assert same_files(tmp_path / "whole", out)
-    assert at > 0 and fetched == by_hash(OWM)[at:] + ["openhermes2_5.json"]
+    behind = at[2]["state"]["source"]
+    assert behind > 0 and fetched == by_hash(OWM)[behind:] + ["openhermes2_5.json"]
 
 
 def moved(files):

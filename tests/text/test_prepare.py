@@ -1,132 +1,35 @@
-"""prepare.py and reading.py against `tokenizers` (an outside tokenizer), against plain Python, and against kill -9."""
+"""prepare.py against `tokenizers` (an outside tokenizer) and against plain Python."""
 
 import gzip
 import json
-import multiprocessing
 import os
-import random
-import re
-import resource
-import signal
+import pickle
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
-import zstandard
 
-import data
-import prepare
-from common.errors import UserError, cli
+from conftest import ROOT
 from data import TokenSet
 from demo import corpus
-from text import building, reading
-
-ROOT = Path(__file__).parents[2]
-FORK = multiprocessing.get_context("fork")
-
-
-def write(path, texts):
-    """The texts as one file in the format that the path's ending says."""
-    rows = [
-        json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)
-    ]
-    lines = "".join(row + "\n" for row in rows).encode()
-    path = Path(path)
-    if path.suffix == ".parquet":
-        table = pyarrow.table({"id": range(len(texts)), "text": texts})
-        pyarrow.parquet.write_table(table, path, row_group_size=max(1, len(texts) // 3))
-    elif path.suffix == ".gz":
-        path.write_bytes(gzip.compress(lines))
-    elif path.suffix == ".zst":  # two frames, as `cat a.zst b.zst` or a parallel compressor makes
-        path.write_bytes(
-            b"".join(zstandard.compress(part) for part in (lines[:1000], lines[1000:]))
-        )
-    else:
-        path.write_bytes(lines)
-    return str(path)
-
-
-def prepared(out, *argv):
-    prepare.main(["--out", str(out), "--workers", "1", *map(str, argv)])
-    return TokenSet(out, verify=True)
-
-
-def same_files(a, b):
-    names = sorted(p.name for p in Path(a).iterdir())
-    assert names == sorted(p.name for p in Path(b).iterdir())
-    return all((Path(a) / name).read_bytes() == (Path(b) / name).read_bytes() for name in names)
-
-
-def run_forked(argv, log, before=lambda: None):
-    """prepare.py's own entry in another process of its own process group; stderr goes to `log`."""
-
-    def child():
-        os.setsid()
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        sys.stderr = os.fdopen(2, "w", closefd=False)
-        before()
-        cli(lambda: prepare.main([str(a) for a in argv]))
-
-    process = FORK.Process(target=child)
-    process.start()
-    return process
-
-
-def group_alive(group):
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.fixture(scope="module")
-def texts():
-    rng = random.Random(1)
-    words = [
-        "the",
-        "sum",
-        "a",
-        "12345",
-        "3.14",
-        "naïve",
-        "数学",
-        "🙂",
-        "x^2",
-        "don't",
-        "\n",
-        "\n\n",
-        "\r\n",
-        "  ",
-        "\t",
-    ]
-    return [" ".join(rng.choices(words, k=rng.randint(1, 120))) + "." for _ in range(400)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, texts):
-    """data.jsonl and the token set made of it with a vocabulary of 400."""
-    folder = tmp_path_factory.mktemp("prepare")
-    write(folder / "data.jsonl", texts)
-    prepared(folder / "set", "--source", folder / "data.jsonl", "--train-vocab", 400)
-    return folder
-
-
-def documents(tokens):
-    """The documents of a set without their EOS; there must be an EOS at the very end."""
-    eos = tokens.vocab_size - 1
-    ends = np.flatnonzero(tokens.tokens == eos)
-    assert ends[-1] == tokens.count - 1
-    return [
-        part[part != eos].tolist() for part in np.split(np.asarray(tokens.tokens), ends + 1)[:-1]
-    ]
-
+from hf.tokenizer import Tokenizer
+from prepared import (  # noqa: F401 (fixtures)
+    demo_fixture,
+    documents,
+    folder_fixture,
+    prepared,
+    same_files,
+    texts_fixture,
+    write,
+)
+from text import reading
+from text.building import Settings
+from text.pieces import Preparation
+from text.sources import sources_of
 
 # --- formats, EOS, workers
 
@@ -138,7 +41,7 @@ def test_tokens_are_those_of_tokenizers_with_eos_after_each_document(folder, tex
     assert documents(tokens) == wanted
     assert outside.token_to_id("<|endoftext|>") == tokens.tokens[-1]
     assert tokens.count == sum(map(len, wanted)) + len(texts)
-    own = prepare.Tokenizer.load(folder / "set")
+    own = Tokenizer.load(folder / "set")
     assert own.hash == tokens.tokenizer_hash
     assert [own.decode(ids) for ids in documents(tokens)] == texts
     assert tokens.meta["text_bytes"] == sum(len(t.encode()) for t in texts)
@@ -172,7 +75,7 @@ def test_no_newline_at_the_end_blank_lines_and_crlf(folder, tmp_path):
         b'\xef\xbb\xbf{"text": "a a"}\r\n\n   \n{"text": ""}\n{"text": " \\n"}\n{"text": "the sum"}'
     )
     tokens = prepared(tmp_path / "out", "--source", path, "--tokenizer", folder / "set")
-    tokenizer = prepare.Tokenizer.load(folder / "set")
+    tokenizer = Tokenizer.load(folder / "set")
     assert [tokenizer.decode(d) for d in documents(tokens)] == ["a a", "the sum"]
 
 
@@ -228,7 +131,7 @@ def test_prompts_are_masked_up_to_the_response(folder, tmp_path):
         folder / "set",
     ]
     tokens = prepared(tmp_path / "masked", *flags, "--mask-prompt")
-    tokenizer, start = prepare.Tokenizer.load(folder / "set"), 0
+    tokenizer, start = Tokenizer.load(folder / "set"), 0
     for row, ids in zip(rows, documents(tokens)):
         assert tokenizer.decode(ids) == row["q"] + "\n" + row["a"]
         mask = tokens.loss_mask[start : start + len(ids) + 1]
@@ -246,7 +149,7 @@ def test_prompts_are_masked_up_to_the_response(folder, tmp_path):
 
 def test_bos_stands_in_front_and_is_never_a_target(folder, tmp_path):
     with_bos = tmp_path / "tokenizer"
-    prepare.Tokenizer.load(folder / "set").save(with_bos)
+    Tokenizer.load(folder / "set").save(with_bos)
     config = json.loads((with_bos / "tokenizer_config.json").read_text())
     config.update(bos_token="<|endoftext|>", add_bos_token=True)
     (with_bos / "tokenizer_config.json").write_text(json.dumps(config))
@@ -323,394 +226,70 @@ def test_token_sets_are_joined_in_order_with_masks_and_kinds_filled_in(folder, d
     )
 
 
-# --- restarting
+# --- memory, and what is loaded
 
 
-def test_kill_9_at_any_moment_then_the_same_command_gives_the_same_bytes(
-    folder, texts, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(reading, "BLOCK", 20_000)
-    paths = [
-        write(tmp_path / "a.parquet", texts * 16),
-        write(tmp_path / "b.jsonl.gz", texts * 16),
-        write(tmp_path / "c.jsonl", texts * 48),
-    ]  # long enough to be killed in on a busy machine
-    prepared(tmp_path / "whole", "--source", *paths, "--train-vocab", 300)
-    monkeypatch.setattr(building, "MARK_SECONDS", 0)
-    rng, out, marks, groups = random.Random(2), tmp_path / "out", [], []
-    command = ["--source", *paths, "--train-vocab", 300, "--out", out, "--workers", 2]
-
-    def marked():
-        return (out / "progress.json").exists() and json.loads(
-            (out / "progress.json").read_text()
-        ).get("count", 0)
-
-    for attempt in range(
-        6
-    ):  # while the vocabulary is trained, at moments further and further on, by Ctrl-C
-        process = run_forked(command, tmp_path / "log")
-        groups.append(process.pid)
-        while attempt > 1 and process.is_alive() and marked() <= max(marks):
-            time.sleep(0.01)
-        process.join(rng.uniform(0, 0.1))
-        assert process.exitcode is None, (
-            "finished before the kill: " + (tmp_path / "log").read_text()
-        )
-        os.kill(process.pid, signal.SIGINT if attempt == 5 else signal.SIGKILL)
-        process.join()
-        assert process.exitcode == (130 if attempt == 5 else -signal.SIGKILL)
-        marks.append(marked())
-    process = run_forked(command, tmp_path / "log")
-    process.join()
-    assert process.exitcode == 0, (tmp_path / "log").read_text()
-    assert 0 < marks[2] < marks[-1] < TokenSet(out).count and marks == sorted(marks)
-    assert same_files(tmp_path / "whole", out)
-    for _ in range(100):  # the killed processes' workers have ended themselves
-        alive = [group for group in groups if group_alive(group)]
-        if not alive:
-            break
-        time.sleep(0.05)
-    assert not alive, "workers outlive the process that was killed"
+DEMO = """
+import sys, prepare
+from demo import corpus
+corpus.PAGES = dict.fromkeys(corpus.PAGES, 20)
+prepare.main(["--out", "demo", "--workers", "1"])
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
 
 
-@pytest.mark.parametrize("call", range(4))
-def test_kill_while_the_set_is_closed(folder, tmp_path, monkeypatch, call):
-    """`finish` renames, hashes and writes the header; a kill before each of these steps costs no token."""
-    flags = ["--source", folder / "set", folder / "data.jsonl", "--out", tmp_path / "out"]
-
-    def die_in_finish():
-        calls = []
-
-        def counted(function):
-            def inner(*args, **more):
-                if len(calls) == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                calls.append(1)
-                return function(*args, **more)
-
-            return inner
-
-        finish = data.TokenSetWriter.finish
-
-        def closing(self, **meta):
-            os.replace, data.file_hash = counted(os.replace), counted(data.file_hash)
-            return finish(self, **meta)
-
-        data.TokenSetWriter.finish = closing
-        building.MARK_SECONDS = 0
-
-    process = run_forked([*flags, "--workers", 1], tmp_path / "log", die_in_finish)
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and not (tmp_path / "out" / "meta.json").exists()
-    monkeypatch.setattr(building, "in_order", lambda *args: pytest.fail("it was tokenised again"))
-
-    prepared(*flags[-1:], *flags[:-2])
-    monkeypatch.undo()
-    prepared(tmp_path / "whole", *flags[:-2])
-    assert same_files(tmp_path / "out", tmp_path / "whole")
-
-
-def test_finished_sets_are_used_again_refused_or_replaced(folder, texts, tmp_path, capsys):
-    path, out = write(tmp_path / "x.jsonl", texts[:5]), tmp_path / "out"
-    first = prepared(out, "--source", path, "--tokenizer", folder / "set")
-    stamp = (out / "tokens.bin").stat().st_mtime_ns
-    capsys.readouterr()
-    prepared(out, "--source", path, "--tokenizer", folder / "set")
-    assert (
-        "used again" in capsys.readouterr().out and (out / "tokens.bin").stat().st_mtime_ns == stamp
-    )
-    with pytest.raises(UserError, match="max_tokens was null, is now 9"):
-        prepared(out, "--source", path, "--tokenizer", folder / "set", "--max-tokens", 9)
-    write(path, texts[5:10])
-    with pytest.raises(UserError, match="sources was .*x.jsonl sha256 .* is now .*x.jsonl sha256"):
-        prepared(out, "--source", path, "--tokenizer", folder / "set")
-    assert TokenSet(out, verify=True).hash == first.hash
-    assert (
-        prepared(out, "--source", path, "--tokenizer", folder / "set", "--overwrite").hash
-        != first.hash
-    )
-    with pytest.raises(UserError, match="also read from"):
-        prepared(out, "--source", out, folder / "set", "--overwrite")
-    model = tmp_path / "model"
-    prepare.Tokenizer.load(folder / "set").save(model)
-    with pytest.raises(UserError, match="holds tokenizer.json, but is not a token set"):
-        prepared(model, "--source", path, "--tokenizer", folder / "set", "--overwrite")
-    assert (model / "tokenizer.json").exists()
-
-
-# --- what users do wrong
-
-GOOD = b'{"text": "the sum"}\n'
-BAD_FILES = [  # name, bytes, what the message says
-    ("empty.jsonl", b"", "empty.jsonl: the file is empty"),
-    ("blank.jsonl", b"\n\n", "blank.jsonl: has no documents"),
-    (
-        "json.jsonl",
-        GOOD + b'{"text": }\n' + GOOD,
-        "json.jsonl line 2: broken JSON, .* at column 10",
-    ),
-    ("cut.jsonl", GOOD * 2 + b'{"text": "the', "cut.jsonl line 3: broken JSON"),
-    ("list.jsonl", b"[1]\n", "list.jsonl line 1: got list, wanted a JSON object"),
-    ("deep.jsonl", b"[" * 100000 + b"\n", "deep.jsonl line 1: "),
-    (
-        "field.jsonl",
-        GOOD + b'{"body": "x", "url": "y"}\n',
-        "field.jsonl line 2: has no field 'text', .* 'body', 'url'",
-    ),
-    (
-        "null.jsonl",
-        b'{"text": null}\n',
-        "null.jsonl line 1: field 'text' is NoneType, wanted a string",
-    ),
-    (
-        "latin.jsonl",
-        GOOD + b'{"text": "na\xefve"}\n',
-        "latin.jsonl line 2: not UTF-8, byte 13 is 0xef",
-    ),
-    ("surrogate.jsonl", b'{"text": "\\ud800"}\n', "surrogate.jsonl line 1: .*surrogate"),
-    ("latin.txt", b"one\ntwo\nna\xefve", r"latin.txt: not UTF-8, byte 11 \(line 3\) is 0xef"),
-    ("empty.txt", b"", "empty.txt: the file is empty"),
-    ("page.html", b"<p>", "page.html: got the ending '.html', wanted one of .txt, .jsonl"),
-    ("cut.jsonl.gz", gzip.compress(GOOD * 500)[:-20], "cut.jsonl.gz: damaged after line"),
-    ("not.jsonl.gz", GOOD, "not.jsonl.gz: damaged after line 0"),
-    (
-        "flip.jsonl.gz",
-        gzip.compress(GOOD)[:12] + b"\xff\xff\xff" + gzip.compress(GOOD)[15:],
-        "flip.jsonl.gz: damaged",
-    ),
-    (
-        "cut.jsonl.zst",
-        zstandard.compress(os.urandom(5000).hex().encode())[:-300],
-        "cut.jsonl.zst: damaged after",
-    ),
-    ("not.jsonl.zst", GOOD, "not.jsonl.zst: damaged after line 0"),
-    ("not.parquet", GOOD, "not.parquet: not a whole parquet file"),
-]
-
-
-@pytest.mark.parametrize("name, content, message", BAD_FILES, ids=[name for name, *_ in BAD_FILES])
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_file_is_one_clear_line(folder, tmp_path, name, content, message, workers):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        prepared(
-            tmp_path / "out",
-            "--source",
-            tmp_path / name,
-            "--tokenizer",
-            folder / "set",
-            "--workers",
-            workers,
-        )
-    assert "\n" not in str(error.value) and not (tmp_path / "out" / "meta.json").exists()
-
-
-def test_bad_parquet_is_named_with_its_row(folder, texts, tmp_path):
-    path = tmp_path / "x.parquet"
-    flags = ["--source", path, "--tokenizer", folder / "set"]
-    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"], "n": [1]}), path)
-    with pytest.raises(UserError, match="has no field 'text', its fields are 'body', 'n'"):
-        prepared(tmp_path / "out", *flags)
-    with pytest.raises(UserError, match="row 1: field 'n' is int, wanted a string"):
-        prepared(tmp_path / "out", *flags, "--text-field", "n")
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), path)
-    with pytest.raises(UserError, match="row 2: field 'text' is NoneType"):
-        prepared(tmp_path / "out", *flags)
-    write(path, texts)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
-    with pytest.raises(UserError, match="not a whole parquet file"):
-        prepared(tmp_path / "out", *flags)
-    path.write_bytes(whole)
-    column = pyarrow.parquet.ParquetFile(path).metadata.row_group(1).column(1)
-    at = column.dictionary_page_offset or column.data_page_offset
-    path.write_bytes(whole[:at] + b"\xff" * 60 + whole[at + 60 :])
-    with pytest.raises(UserError, match="damaged after row 133"):
-        prepared(tmp_path / "out", *flags)
-
-
-def test_skip_bad_counts_and_goes_on_from_where_it_broke_off(folder, texts, tmp_path, capsys):
-    path = tmp_path / "mixed.jsonl"
-    lines = [json.dumps({"text": t}).encode() + b"\n" for t in texts[:6]]
-    path.write_bytes(
-        b"".join([lines[0], b"{\n", *lines[1:3], b'{"body": 1}\n', b'"\xff"\n', *lines[3:]])
-    )
-    flags = ["--source", path, "--tokenizer", folder / "set"]
-    with pytest.raises(UserError, match="line 2.*--skip-bad"):
-        prepared(tmp_path / "out", *flags)
-    capsys.readouterr()
-    tokens = prepared(tmp_path / "out", *flags, "--skip-bad")
-    assert "3 broken records left out" in capsys.readouterr().out
-    assert (
-        documents(tokens) == documents(TokenSet(folder / "set"))[:6]
-        and tokens.meta["bad_records"] == 3
-    )
-    with pytest.raises(UserError, match="3 broken records were left out"):
-        prepared(tmp_path / "out", *flags)
-
-
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        (["--train-vocab", 256], "--train-vocab: got 256, wanted at least 257"),
-        (["--workers", 0, "--train-vocab", 300], "--workers: got 0"),
-        (["--max-tokens", 0, "--train-vocab", 300], "--max-tokens: got 0"),
-        ([], "wanted --tokenizer NAME or --train-vocab N"),
-        (["--tokenizer", "x", "--train-vocab", 300], "got both, wanted one"),
-        (["--prompt-field", "q", "--train-vocab", 300], "got one, wanted both"),
-        (["--mask-prompt", "--train-vocab", 300], "--mask-prompt: needs --prompt-field"),
-        (
-            ["--text-field", "t", "--prompt-field", "q", "--response-field", "a"],
-            "got both, wanted one",
-        ),
-    ],
-)
-def test_wrong_flags_are_refused_before_any_work(folder, tmp_path, flags, message):
-    with pytest.raises(UserError, match=message):
-        prepared(tmp_path / "out", "--source", folder / "data.jsonl", *flags)
-    assert not (tmp_path / "out").exists()
-
-
-def test_wrong_sources_are_refused(folder, demo, tmp_path):
-    for names, message in (
-        (["nowhere.jsonl"], "nowhere.jsonl: does not exist"),
-        (["demo", folder / "data.jsonl"], "demo: goes alone"),
-        ([tmp_path], "without meta.json"),
-        ([demo / "val", folder / "set"], "got a token set of tokenizer"),
-    ):
-        with pytest.raises(UserError, match=message):
-            prepared(
-                tmp_path / "out",
-                "--source",
-                *names,
-                *(["--train-vocab", 300] if len(names) == 1 else []),
-            )
-
-
-def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):
+def test_the_demo_loads_neither_torch_nor_what_only_files_need(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DEMO]
     done = subprocess.run(
-        [sys.executable, ROOT / "prepare.py", "--source", "nowhere.txt", "--out", "x"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --source nowhere.txt: does not exist\n"
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "numpy" in loaded
+    assert not loaded & {"torch", "pyarrow", "zstandard", "huggingface_hub", "tools", "evaluation"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
-    folder, texts, tmp_path, monkeypatch, workers
-):
-    monkeypatch.setattr(reading, "BLOCK", 2000)
-    monkeypatch.setattr(building, "MARK_SECONDS", 0)
-    path = write(tmp_path / "x.jsonl", texts)
-    command = [
+FILES = """
+import sys, prepare
+prepare.main(sys.argv[1:])
+assert "torch" not in sys.modules
+"""
+
+
+def test_files_and_decontamination_need_no_torch(folder, tmp_path):
+    argv = [
         "--source",
-        path,
+        folder / "data.jsonl",
         "--tokenizer",
         folder / "set",
         "--out",
-        tmp_path / "out",
-        "--workers",
-        workers,
+        tmp_path / "o",
     ]
-    size = (folder / "set" / "tokens.bin").stat().st_size
-    process = run_forked(
-        command,
-        tmp_path / "log",
-        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2)),
-    )
-    process.join()
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert (
-        process.exitcode == 2
-        and "File too large" in lines[-1]
-        and "Traceback" not in "".join(lines)
-    )
-    assert prepared(*command[-3:-2], *command[:-4]).hash == TokenSet(folder / "set").hash
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "prompts").mkdir()
+    row = {"question": "the sum of 1 and 2 and 3 and 4 is?", "answer": "#### 10"}
+    (tmp_path / "eval/gsm8k.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "prompts/gsm8k.md").write_text("")
+    argv += ["--decontaminate", "gsm8k", "--data-dir", tmp_path, "--out", tmp_path / "out"]
+    subprocess.run([sys.executable, "-c", FILES, *map(str, argv)], cwd=ROOT, check=True)
 
 
-# --- the demo
+def test_help_fits_on_a_screen_and_shows_its_command_lines_as_they_are_typed():
+    command = [sys.executable, "prepare.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 60
+    assert "\\\\" not in done.stdout and sum(line.endswith("\\") for line in lines) == 2
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """The demo with fewer pages."""
-    root, pages = tmp_path_factory.mktemp("demo"), corpus.PAGES
-    corpus.PAGES = {"base": 300, "corpus": 300, "curated": 40, "val": 300}
-    try:
-        for name, workers, seed in (("a", 1, 0), ("b", 3, 0), ("c", 1, 1)):
-            prepare.main(
-                ["--out", str(root / name), "--workers", str(workers), "--seed", str(seed)]
-            )
-    finally:
-        corpus.PAGES = pages
-    return root / "a"
-
-
-def test_demo_is_the_same_every_time_and_another_with_another_seed(demo):
-    for name in ("base", "corpus", "curated", "val"):
-        assert same_files(demo / name, demo.parent / "b" / name)
-        assert TokenSet(demo / name, verify=True).vocab_size == 512
-        assert (
-            TokenSet(demo / name).tokenizer_hash
-            == TokenSet(demo / "base").tokenizer_hash
-            == prepare.Tokenizer.load(demo / name).hash
-        )
-    other = TokenSet(demo.parent / "c" / "corpus")
-    assert TokenSet(demo / "corpus").hash not in (TokenSet(demo / "base").hash, other.hash)
-    assert (demo / "test.jsonl").read_bytes() == (demo.parent / "b" / "test.jsonl").read_bytes()
-
-
-def test_demo_kinds_label_the_span_of_each_tokens_first_byte(demo):
-    tokenizer = prepare.Tokenizer.load(demo / "base")
-    for name in ("base", "corpus", "curated", "val"):
-        tokens, at = TokenSet(demo / name), 0
-        assert tokens.kinds == corpus.KINDS
-        for i, ids in enumerate(documents(tokens)):
-            spans = corpus.page(name, 0, i)
-            assert tokenizer.decode(ids) == "".join(text for text, _ in spans)
-            labels = [kind for text, kind in spans for _ in text.encode()]
-            first = 0
-            for token in ids:
-                assert tokens.kind[at] == labels[first]
-                first, at = first + len(tokenizer.token_bytes(token)), at + 1
-            assert first == len(labels) and tokens.kinds[tokens.kind[at]] == "end_of_text"
-            at += 1
-        assert i == tokens.meta["sources"][0]["documents"] - 1
-
-
-def test_demo_problems_of_val_and_test_stand_in_no_training_page(demo):
-    """The problems are read back from the text: template by its words, numbers by their places."""
-    patterns = []
-    for template, *_ in corpus.TEMPLATES:
-        pattern = re.sub(r"\\{([nmo])\\}", r"\\w+", re.escape(template))
-        patterns.append(re.compile("Q: " + re.sub(r"\\{([abc])\\}", r"(?P<\1>\\d+)", pattern)))
-
-    def problems(texts):
-        return {
-            (t, m["a"], m["b"], m["c"])
-            for text in texts
-            for t, p in enumerate(patterns)
-            if (m := p.search(text))
-        }
-
-    tokenizer, found = prepare.Tokenizer.load(demo / "base"), {}
-    for name in ("base", "corpus", "curated", "val"):
-        found[name] = problems(map(tokenizer.decode, documents(TokenSet(demo / name))))
-    tests = [json.loads(line) for line in (demo / "test.jsonl").read_text().splitlines()]
-    found["test"] = problems(p["question"] for p in tests)
-    assert len(found["test"]) == len(tests) == 1000 and len(found["val"]) == 300
-    assert len(found["base"]) > 100 and len(found["corpus"]) > 100 and len(found["curated"]) > 30
-    train = found["base"] | found["corpus"] | found["curated"]
-    assert (
-        not train & found["val"] and not train & found["test"] and not found["val"] & found["test"]
-    )
-    assert {t for t, *_ in found["curated"]} <= set(corpus.COVERED)
-
-
-# --- memory
+def test_a_worker_that_is_not_forked_loads_the_tokenizer_itself(folder):
+    """As on systems without fork: what a worker is given is pickled."""
+    out, tokenizer = folder / "set", Tokenizer.load(folder / "set")
+    sources = sources_of([str(folder / "data.jsonl")], None, None, False, out)
+    ours = Preparation.of(out, sources, tokenizer, Settings())
+    theirs = pickle.loads(pickle.dumps(ours))
+    job = next(reading.jobs(sources, 0, 0, 1, skip_bad=False))
+    assert np.array_equal(ours.piece(job).arrays["tokens"], theirs.piece(job).arrays["tokens"])
 
 
 @pytest.mark.slow

@@ -1,0 +1,158 @@
+"""prepare.py killed, interrupted, out of disk, called again: the same bytes, or what differs."""
+
+import json
+import resource
+
+import pytest
+
+from common.errors import UserError
+from data import TokenSet
+from hf.tokenizer import Tokenizer
+from prepared import (  # noqa: F401 (fixtures)
+    folder_fixture,
+    forked,
+    killed_at,
+    prepared,
+    same_files,
+    texts_fixture,
+    write,
+)
+from text import building, reading
+from text.pieces import Preparation
+
+POINTS = [  # in the order of the work, each one further on
+    ("call:prepare:train_bpe:1", "SIGKILL"),
+    ("inside:tokenizer.json:1", "SIGKILL"),
+    ("after:tokenizer_config.json:1", "SIGKILL"),
+    ("inside:progress.json:2", "SIGKILL"),
+    ("call:data:TokenSetWriter.append:4", "SIGKILL"),
+    ("before:progress.json:5", "SIGKILL"),
+    ("after:progress.json:6", "SIGKILL"),
+    ("call:data:TokenSetWriter.append:9", "SIGINT"),
+    ("call:data:TokenSetWriter.mark:9", "SIGTERM"),
+]
+
+
+def marked(out):
+    """How many tokens a restart has."""
+    path = out / "progress.json"
+    return json.loads(path.read_text()).get("count", 0) if path.exists() else 0
+
+
+def test_killed_at_many_points_the_same_command_gives_the_same_bytes(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "BLOCK", 5000)
+    paths = [
+        write(tmp_path / "a.parquet", texts * 2),
+        write(tmp_path / "b.jsonl.gz", texts * 2),
+        write(tmp_path / "c.jsonl", texts * 2),
+    ]
+    prepared(tmp_path / "whole", "--source", *paths, "--train-vocab", 300)
+    monkeypatch.setattr(building, "MARK_SECONDS", -1)  # after every piece
+    out = tmp_path / "out"
+    command = ["--source", *paths, "--train-vocab", 300, "--out", out, "--workers", 2]
+    marks = [0]
+    for point, sent in POINTS:
+        killed_at(point, command, sent)
+        marks.append(marked(out))
+    code, printed = forked(command)
+    assert code == 0, printed
+    assert marks == sorted(marks) and 0 < marks[5] < marks[6] < marks[7] < marks[8]
+    assert marks[-1] < TokenSet(out).count
+    assert same_files(tmp_path / "whole", out)
+
+
+# `finish` renames the arrays, hashes them and writes the header.
+CLOSING = [
+    "before:out/tokens.bin:1",
+    "after:out/tokens.bin:1",
+    "before:out/loss_mask.bin:1",
+    "after:out/loss_mask.bin:1",
+    "inside:out/meta.json:1",
+    "after:out/meta.json:1",
+]
+
+
+@pytest.mark.parametrize("point", CLOSING)
+def test_killed_while_the_set_is_closed_no_token_is_made_again(
+    folder, tmp_path, monkeypatch, point
+):
+    path = tmp_path / "chat.jsonl"
+    path.write_text('{"prompt": "the sum", "completion": "is 12345"}\n')
+    out = tmp_path / "out"
+    flags = ["--source", folder / "set", folder / "data.jsonl", path]
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "MARK_SECONDS", -1)
+        killed_at(point, [*flags, "--out", out, "--workers", 1])
+    assert (out / "meta.json").exists() == (point == "after:out/meta.json:1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "piece", lambda *args: pytest.fail("it was made again"))
+        prepared(out, *flags)
+    prepared(tmp_path / "whole", *flags)
+    assert same_files(out, tmp_path / "whole")
+
+
+def test_finished_sets_are_used_again_refused_or_replaced(folder, texts, tmp_path, capsys):
+    path, out = write(tmp_path / "x.jsonl", texts[:5]), tmp_path / "out"
+    first = prepared(out, "--source", path, "--tokenizer", folder / "set")
+    stamp = (out / "tokens.bin").stat().st_mtime_ns
+    capsys.readouterr()
+    prepared(out, "--source", path, "--tokenizer", folder / "set")
+    assert (
+        "used again" in capsys.readouterr().out and (out / "tokens.bin").stat().st_mtime_ns == stamp
+    )
+    with pytest.raises(UserError, match="max_tokens was null, is now 9"):
+        prepared(out, "--source", path, "--tokenizer", folder / "set", "--max-tokens", 9)
+    write(path, texts[5:10])
+    with pytest.raises(UserError, match="sources was .*x.jsonl sha256 .* is now .*x.jsonl sha256"):
+        prepared(out, "--source", path, "--tokenizer", folder / "set")
+    assert TokenSet(out, verify=True).hash == first.hash
+    assert (
+        prepared(out, "--source", path, "--tokenizer", folder / "set", "--overwrite").hash
+        != first.hash
+    )
+    with pytest.raises(UserError, match="also read from"):
+        prepared(out, "--source", out, folder / "set", "--overwrite")
+    model = tmp_path / "model"
+    Tokenizer.load(folder / "set").save(model)
+    with pytest.raises(UserError, match="holds tokenizer.json, but is not a token set"):
+        prepared(model, "--source", path, "--tokenizer", folder / "set", "--overwrite")
+    assert (model / "tokenizer.json").exists()
+
+
+def test_an_unfinished_set_of_something_else_is_refused_or_started_over(
+    folder, texts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(reading, "BLOCK", 5000)
+    path, out = write(tmp_path / "x.jsonl", texts), tmp_path / "out"
+    flags = ["--source", path, "--tokenizer", folder / "set"]
+    monkeypatch.setattr(building, "MARK_SECONDS", -1)
+    killed_at("call:data:TokenSetWriter.append:3", [*flags, "--out", out, "--workers", 1])
+    before = marked(out)
+    with pytest.raises(UserError, match="unfinished .*max_tokens was null, is now 99.*--overwrite"):
+        prepared(out, *flags, "--max-tokens", 99)
+    assert marked(out) == before > 0
+    with monkeypatch.context() as patch:  # nothing is left of it, not even with the same arguments
+        patch.setattr(building, "fill", lambda writer, *args: pytest.fail(str(writer.count)))
+        with pytest.raises(pytest.fail.Exception, match="^0$"):
+            prepared(out, *flags, "--overwrite")
+    assert prepared(out, *flags, "--max-tokens", 99).count == 99
+    assert "is started over (max_tokens was null, is now 99)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
+    folder, texts, tmp_path, monkeypatch, workers
+):
+    monkeypatch.setattr(reading, "BLOCK", 2000)
+    monkeypatch.setattr(building, "MARK_SECONDS", -1)
+    flags = ["--source", write(tmp_path / "x.jsonl", texts), "--tokenizer", folder / "set"]
+    room = (folder / "set" / "tokens.bin").stat().st_size // 2
+
+    def fill_the_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    command = [*flags, "--out", tmp_path / "out", "--workers", workers]
+    code, printed = forked(command, fill_the_disk)
+    assert code == 2 and "File too large" in printed.splitlines()[-1]
+    assert "Traceback" not in printed
+    assert prepared(tmp_path / "out", *flags).hash == TokenSet(folder / "set").hash
