@@ -256,17 +256,20 @@ def tokenizer_for(args, sources):
 
 
 def plan_of(args, sources, tokenizer, settings):
-    """What identifies the set. --skip-bad is no part of it: it counts from the first bad record on."""
-    firsts = []  # of each --source: a data set on the hub is many
+    """What identifies the set; another one is not gone on with.
+
+    --skip-bad is no part of it: it makes no difference before the first broken record.
+    """
     described = []
+    formats = []
     for entry, name in enumerate(args.source):
         parts = [source for source in sources if source.entry == entry]
-        firsts.append(parts[0])
         described.append(f"{name} {identity(parts)}")
+        formats.append([parts[0].form, parts[0].fields])
     check = settings.decontaminator
     return {
         "sources": described,
-        "fields": [[first.form, first.fields] for first in firsts],
+        "fields": formats,
         "train_vocab": args.train_vocab,
         "mask_prompt": args.mask_prompt,
         "max_tokens": args.max_tokens,

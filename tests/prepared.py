@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,8 @@ import prepare
 from common.errors import cli
 from data import TokenSet
 from demo import corpus
+from hf import downloads
+from tools import local_hub
 
 FORK = multiprocessing.get_context("fork")
 WORDS = ["the", "sum", "a", "12345", "3.14", "naïve", "数学", "🙂", "x^2", "don't"]
@@ -57,6 +60,44 @@ def demo_fixture(tmp_path_factory):
         prepare.main(["--out", str(root / "b"), "--workers", "3"])
         prepare.main(["--out", str(root / "c"), "--workers", "1", "--seed", "1"])
     return root / "a"
+
+
+@pytest.fixture(scope="module", name="made")
+def made_fixture(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hub")
+    local_hub.make(root, n=60)
+    return root
+
+
+@pytest.fixture(name="online")
+def online_fixture(made, tmp_path, monkeypatch):
+    """downloads.py's two calls, answered from a copy of the folder: (root, [files fetched])."""
+    root, fetched = tmp_path / "hub", []
+    shutil.copytree(made / "datasets", root)
+
+    def files(name, revision=None):
+        folder = root / name
+        return local_hub.COMMIT, [
+            (str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file()
+        ]
+
+    def get(name, file, revision, repo_type, local_dir):
+        assert revision == local_hub.COMMIT and repo_type == "dataset"
+        assert not Path(local_dir).exists(), "another shard is still on the disk"
+        target = Path(local_dir) / file
+        target.parent.mkdir(parents=True)
+        shutil.copy(root / name / file, target)
+        fetched.append(file)
+        return target
+
+    monkeypatch.setattr(downloads, "dataset_files", files)
+    monkeypatch.setattr(downloads, "get", get)
+    return root, fetched
+
+
+@pytest.fixture(name="words")
+def words_fixture(made):
+    return made / "models/TinyLlama/TinyLlama_v1.1"
 
 
 def write(path, texts):

@@ -86,6 +86,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     if (out / "meta.json").exists() and not settings.overwrite:
         return use_again(out, plan, settings)
     goes_on = can_go_on(out, plan, settings)
+    # What may still fail comes before the folder is taken over: nothing is deleted for nothing.
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.load(out) if goes_on else tokenizer()
     preparation = Preparation.of(out, sources, tokenizer, settings)
@@ -96,6 +97,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     progress = begin(writer, names)
     refuse_bad(out, progress.bad, settings)
     writer.mark(asdict(progress))
+    # Each goal is met before the next one begins. A restart steps over those that were met.
     full = False
     for stop, limit in goals:
         if progress.source < stop:
@@ -203,7 +205,10 @@ def shortened(value):
 
 
 def shares(sources, settings):
-    """[(the source to stop before, tokens written by then)]: one, or with --mix one per --source."""
+    """[(the source to stop before, tokens written by then)]: one; with --mix one per --source.
+
+    Counted from the start, so that rounding errors do not add up.
+    """
     whole = settings.max_tokens or sys.maxsize
     if not settings.mix:
         return [(len(sources), whole)]
@@ -235,6 +240,7 @@ def fill(writer, progress, preparation, workers, stop, limit):
     with progress_bar(writer.folder, sources[0].unit, sizes, progress.source) as bar:
         try:
             for piece in pieces:
+                # Between these three lines a signal may come; `agrees_with` looks whether one did.
                 full = piece.cut(limit - writer.count, preparation.tokenizer.eos_id)
                 writer.append(**piece.arrays)
                 progress.add(piece, sources[piece.job.source].entry)
@@ -292,7 +298,8 @@ def refuse_empty(writer, progress, full, settings):
         if missed or writer.count == 0:
             left_out = f" ({progress.bad:,} broken ones were left out)" if progress.bad else ""
             raise UserError(
-                f"{entry['name']}: has no documents, wanted at least one that is not blank{left_out}"
+                f"{entry['name']}: has no documents, "
+                f"wanted at least one that is not blank{left_out}"
             )
 
 

@@ -63,6 +63,7 @@ class Decontaminator:
         """{(task, number)} of the problems that a text holds."""
         words = words_of(text)
         found = set()
+        # Every STRIDE-th probe is looked up, which is enough to meet any run of SHORTEST words.
         looked = -1  # runs that start up to here were looked at closely
         for i in range(0, len(words) - PROBE + 1, STRIDE):
             probe = b" ".join(words[i : i + PROBE])
@@ -73,7 +74,10 @@ class Decontaminator:
         return found
 
     def likely_around(self, words, i):
-        """Can a run of SHORTEST words around word i be a problem's? Both its halves are known then."""
+        """Can a run of SHORTEST words around word i be a problem's?
+
+        Then both its halves are probes. Most chance hits of one probe end here, at little cost.
+        """
         for start in range(max(0, i - PROBE), i + 1):
             middle = start + PROBE
             first = b" ".join(words[start:middle])
@@ -83,7 +87,7 @@ class Decontaminator:
         return False
 
     def problems_at(self, words, start):
-        """{(task, number)} of the problems that have a run in common with the words from `start` on."""
+        """{(task, number)} of the problems with a run that begins here at word `start`."""
         found = set()
         for length in self.lengths:
             if start + length <= len(words):

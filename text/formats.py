@@ -1,4 +1,4 @@
-"""What a record says: the known formats of published data sets, by their field names, and their text.
+"""What a record says: the known formats of published data sets, and a document's texts.
 
 A document is a list of texts, taken in turns: not to be learnt, to be learnt, not to be learnt, ...
 A plain text is a list of one, to be learnt. A pair is [prompt + newline, response]; a prompt may
@@ -49,7 +49,7 @@ def listed(fields):
 
 
 def document(form, fields, values):
-    """The texts of one record, by turns. Raises ValueError where a value is not what the form wants."""
+    """The texts of one record, by turns. Raises ValueError for a value of the wrong kind."""
     if form == "chat":
         return chat(fields[0], turns_of(values))
     values = [as_text(value) for value in values]
@@ -97,6 +97,7 @@ def chat(field, turns):
             add(content + "\n", False)
             continue
         at = 0
+        # In what an assistant says turns of its own and a tool's answers take turns.
         for tool in OUTPUT.finditer(content):
             add(content[at : tool.start()], True)
             add(tool.group(), False)

@@ -47,7 +47,8 @@ def read_rows(source, start, block):
                 row += n_rows
                 continue
             for batch in batches(file, group, source.fields, block):
-                first, end = max(row, start), row + batch.num_rows
+                end = row + batch.num_rows
+                first = max(row, start)
                 if first < end:
                     records = rows_of(batch.slice(first - row), source.fields)
                     read = source.size * end // file.metadata.num_rows

@@ -156,7 +156,7 @@ class Preparation:
             yield source.document(number, self.tokenizer)
 
     def join(self, piece, source, documents):
-        """Fill a piece with documents, BOS before each one where the tokenizer adds it, EOS after."""
+        """Fill a piece with documents: BOS where the tokenizer adds it, the ids, EOS."""
         tokenizer = self.tokenizer
         front = np.array([tokenizer.bos_id] if tokenizer.add_bos else [], DTYPES["tokens"])
         end = np.array([tokenizer.eos_id], DTYPES["tokens"])
@@ -203,7 +203,8 @@ class Preparation:
             arrays["kind"] = self.kind_numbers(tokens.kinds if labelled else None)[kind]
         piece.arrays = arrays
         piece.documents = int(np.count_nonzero(arrays["tokens"] == self.tokenizer.eos_id))
-        size = tokens.meta.get("text_bytes", 0)  # a share of it, so that all shares add up
+        # Its share of the set's bytes, rounded so that the shares of all stretches add up.
+        size = tokens.meta.get("text_bytes", 0)
         before = size * stretch.start // tokens.count
         piece.text_bytes = size * stretch.stop // tokens.count - before
 
@@ -220,6 +221,7 @@ def targets(texts, ids, tokenizer):
     before = ""
     for turn, text in enumerate(texts[:-1]):
         before += text
+        # Encoded alone it may end in other tokens than here: those do not belong to it alone.
         alone = tokenizer.encode(before)
         length = min(len(alone), len(ids))
         differs = np.flatnonzero(alone[:length] != ids[:length])

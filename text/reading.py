@@ -1,7 +1,7 @@
 """Reading sources for prepare.py: records cut into jobs for its workers, and the texts of a record.
 
-Jobs are cut the same way on every run, and only one is in memory. Every error names the file and the line, row, record
-or byte.
+Jobs are cut the same way on every run, and only one is in memory. Every error names the file and
+the line, row, record or byte.
 """
 
 import codecs
@@ -31,8 +31,8 @@ UNITS = {"txt": "", "jsonl": " line {}", "json": " record {}", "parquet": " row 
 class Job:
     """A stretch of a source's records, for a worker.
 
-    `records`: bytes of a .txt, .jsonl or .json, tuples of a parquet file's values, numbers of a "generated" source's
-    documents or of a token set's tokens.
+    `records`: bytes of a .txt, .jsonl or .json; tuples of a parquet file's values; numbers of a
+    "generated" source's documents or of a token set's tokens.
     """
 
     records: Sequence
@@ -47,7 +47,8 @@ class Job:
 def jobs(sources, source, record, stop, skip_bad):
     """The jobs from `record` of source number `source` on, up to the source number `stop`.
 
-    Damage to a file is a job, too. With skip_bad the rest of a damaged shard of the hub is left out instead.
+    Damage to a file is a job, too: it is met after all that was read well. With skip_bad the rest
+    of a damaged shard of the hub is left out instead.
     """
     for number in range(source, stop):
         here = sources[number]
@@ -120,7 +121,8 @@ def read_lines(source, start):
                     continue
                 *lines, tail = b"".join(parts).split(b"\n")
                 parts = [tail]
-                first, end = max(number, start), number + len(lines)
+                end = number + len(lines)
+                first = max(number, start)
                 if first < end:
                     yield Job(lines[first - number :], first, end, file.tell())
                 number = end
@@ -193,7 +195,9 @@ def read_array(source, start):
             except UnicodeDecodeError as error:
                 raise damaged_array(source, number, error.reason) from None
             elements, text, unfinished = cut_elements(text)
-            behind, number = number, number + len(elements)
+            behind = number
+            number += len(elements)
+            # An element goes on in the next block, unless there is none.
             if unfinished and (not block or len(text) > LONGEST):
                 raise damaged_array(source, number, unfinished)
             first = max(behind, start)

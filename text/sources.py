@@ -1,7 +1,7 @@
 """What --source names, as sources: files here, shards of a data set on the hub, token sets.
 
-Whatever can be seen to be wrong without reading everything is refused here. Whoever makes documents otherwise, as the
-demo does, hands over a source of kind "generated" of its own.
+Whatever can be seen to be wrong without reading everything is refused here. Whoever makes documents
+otherwise, as the demo does, hands over a source of kind "generated" of its own.
 """
 
 import json
@@ -146,7 +146,10 @@ def known_format(name, source, out):
 
 
 def first_record(source):
-    """The first record as a dict; None: there is none, or it is broken, which reading says better."""
+    """The first record as a dict; None where there is none or it is broken.
+
+    Reading comes to it again, and says better what is wrong.
+    """
     if source.kind == "txt":
         return None
     try:

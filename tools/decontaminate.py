@@ -108,7 +108,8 @@ def scan(sources, check, skip_bad, out=None):
     report = Report()
     size = sum(source.size for source in sources)
     with tqdm(total=size, unit="B", unit_scale=True, disable=None) as bar:
-        number, behind = 0, 0  # the source that is read, and the sizes of those before it
+        number = 0  # the source that is read
+        behind = 0  # the sizes of those before it
         for job in reading.jobs(sources, 0, 0, len(sources), skip_bad):
             if job.error:
                 raise UserError(job.error)

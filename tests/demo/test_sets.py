@@ -1,4 +1,4 @@
-"""The demo's token sets: the same every time, labelled span by span, and no problem in two splits."""
+"""The demo's sets: the same every time, labelled by spans, and no problem in two splits."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""text/decontaminate.py and the tool: planted problems are found however they are written, clean documents are left alone."""
+"""Planted problems are found however they are written, clean documents are left alone."""
 
 import json
 import random
@@ -181,7 +181,8 @@ def test_gsm8k_train_against_its_test_split_and_latex_against_all(capsys):
     hits = sum(bool(check.problems_in(text)) for text in latex)
     seconds = time.process_time() - started
     print(
-        f"GSM8K train: {sum(map(bool, train))} of {len(train)} documents, {len(set().union(*train))} of {len(test)} "
-        f"test problems; LaTeX: {hits} of {len(latex)}, {sum(map(len, latex)) / seconds / 1e6:.1f} MB/s"
+        f"GSM8K train: {sum(map(bool, train))} of {len(train)} documents, "
+        f"{len(set().union(*train))} of {len(test)} test problems; LaTeX: {hits} of {len(latex)}, "
+        f"{sum(map(len, latex)) / seconds / 1e6:.1f} MB/s"
     )
     assert hits <= len(latex) / 1000 and sum(map(bool, train)) < len(train) / 50

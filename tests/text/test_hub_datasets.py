@@ -3,13 +3,10 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -20,49 +17,17 @@ from conftest import ROOT
 from data import TokenSet
 from evaluation import tasks
 from hf import downloads
-from hf.tokenizer import Tokenizer
-from prepared import documents, killed_at, prepared, same_files
-from text import building, formats, hub_datasets, reading, sources
+from prepared import (  # noqa: F401 (fixtures)
+    documents,
+    killed_at,
+    made_fixture,
+    online_fixture,
+    prepared,
+    same_files,
+    words_fixture,
+)
+from text import building, hub_datasets, reading, sources
 from tools import decontaminate, local_hub
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    root = tmp_path_factory.mktemp("hub")
-    local_hub.make(root, n=60)
-    return root
-
-
-@pytest.fixture
-def online(made, tmp_path, monkeypatch):
-    """downloads.py's two calls, answered from a copy of the folder: (root, [files fetched])."""
-    root, fetched = tmp_path / "hub", []
-    shutil.copytree(made / "datasets", root)
-
-    def files(name, revision=None):
-        folder = root / name
-        return local_hub.COMMIT, [
-            (str(p.relative_to(folder)), p.stat().st_size) for p in folder.rglob("*") if p.is_file()
-        ]
-
-    def get(name, file, revision, repo_type, local_dir):
-        assert revision == local_hub.COMMIT and repo_type == "dataset"
-        assert not Path(local_dir).exists(), "another shard is still on the disk"
-        target = Path(local_dir) / file
-        target.parent.mkdir(parents=True)
-        shutil.copy(root / name / file, target)
-        fetched.append(file)
-        return target
-
-    monkeypatch.setattr(downloads, "dataset_files", files)
-    monkeypatch.setattr(downloads, "get", get)
-    return root, fetched
-
-
-@pytest.fixture
-def words(made):
-    return made / "models/TinyLlama/TinyLlama_v1.1"
-
 
 # --- what is taken
 
@@ -120,7 +85,7 @@ def by_hash(paths):
 
 
 def test_a_part_of_a_data_set_comes_from_all_of_its_folders():
-    """80 languages of 1 to 40 shards: the first tenth of the shards holds each large language by its share."""
+    """80 languages of 1 to 40 shards: a tenth of the shards holds each large one by its share."""
     files = [
         (f"language{i:02}/train-{j:05}-of-00040.parquet", 1)
         for i in range(80)
@@ -153,155 +118,6 @@ def test_a_name_that_is_none():
         hub_datasets.parse("hf:nothing")
 
 
-TURNS = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "2+3?"},
-    {"role": "assistant", "content": "```python\nprint(5)\n```\n```output\n5\n```\nIt is 5."},
-    {"role": "user", "content": "Sure?"},
-    {"role": "assistant", "content": "Yes."},
-]
-
-
-def test_chats_by_turns():
-    texts = formats.document("chat", ["messages"], [TURNS])
-    assert texts == [
-        "<|system|>\nBe kind.\n<|user|>\n2+3?\n<|assistant|>\n",
-        "```python\nprint(5)\n```\n```output\n",
-        "5\n```\n",
-        "It is 5.\n",
-        "<|user|>\nSure?\n<|assistant|>\n",
-        "Yes.",
-    ]
-    other = [
-        {
-            "from": {"user": "human", "assistant": "gpt"}.get(t["role"], t["role"]),
-            "value": t["content"],
-        }
-        for t in TURNS
-    ]
-    assert formats.document("chat", ["conversations"], [other]) == texts
-    assert formats.document("chat", ["prompt", "completion"], ["q", "```output\nno end"]) == [
-        "<|user|>\nq\n<|assistant|>\n",
-        "```output\n",
-        "no end",
-        "",
-    ]
-    for bad in (None, "text", [{"role": "user", "content": "q"}], [{"role": "assistant"}], [[1]]):
-        with pytest.raises(ValueError):
-            formats.document("chat", ["messages"], [bad])
-
-
-SETS = {  # repository: (form, a document, of that what is learnt)
-    "open-web-math/open-web-math": ("text", None, None),
-    "cerebras/SlimPajama-627B": ("text", None, None),
-    "bigcode/starcoderdata:java": ("text", "def add_0(a, b):\n    return a + b + 0\n" * 5, None),
-    "meta-math/MetaMathQA": ("pair", "{q}\n{r}\nThe answer is: {s}", None),
-    "TIGER-Lab/MathInstruct": ("pair", "{q}\n{r}", None),
-    "openai/gsm8k:main:test": ("pair", "test main: {q}\n{r}", None),
-    "AI-MO/NuminaMath-TIR": (
-        "chat",
-        "<|user|>\n{q}\n<|assistant|>\n{t}",
-        "Add the two numbers.\n```python\nprint({a} + {b})\n```\n```output\nHe has $\\boxed{{{s}}}$ apples.",
-    ),
-    "allenai/tulu-v2-sft-mixture": (
-        "chat",
-        "<|user|>\n{q}\n<|assistant|>\n{r}\n<|user|>\n{q}\n<|assistant|>\n{r}",
-        "{r}\n{r}",
-    ),
-    "teknium/OpenHermes-2.5": ("chat", "<|user|>\n{q}\n<|assistant|>\n{r}", "{r}"),
-}
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_every_published_format(online, words, tmp_path, capsys, name):
-    form, whole, learnt = SETS[name]
-    tokens = prepared(tmp_path / "out", "--source", f"hf:{name}", "--tokenizer", words)
-    shown = capsys.readouterr().out
-    assert f"taken as {form} from" in shown and "at commit 0123456789ab" in shown
-    q, a, b = local_hub.problem(0)
-    fill = {
-        "q": q,
-        "a": a,
-        "b": b,
-        "s": a + b,
-        "t": local_hub.trajectory(0)[1],
-        "r": f"He has {a}+{b}=<<{a}+{b}={a + b}>>{a + b} apples.\n#### {a + b}",
-    }
-    if whole is None:
-        file = hub_datasets.choose(
-            [(str(p.relative_to(online[0] / name)), 1) for p in (online[0] / name).rglob("*")],
-            None,
-            None,
-            sources.SHARDS,
-        )[0][0]
-        whole = local_hub.page(
-            (5000 if "Slim" in name else 0) + 60 * int(re.search(r"train[-_](\d+)", file)[1])
-        )
-    else:
-        whole = whole.format(**fill) if "{q}" in whole else whole
-    tokenizer, ids = Tokenizer.load(words), documents(tokens)[0]
-    assert tokenizer.decode(ids) == whole
-    assert tokens.meta["sources"] == [
-        {
-            "name": f"hf:{name}",
-            "documents": tokens.meta["sources"][0]["documents"],
-            "tokens": tokens.count,
-        }
-    ]
-    if learnt is None:
-        assert tokens.loss_mask is None
-    else:
-        mask = tokens.loss_mask[: len(ids) + 1].astype(bool)
-        assert tokenizer.decode(np.array(ids)[mask[:-1]]) == learnt.format(**fill) and mask[-1]
-    assert not (tmp_path / "out" / hub_datasets.FOLDER).exists()
-
-
-def test_an_input_beside_the_instruction_belongs_to_the_prompt():
-    assert formats.guess({"instruction", "input", "output"}) == (
-        "pair",
-        ["instruction", "input", "output"],
-    )
-    assert formats.document(
-        "pair", ["instruction", "input", "output"], ["Add.", "2 and 3", "5"]
-    ) == ["Add.\n2 and 3\n", "5"]
-    assert formats.document(
-        "pair", ["instruction", "input", "output"], ["Add 2 and 3.", "", "5"]
-    ) == ["Add 2 and 3.\n", "5"]
-
-
-def test_pairs_are_masked_where_asked_for(online, words, tmp_path):
-    tokens = prepared(
-        tmp_path / "out",
-        "--source",
-        "hf:openai/gsm8k:main:train",
-        "--tokenizer",
-        words,
-        "--mask-prompt",
-    )
-    tokenizer, ids = Tokenizer.load(words), np.array(documents(tokens)[0])
-    mask = tokens.loss_mask[: len(ids)].astype(bool)
-    assert tokenizer.decode(ids[~mask]) == f"train main: {local_hub.problem(0)[0]}\n"
-
-
-@pytest.mark.parametrize("block", [7, 100, 1 << 20])
-def test_arrays_are_read_in_blocks(tmp_path, words, monkeypatch, block):
-    rows = [
-        {"text": t, "n": [1, {"a": "]"}]}
-        for t in ("a", "naïve 数学 🙂", "x, ] [ {", '"quoted" \\ \n', "last")
-    ]
-    path = tmp_path / "x.json"
-    path.write_text(" \n" + json.dumps(rows, indent=1, ensure_ascii=False))
-    whole = prepared(tmp_path / "whole", "--source", path, "--tokenizer", words)
-    monkeypatch.setattr(reading, "BLOCK", block)
-    assert prepared(tmp_path / "out", "--source", path, "--tokenizer", words).hash == whole.hash
-    assert [Tokenizer.load(words).decode(d) for d in documents(whole)] == [
-        row["text"] for row in rows
-    ]
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(UserError, match="x.json: damaged after record 4"):
-        prepared(tmp_path / "cut", "--source", path, "--tokenizer", words)
-
-
 def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch):
     """Neither prepare.py nor tools.decontaminate deletes what lies in or beside --out."""
     (tmp_path / "out/shard").mkdir(parents=True)
@@ -331,87 +147,6 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
         "hub.json",
         "out",
     ]
-
-
-# --- mixtures
-
-
-@pytest.mark.parametrize(
-    "weights, message",
-    [("nan 1", "a weight above 0"), ("inf 1", "a weight above 0"), ("1 100", "less than a token")],
-)
-def test_a_mixture_that_cannot_be(online, words, tmp_path, weights, message):
-    with pytest.raises(UserError, match=message):
-        prepared(
-            tmp_path / "out",
-            "--source",
-            "hf:cerebras/SlimPajama-627B",
-            "hf:bigcode/starcoderdata",
-            "--tokenizer",
-            words,
-            "--mix",
-            *weights.split(),
-            "--max-tokens",
-            10,
-        )
-
-
-def test_a_mixtures_proportions_are_exact_for_any_number_of_workers(online, words, tmp_path):
-    names = [
-        "hf:cerebras/SlimPajama-627B",
-        "hf:bigcode/starcoderdata",
-        "hf:open-web-math/open-web-math",
-    ]
-    for workers in (1, 2):
-        tokens = prepared(
-            tmp_path / str(workers),
-            "--source",
-            *names,
-            "--tokenizer",
-            words,
-            "--mix",
-            6,
-            3,
-            1,
-            "--max-tokens",
-            10001,
-            "--workers",
-            workers,
-        )
-        counts = [entry["tokens"] for entry in tokens.meta["sources"]]
-        assert (
-            np.abs(np.array(counts) / 10001 - [0.6, 0.3, 0.1]).max() < 1e-4
-            and sum(counts) == tokens.count == 10001
-        )
-        assert [entry["name"] for entry in tokens.meta["sources"]] == names
-    assert same_files(tmp_path / "1", tmp_path / "2")
-    part = prepared(
-        tmp_path / "part", "--source", names[1], "--tokenizer", words, "--max-tokens", counts[1]
-    )
-    assert np.array_equal(tokens.tokens[counts[0] : counts[0] + counts[1]], part.tokens)
-    with pytest.raises(UserError, match="starcoderdata ends .* tokens short of its share"):
-        prepared(
-            tmp_path / "short",
-            "--source",
-            *names[:2],
-            "--tokenizer",
-            words,
-            "--mix",
-            1,
-            9,
-            "--max-tokens",
-            60000,
-        )
-
-
-@pytest.mark.parametrize(
-    "flags", [["--mix", 1], ["--mix", 1, 0, "--max-tokens", 9], ["--mix", 1, 2]]
-)
-def test_mixtures_that_make_no_sense(words, tmp_path, flags):
-    with pytest.raises(
-        UserError, match="wanted a weight above 0 for each of 2 sources, and --max-tokens"
-    ):
-        prepared(tmp_path / "out", "--source", "a", "b", "--tokenizer", words, *flags)
 
 
 # --- kills, a branch that moves, damage
@@ -540,7 +275,8 @@ def test_over_http(made, words, tmp_path):
         "HF_HUB_OFFLINE": "0",
     }
     code = (
-        "import sys, prepare\nfrom common.errors import UserError\nfor argv in {!r}:\n    try:\n        prepare.main(argv)\n"
+        "import sys, prepare\nfrom common.errors import UserError\n"
+        "for argv in {!r}:\n    try:\n        prepare.main(argv)\n"
         "    except UserError as error:\n        print('error:', error)"
     )
 
