@@ -185,6 +185,7 @@ def form_and_fields(args):
 
 
 def prepare_demo(args):
+    """The demo's token sets and test problems (demo/sets.py). Raises UserError."""
     for name in ("tokenizer", "max_tokens", "text_field", "prompt_field", "decontaminate"):
         if getattr(args, name) is not None:
             raise UserError(f"{flag(name)}: does not go with --source demo; name files as --source")
@@ -197,6 +198,10 @@ def prepare_files(args):
     """One token set of files, token sets and data sets on the hub. Raises UserError."""
     if not args.out:
         raise UserError("--out: got none, wanted the folder of the new token set")
+    if "demo" in args.source:
+        raise UserError(
+            "--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on"
+        )
     out = Path(args.out)
     refuse_own_input(out, args)
     if args.overwrite:
@@ -222,14 +227,11 @@ def prepare_files(args):
 
 
 def refuse_own_input(out, args):
+    """Raises UserError where the new set would replace what it is made of."""
     names = [*args.source, args.tokenizer] if args.tokenizer else args.source
     for name in names:
         if Path(name).is_dir() and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out}: is also read from; name another folder")
-    if "demo" in args.source:
-        raise UserError(
-            "--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on"
-        )
 
 
 def tokenizer_for(args, sources):
@@ -256,7 +258,7 @@ def tokenizer_for(args, sources):
 
 
 def plan_of(args, sources, tokenizer, settings):
-    """What identifies the set; another one is not gone on with.
+    """What identifies the set: one of another plan in --out is refused.
 
     --skip-bad is no part of it: it makes no difference before the first broken record.
     """

@@ -1,8 +1,8 @@
 """One token set, made from sources: it goes on where it stopped, and ends in identical files.
 
-`build` is what prepare.py and the demo call. The folder says how far it is: progress.json while it
-is unfinished, meta.json when it is done (data.TokenSetWriter). Both name the plan, which identifies
-the work; a set of another plan is refused.
+The folder says how far it is: progress.json while it is unfinished, meta.json when it is done
+(data.TokenSetWriter). Both name the plan, which identifies the work; a set of another plan is
+refused.
 """
 
 import json

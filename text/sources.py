@@ -1,7 +1,7 @@
 """What --source names, as sources: files here, shards of a data set on the hub, token sets.
 
-Whatever can be seen to be wrong without reading everything is refused here. Whoever makes documents
-otherwise, as the demo does, hands over a source of kind "generated" of its own.
+Whatever can be seen to be wrong without reading everything is refused here. Whoever has documents
+that are in no file hands over a source of kind "generated", with a function that makes them.
 """
 
 import json
