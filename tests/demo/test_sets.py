@@ -3,10 +3,11 @@
 import json
 import re
 
+from prepared import demo_fixture, documents, same_files  # noqa: F401 (a fixture)
+
 from data import TokenSet
 from demo import corpus
 from hf.tokenizer import Tokenizer
-from prepared import demo_fixture, documents, same_files  # noqa: F401 (a fixture)
 
 
 def test_demo_is_the_same_every_time_and_another_with_another_seed(demo):

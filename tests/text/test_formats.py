@@ -5,9 +5,6 @@ import re
 
 import numpy as np
 import pytest
-
-from common.errors import UserError
-from hf.tokenizer import Tokenizer
 from prepared import (  # noqa: F401 (fixtures)
     documents,
     made_fixture,
@@ -16,6 +13,9 @@ from prepared import (  # noqa: F401 (fixtures)
     same_files,
     words_fixture,
 )
+
+from common.errors import UserError
+from hf.tokenizer import Tokenizer
 from text import formats, hub_datasets, reading, sources
 from tools import local_hub
 

@@ -11,12 +11,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-
-from common.errors import UserError
-from conftest import ROOT
-from data import TokenSet
-from evaluation import tasks
-from hf import downloads
 from prepared import (  # noqa: F401 (fixtures)
     documents,
     killed_at,
@@ -26,6 +20,12 @@ from prepared import (  # noqa: F401 (fixtures)
     same_files,
     words_fixture,
 )
+
+from common.errors import UserError
+from conftest import ROOT
+from data import TokenSet
+from evaluation import tasks
+from hf import downloads
 from text import building, hub_datasets, reading, sources
 from tools import decontaminate, local_hub
 

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-
-from common.errors import UserError
 from prepared import (  # noqa: F401 (fixtures)
     documents,
     made_fixture,
@@ -12,6 +10,8 @@ from prepared import (  # noqa: F401 (fixtures)
     same_files,
     words_fixture,
 )
+
+from common.errors import UserError
 
 
 @pytest.mark.parametrize(

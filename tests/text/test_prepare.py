@@ -12,11 +12,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import tokenizers
-
-from conftest import ROOT
-from data import TokenSet
-from demo import corpus
-from hf.tokenizer import Tokenizer
 from prepared import (  # noqa: F401 (fixtures)
     demo_fixture,
     documents,
@@ -26,6 +21,11 @@ from prepared import (  # noqa: F401 (fixtures)
     texts_fixture,
     write,
 )
+
+from conftest import ROOT
+from data import TokenSet
+from demo import corpus
+from hf.tokenizer import Tokenizer
 from text import reading
 from text.building import Settings
 from text.pieces import Preparation

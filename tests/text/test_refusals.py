@@ -10,10 +10,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-
-from common.errors import UserError
-from conftest import ROOT
-from data import TokenSet
 from prepared import (  # noqa: F401 (fixtures)
     demo_fixture,
     documents,
@@ -22,6 +18,10 @@ from prepared import (  # noqa: F401 (fixtures)
     texts_fixture,
     write,
 )
+
+from common.errors import UserError
+from conftest import ROOT
+from data import TokenSet
 
 GOOD = b'{"text": "the sum"}\n'
 BAD_FILES = [  # name, bytes, what the message says

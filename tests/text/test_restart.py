@@ -4,10 +4,6 @@ import json
 import resource
 
 import pytest
-
-from common.errors import UserError
-from data import TokenSet
-from hf.tokenizer import Tokenizer
 from prepared import (  # noqa: F401 (fixtures)
     folder_fixture,
     forked,
@@ -17,6 +13,10 @@ from prepared import (  # noqa: F401 (fixtures)
     texts_fixture,
     write,
 )
+
+from common.errors import UserError
+from data import TokenSet
+from hf.tokenizer import Tokenizer
 from text import building, reading
 from text.pieces import Preparation
 
