@@ -1,0 +1,1 @@
+"""The embedded default: its text, the chain of its stages, its table."""

@@ -14,6 +14,8 @@ from common.files import read_json
 from data import TokenSet
 from hf import checkpoint
 
+KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
+
 # The recipe; what is not named here is the trainers' default.
 BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"
 REFERENCE = "--steps 400 --lr 2e-3 --eval-every 0"
@@ -91,7 +93,8 @@ def finished(path, command):
 def run(command):
     """Run a stage as its own process, showing the command; its failure ends this one with the same exit code."""
     print(f"\n$ python {command}", flush=True)
-    code = subprocess.run([sys.executable, *command.split()]).returncode
+    script, *arguments = command.split()
+    code = subprocess.run([sys.executable, str(KIT / script), *arguments]).returncode
     if code:
         sys.exit(code)
 

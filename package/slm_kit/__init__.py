@@ -1,12 +1,11 @@
-"""The kit as one package, for a fork's own folder: `from slm_kit import slm, train_slm`.
+"""The kit as one package, for a fork's own folder: `from slm_kit import slm, train_slm`."""
 
-The kit's files import each other by short names (`import slm`, `from data import TokenSet`), which
-a fork wants for files of its own. So `slm_kit.NAME` is the checkout's file of that name, compiled
-with its imports of the kit's own files rewritten to slm_kit: nothing is copied, and no short name
-is taken. Load the kit by one name in a process: slm_kit.slm and slm are two modules.
-
-    pip install -e FOLDER_OF_THE_KIT
-"""
+# pip install -e FOLDER_OF_THE_KIT
+#
+# The kit's files import each other by short names (`import slm`, `from data import TokenSet`),
+# which a fork wants for files of its own. So `slm_kit.NAME` is the checkout's file of that name,
+# compiled with its imports of the kit's own files rewritten to slm_kit. Nothing is copied, and no
+# short name is taken. Load the kit by one name in a process: slm_kit.slm and slm are two modules.
 
 import ast
 import importlib.abc
@@ -62,7 +61,7 @@ class Loader(importlib.machinery.SourceFileLoader):
         return super().source_to_code(ast.fix_missing_locations(tree), path, **options)
 
     def get_code(self, fullname):
-        """Compiled anew each time: __pycache__ belongs to the same files under their short names."""
+        """Compiled anew each time: __pycache__ belongs to the files under their short names."""
         return self.source_to_code(self.get_data(self.path), self.path)
 
 

@@ -2,18 +2,34 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import pytest
 
 import demo.chain as chain
-import demo.corpus as corpus
 import train_ref
-import train_slm
-from conftest import write_model, write_set
+from conftest import ROOT, write_model, write_set
 
 
 def students(**changes):
-    return argparse.Namespace(**{"k": 0.6, "score": "excess", "scope": "micro", **changes})
+    """Arguments of train_slm.py that name no input and no output, as for the demo."""
+    nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs"))
+    defaults = {"k": 0.6, "score": "excess", "scope": "micro", "seed": 0}
+    return argparse.Namespace(**{**nothing, **defaults, **changes})
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+    """In an empty folder: the commands that the chain would have run."""
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(chain, "run", commands.append)
+    return commands
+
+
+def scripts(commands):
+    return [command.split()[0] for command in commands]
 
 
 @pytest.mark.parametrize(
@@ -44,60 +60,49 @@ def test_tokens_to_reach_interpolates_between_evaluations(tmp_path):
     assert chain.tokens_to_reach(tmp_path, 1.9) is None
 
 
-def test_missing_stages_run_in_order_and_finished_ones_are_used_again(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    ran = []
-    monkeypatch.setattr(chain, "run", ran.append)
-    args = students(
-        data=None, init=None, out=None, val=None, ref_loss=None, steps=None, epochs=None, seed=0
-    )
+def test_missing_stages_run_in_order(ran):
+    args = students()
     chain.ensure(args, "slm")
-    assert [command.split()[0] for command in ran] == [
-        "prepare.py",
-        "train_ref.py",
-        "train_ref.py",
-        "score.py",
-        "train_slm.py",
-    ]
-    assert (args.data, args.init, args.out) == ("data/demo/corpus", "out/demo/base", "out/demo/slm")
+    stages = ["prepare.py", "train_ref.py", "train_ref.py", "score.py", "train_slm.py"]
+    assert scripts(ran) == stages
+    assert args.data == "data/demo/corpus"
+    assert args.init == "out/demo/base"
     assert args.ref_loss == "out/demo/ref_loss.bin"
+    assert args.out == "out/demo/slm"
+
+
+def test_finished_stages_are_used_again(ran, monkeypatch):
     monkeypatch.setattr(chain, "finished", lambda path, command: True)
-    ran.clear()
-    chain.ensure(
-        students(
-            data=None, init=None, out=None, val=None, ref_loss=None, steps=None, epochs=None, seed=3
-        ),
-        "slm",
-    )
+    chain.ensure(students(seed=3), "slm")
     assert ran == []
 
 
-def test_the_plain_baseline_needs_no_reference(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    ran = []
-    monkeypatch.setattr(chain, "run", ran.append)
-    chain.ensure(
-        students(
-            k=1.0,
-            data=None,
-            init=None,
-            out=None,
-            val=None,
-            ref_loss=None,
-            steps=None,
-            epochs=None,
-            seed=0,
-        ),
-        "slm",
-    )
-    assert [command.split()[0] for command in ran] == ["prepare.py", "train_ref.py"]
+def test_the_plain_baseline_needs_no_reference(ran):
+    chain.ensure(students(k=1.0), "slm")
+    assert scripts(ran) == ["prepare.py", "train_ref.py"]
 
 
-def test_a_named_token_set_is_left_alone(monkeypatch):
-    monkeypatch.setattr(chain, "run", lambda command: pytest.fail(command))
-    args = students(data="mine", seed=0)
+def test_a_named_token_set_is_left_alone(ran):
+    args = students(data="mine")
     chain.ensure(args, "slm")
-    assert vars(args) == {**vars(students(data="mine", seed=0)), "chain": False}
+    assert ran == []
+    assert vars(args) == {**vars(students(data="mine")), "chain": False}
+
+
+def test_a_stage_is_the_kits_file_wherever_it_is_called(monkeypatch, tmp_path, capsys):
+    """A fork's own folder may hold a score.py that is something else."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "score.py").write_text("raise SystemExit('not the kit')\n")
+    called = []
+
+    def pretend(command):
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+    chain.run("score.py --model out/demo/ref")
+    assert called == [[sys.executable, str(ROOT / "score.py"), "--model", "out/demo/ref"]]
+    assert capsys.readouterr().out == "\n$ python score.py --model out/demo/ref\n"
 
 
 def test_a_stage_is_stale_when_its_inputs_or_arguments_changed(stage, vocabulary, tmp_path):
@@ -105,44 +110,14 @@ def test_a_stage_is_stale_when_its_inputs_or_arguments_changed(stage, vocabulary
     write_model(tmp_path / "m", vocabulary)
     flags = "--data d --init m --steps 2 --seq-len 16 --batch-size 2"
     assert stage(train_ref, f"{flags} --out out/demo/x --device cpu")[0] == 0
-    path, command = tmp_path / "out/demo/x/summary.json", f"train_ref.py {flags} --out out/demo/x"
+    path = tmp_path / "out/demo/x/summary.json"
+    command = f"train_ref.py {flags} --out out/demo/x"
     assert chain.finished(path, command)
     assert not chain.finished(path, command.replace("--steps 2", "--steps 3"))
+
     write_model(tmp_path / "m", vocabulary, seed=1)  # another base under the same name
     assert not chain.finished(path, command)
     code, _, err = stage(train_ref, f"{flags} --out out/demo/x --device cpu")
-    assert (
-        code == 2 and "'init'" in err and "other arguments" in err
-    )  # and the stage says what differs
-
-
-def test_demo_problems_are_split_and_labels_do_not_reach_training(stage, vocabulary, tmp_path):
-    splits = [
-        {key for keys in corpus.keys(split) for key in keys} for split in ("train", "val", "test")
-    ]
-    assert not splits[0] & splits[1] and not splits[0] & splits[2] and not splits[1] & splits[2]
-    tests = corpus.test_problems(1000)
-    assert (
-        len({tuple(p["key"]) for p in tests}) == 1000
-        and {tuple(p["key"]) for p in tests} <= splits[2]
-    )
-    # the same run with labels and without them ends in the same weights
-    import numpy as np
-
-    from hf import checkpoint
-
-    for name, kind in (("with", np.arange(600) % 2), ("without", None)):
-        write_set(tmp_path / name, vocabulary, 600, kind=kind)
-    write_model(tmp_path / "m", vocabulary)
-    for name in ("with", "without"):
-        assert (
-            stage(
-                train_slm,
-                f"--k 0.5 --score loss --data {name} --init m --steps 3 --seq-len 16 --batch-size 2 "
-                f"--device cpu --out o-{name}",
-            )[0]
-            == 0
-        )
-    assert checkpoint.model_hash(tmp_path / "o-with") == checkpoint.model_hash(
-        tmp_path / "o-without"
-    )
+    assert code == 2
+    assert "other arguments" in err
+    assert "'init'" in err
