@@ -157,6 +157,20 @@ def test_lines_are_wrapped(page):
         assert len(line) <= 100 or table_or_picture, f"{page.name}: {line}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_rows_of_a_table_are_equally_long(page):
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        lengths = {row.count("|") for row in table.splitlines()}
+        assert len(lengths) == 1, f"{page.name}: {table}"
+
+
+def test_every_dependency_has_its_reason():
+    text = read(ROOT / "docs" / "contributing.md")
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for package in re.findall(r"^[a-z][\w-]*", read(ROOT / name), re.MULTILINE):
+            assert f"`{package}`" in text, f"docs/contributing.md: {package} of {name}"
+
+
 def test_citation_is_valid():
     yaml = pytest.importorskip("yaml", reason="PyYAML comes with huggingface-hub")
     citation = yaml.safe_load(read(ROOT / "CITATION.cff"))
