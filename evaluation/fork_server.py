@@ -120,7 +120,7 @@ def serve(channel, options):
     uid = usable_uid(options["uid"], preload, paths)
     for name in preload:
         importlib.import_module(name)
-    options.update(uid=uid, own_files=own_files, paths=paths, null=null)
+    options.update(uid=uid, own_files=own_files, paths=paths, null=null, caller=channel.fileno())
     gc.freeze()  # a fork then shares the loaded modules' pages for longer
     send(channel, json.dumps(probe(options)).encode())
     while True:
@@ -189,7 +189,8 @@ def run_program(program, options):
     os.close(report_end)
 
     end = start + options["timeout"]
-    got, ending = read_until_end(child, {output: OUTPUT, report: REPORT}, end)
+    limits = {output: OUTPUT, report: REPORT}
+    got, ending = read_until_end(child, limits, end, options["caller"])
     kill_all(child)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with contextlib.suppress(ChildProcessError):
@@ -202,15 +203,17 @@ def run_program(program, options):
         unmount_box(box)
     else:
         remove(box)
+    if ending == "no caller":
+        raise ConnectionResetError("the other side ended")
     status, error = verdict(ending, code, got[report])
     stdout = got[output][:OUTPUT].decode("utf-8", "replace")
     return Result(stdout, error, status, seconds)
 
 
-def read_until_end(child, limits, end):
-    """({pipe: what was read}, how it ended: "ended", "too much" or "time").
+def read_until_end(child, limits, end, caller):
+    """({pipe: what was read}, how it ended: "ended", "too much", "time" or "no caller").
 
-    limits: {pipe: bytes}. end: on the monotonic clock.
+    limits: {pipe: bytes}. end: on the monotonic clock. caller: the socket to the caller.
     """
     got = {fd: bytearray() for fd in limits}
     is_open = set(limits)
@@ -218,6 +221,7 @@ def read_until_end(child, limits, end):
     poll = select.poll()
     for fd in limits:
         poll.register(fd, select.POLLIN)
+    poll.register(caller, 0)  # tells only of its end
     while is_open or not ended:
         left = end - time.monotonic()
         if left <= 0:
@@ -226,6 +230,8 @@ def read_until_end(child, limits, end):
         # itself is asked, too.
         wait = min(left * 1000, 20 if is_open else 1)
         for fd, _ in poll.poll(wait):
+            if fd == caller:
+                return got, "no caller"
             data = os.read(fd, 1 << 16)
             got[fd] += data
             if len(got[fd]) > limits[fd]:
