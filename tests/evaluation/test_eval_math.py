@@ -1,4 +1,4 @@
-"""The evaluation stage: whole runs on small models, kills and resumes, the tool loop against published generations."""
+"""The evaluation stage: whole runs on small models, kills, tools against published generations."""
 
 import json
 from functools import partial
@@ -39,8 +39,10 @@ def rows(path):
 
 
 def parrot(folder, vocabulary, text):
-    """A run's folder whose model says `text` after every prompt that ends as the questions do: a look-up of the next id
-    by the last one, written into the weights (blocks that add nothing, and a head that is the look-up)."""
+    """A run's folder whose model says `text` after every prompt that ends as the questions do.
+
+    It looks the next id up by the last one: its blocks add nothing, and its head is the look-up.
+    """
     ids = vocabulary.encode("A:" + text).tolist()
     ids = ids[ids.index(vocabulary.encode("Tom\nA:").tolist()[-1]) :]
     assert len(set(ids)) == len(ids), "the look-up needs different ids"
@@ -71,7 +73,7 @@ def parrot(folder, vocabulary, text):
 
 
 def test_exact_match_is_counted_and_noted(stage, vocabulary, tmp_path):
-    """A model that always says 7: the share of sevens among the answers, in results.json and in the run's summary."""
+    """A model that always says 7: the share of sevens, in results.json and the run's summary."""
     parrot(tmp_path / "run", vocabulary, " #### 7\n")
     write_problems(tmp_path / "data/demo", ["7", "8", "7", "77", "-7", "7"])
     code, out, err = stage(E, "--model run --tasks data/demo/test.jsonl --device cpu")
@@ -152,7 +154,7 @@ def test_the_demo_s_problems_are_named_where_they_are_missing(stage, vocabulary,
 
 
 def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
-    """kill -9 after eight answers, a line cut short: the files are those of an uninterrupted run."""
+    """kill -9 after eight answers, a line cut short: the files are an uninterrupted run's."""
     write_model(tmp_path / "run", vocabulary)
     write_problems(tmp_path / "data/demo", ["7"] * 40)
     arguments = "--model run --batch-tokens 600 --device cpu --out "
@@ -187,8 +189,8 @@ def test_killed_while_it_writes_results(stage, vocabulary, tmp_path, point):
 
 @needs_data
 def test_gsm8k_from_end_to_end(stage, vocabulary, tmp_path):
-    """A random model on real problems: the prompts are the harness's (their hash), nonsense scores 0, and grading the
-    written file again gives the same verdicts."""
+    """A random model on real problems: the prompts are the harness's (their hash), nonsense scores
+    0, and grading the written file again gives the same verdicts."""
     write_model(tmp_path / "run", vocabulary, max_position_embeddings=8192)
     code, out, err = stage(
         E, f"--model run --tasks gsm8k --data-dir {SHARED} --limit 3 --max-new-tokens 8 --out out"
@@ -240,9 +242,12 @@ def ask(question):
 @needs_data
 @pytest.mark.parametrize("folder, n", [("gsm8k", 30), ("minerva_math", 30)])
 def test_tool_loop_rebuilds_published_texts(folder, n, monkeypatch):
-    """With the authors' model replaced by a replay of its own texts, the loop, its programs and their outputs give
-    the published text: every output of ours must be what their model was shown. (Programs get more time, and texts
-    with a time-out are left out: a slow machine must not make a time-out of what was none. Some import scipy.)"""
+    """A replay of the authors' texts in their model's place gives the published text again.
+
+    So every output of ours must be what their model was shown. Programs get more time, and texts
+    with a time-out are left out: a slow machine must not make a time-out of what was none. Texts
+    that import scipy need it.
+    """
     monkeypatch.setattr(reasoning, "Sandbox", partial(reasoning.Sandbox, timeout=600))
     path = next((SHARED / "published/rho-math-1b-interpreter-v0.1" / folder).glob("*e-1.jsonl"))
     published = rows(path)
@@ -293,7 +298,7 @@ def test_two_ranks_give_the_file_of_one(vocabulary, tmp_path):
 @pytest.mark.slow
 @needs_data
 def test_real_model_answers_real_problems(stage, tmp_path):
-    """SmolLM2-135M on a few problems of SVAMP: it answers in the form of the few shots, and stops there."""
+    """SmolLM2-135M on problems of SVAMP: it answers in the form of the few shots, and stops."""
     folder = real_model()
     code, _, err = stage(
         E,

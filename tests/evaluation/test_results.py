@@ -144,7 +144,7 @@ RELEASED = [
 @needs_published
 @pytest.mark.parametrize("model, folder, task, _, __", RELEASED)
 def test_released_answers_are_extracted(model, folder, task, _, __):
-    """Extraction alone, all samples, no algebra: the very string, or an equal number, in at least 99%."""
+    """Extraction alone, no algebra: the very string, or an equal number, in at least 99%."""
     rows = [
         json.loads(line)
         for line in next((PUBLISHED / model / folder).glob("*.jsonl")).open(encoding="utf-8")
@@ -162,8 +162,8 @@ def test_released_generations_get_the_authors_verdicts(
     file = next((PUBLISHED / model / folder).glob("*.jsonl"))
     entry = regrade(file, task, tmp_path)[task]
     print(
-        f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; the authors' verdict in "
-        f"{entry['agree_score']}%, their answer in {entry['agree_pred']}%"
+        f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; "
+        f"the authors' verdict in {entry['agree_score']}%, their answer in {entry['agree_pred']}%"
     )
     assert entry["published"] == pytest.approx(accuracy, abs=0.4)
     assert entry["agree_score"] >= agreement and entry["agree_pred"] >= agreement

@@ -40,7 +40,8 @@ FILES = ("__init__", "sandbox", "fork_server", "confine")
 
 SNOOP = """
 import glob, os
-for path in glob.glob("/proc/*/environ") + ["/proc/PARENT/environ", "HOME/.ssh/id_rsa", "/etc/shadow", "/etc/passwd"]:
+paths = ["/proc/PARENT/environ", "HOME/.ssh/id_rsa", "/etc/shadow", "/etc/passwd"]
+for path in glob.glob("/proc/*/environ") + paths:
     try:
         print(open(path, errors="replace").read())
     except OSError:
@@ -49,7 +50,8 @@ print(os.environ)
 """
 WRITE = """
 import os
-for path in ("HOME/written", "HOME/open-to-all", "/dev/shm/canary-PORT", "/tmp/canary-PORT", "/var/tmp/canary-PORT"):
+shared = ["/dev/shm/canary-PORT", "/tmp/canary-PORT", "/var/tmp/canary-PORT"]
+for path in ["HOME/written", "HOME/open-to-all", *shared]:
     try:
         open(path, "a").write("x")
         print("wrote", path)
@@ -109,7 +111,8 @@ HOSTILE = {
         "timeout",
         "",
         "import signal, time\nfor s in range(1, 65):\n"
-        " try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\ntime.sleep(600)",
+        " try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\n"
+        "time.sleep(600)",
     ),
     "deep recursion": ("error", "", "def f(): f()\nf()"),
     "deep recursion without a limit": (
@@ -225,7 +228,10 @@ WORLDS = [
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that every user may enter, with a secret key, a file open to all, copies of the sandbox; and a port."""
+    """A folder that every user may enter, and a port.
+
+    The folder holds a secret key, a file open to all, and copies of the sandbox.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     (folder / "home" / ".ssh").mkdir(parents=True)
     (folder / "home" / ".ssh" / "id_rsa").write_text(SECRET)
@@ -260,13 +266,16 @@ def weaken(file):
 
 
 def as_nobody():
-    """The command that becomes nobody, with a Python that nobody can run; skips where there is none."""
+    """The command that becomes nobody, and a Python that nobody can run; skips where it is not."""
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("becoming another user needs root and setpriv")
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         # setpriv itself still starts what nobody may not, so ask once more from inside
-        usable = "import os, sys; sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
+        usable = (
+            "import os, sys\n"
+            "sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
+        )
         test = [*become, python, "-c", usable]
         try:
             if subprocess.run(test, capture_output=True).returncode == 0:
@@ -277,7 +286,7 @@ def as_nobody():
 
 
 def as_container():
-    """The command of a container without capabilities where namespaces are forbidden; skips where it cannot be made."""
+    """The command of a container without capabilities or namespaces; skips where it cannot be."""
     if not (shutil.which("setpriv") and shutil.which("unshare")):
         pytest.skip("needs unshare and setpriv")
     command = [
@@ -394,7 +403,7 @@ def test_control_without_a_sandbox(name, place):
 
 
 def test_python_that_others_may_not_read():
-    """A virtual environment in a folder of mode 700 (mktemp -d, root's home): modules load late, too."""
+    """A virtual environment in a folder of mode 700 (mktemp -d, root's home); late modules, too."""
     with tempfile.TemporaryDirectory() as folder:  # of mode 700
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         packages = next(Path(folder).glob("lib/python*/site-packages"))
@@ -557,7 +566,10 @@ def test_command_line(program, seconds, code, stdout, stderr):
 
 
 def test_does_not_import_torch():
-    code = "import sys; from evaluation import sandbox; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    code = (
+        "import sys; from evaluation import sandbox\n"
+        "sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -637,7 +649,7 @@ def reason(recorded, ours):
 
 @pytest.mark.slow
 def test_recorded_outputs_of_the_authors(tmp_path):
-    """Every ```output block of the released 1B-Interpreter generations (GSM8K, MATH) run again: at least 97% equal."""
+    """Every ```output block of the released 1B-Interpreter generations, run again: 97% equal."""
     if not RECORDED.exists():
         pytest.skip("the authors' released outputs are not here")
     cases = []
@@ -665,9 +677,10 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     ]
     (tmp_path / "differences.json").write_text(json.dumps(sorted(differences), indent=1))
     reasons = [why for why, *_ in differences]
+    counts = {why: reasons.count(why) for why in sorted(set(reasons))}
     print(
         f"\n{len(cases) - len(differences)} of {len(cases)} recorded outputs equal "
-        f"({1 - len(differences) / len(cases):.2%}); { ({why: reasons.count(why) for why in sorted(set(reasons))}) }; "
+        f"({1 - len(differences) / len(cases):.2%}); {counts}; "
         f"see {tmp_path / 'differences.json'}"
     )
     assert len(differences) <= 0.03 * len(cases)

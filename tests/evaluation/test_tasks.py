@@ -111,9 +111,9 @@ def test_odd_rows_become_the_texts_of_the_protocol():
     """Forms that the pinned files may or may not hold, written out by hand from the protocol."""
     options = "['a ) a ) 4 cm ²', 'b ) b ) none']"
     text = tasks.mathqa_question({"problem": "how many ?", "options": options})
-    assert (
-        text
-        == "How many ?\nWhat of the following is the right choice? Explain your answer.\n(A) 4 cm ², (B) none"
+    assert text == (
+        "How many ?\nWhat of the following is the right choice? Explain your answer.\n"
+        "(A) 4 cm ², (B) none"
     )
     row = {
         "table_title": None,
@@ -159,7 +159,7 @@ def test_true_or_false_is_asked_for(tmp_path):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """(base address, {path: body} served there, list of paths asked for); the cache is an empty folder."""
+    """(base address, {path: body} served there, paths asked for); the cache is an empty folder."""
     bodies, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -183,7 +183,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """GSM8K replaced by one problem and short shots, with their checksums; returns {path at the source: body}."""
+    """GSM8K replaced by one problem and short shots: {path at the source: body}."""
     bodies = {
         "eval/gsm8k.jsonl": b'{"question": "1 + 1?", "answer": "#### 2"}\n',
         "prompts/gsm8k.md": b"SHOTS",
