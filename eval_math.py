@@ -56,7 +56,9 @@ def arguments():
     group.add_argument(
         "--data-dir", metavar="DIR", help="folder with eval/ and prompts/ (default: download them)"
     )
-    group.add_argument("--limit", type=whole(1), help="only so many problems of each task")
+    group.add_argument(
+        "--limit", type=whole(1), metavar="N", help="only so many problems of each task"
+    )
     group.add_argument(
         "--regrade", metavar="FILE", help="grade this file of generations, for the one task named"
     )
@@ -70,11 +72,13 @@ def arguments():
     group.add_argument(
         "--max-new-tokens",
         type=whole(1),
+        metavar="N",
         help=f"per call of the model (default: {NEW_TOKENS}; for a file {NEW_TOKENS_OWN})",
     )
     group.add_argument(
         "--batch-tokens",
         type=whole(1),
+        metavar="N",
         help="tokens in the KV cache, rows times their length (default: what 1 GB holds, on a "
         "GPU 40%% of the free memory)",
     )
@@ -103,15 +107,10 @@ def arguments():
 def main():
     args = arguments()
     check(args)
-    if args.regrade:
-        out = regrade(args)
-        label = args.regrade
-    else:
-        out = evaluate(args)
-        label = args.model
+    out = regrade(args) if args.regrade else evaluate(args)
     if out:
         results = read_json(out / "results.json", "results")
-        write_atomic(out / "results.md", report.markdown(results, label))
+        write_atomic(out / "results.md", report.markdown(results, args.regrade or args.model))
         print(report.table(results))
 
 
@@ -208,9 +207,8 @@ class Subject:
         if self.args.batch_tokens:
             return self.args.batch_tokens
         device = self.env.device
-        free = CACHE_BYTES
-        if device.type == "cuda":
-            free = CACHE_SHARE * torch.cuda.mem_get_info(device)[0]
+        on_gpu = device.type == "cuda"
+        free = CACHE_SHARE * torch.cuda.mem_get_info(device)[0] if on_gpu else CACHE_BYTES
         config = self.model.config
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         fits = int(free / (numbers * self.env.dtype.itemsize))

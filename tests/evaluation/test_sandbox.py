@@ -514,12 +514,14 @@ def test_servers_end_with_a_killed_caller(place):
         "import sys; sys.path.insert(0, sys.argv[1]); from evaluation.sandbox import Sandbox\n"
         f"with Sandbox(2, timeout={PATIENT}) as sandbox:\n"
         "    print(flush=True)\n"
+        "    input()\n"
         "    sandbox.run(['while True: pass'] * 9)"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, folder / "copy"],
+        text=True,
         stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         cwd=folder,
         env=dict(os.environ, TMPDIR=str(folder)),  # a killed caller leaves its folder
     )
@@ -535,8 +537,9 @@ def test_servers_end_with_a_killed_caller(place):
         assert happened()
 
     caller.stdout.readline()
-    idle = processes()
+    idle = processes()  # the caller waits meanwhile
     assert idle >= 2
+    print(file=caller.stdin, flush=True)
     # The programs never end, so however long this takes they are still there.
     wait_until(lambda: processes() == idle + 2)
     caller.kill()
