@@ -36,8 +36,7 @@ NEW_TOKENS = 1024  # per call of the model
 NEW_TOKENS_OWN = 48  # in a task of one's own, whose questions and answers are short
 CACHE_BYTES = 1e9  # of the KV cache on CPU
 CACHE_SHARE = 0.4  # of a GPU's free memory
-MIN_CACHE = 4096  # tokens
-MAX_CACHE = {"cpu": 65536, "cuda": 1 << 18}  # tokens
+MIN_CACHE, MAX_CACHE = 4096, {"cpu": 65536, "cuda": 1 << 18}  # tokens
 
 
 def arguments():
@@ -293,8 +292,7 @@ def note_exact_match(path, verdicts):
     """Put the share of right answers (0..1) into a run's summary, where there is one."""
     if path.exists():
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
-        summary = {**read_json(path, "run"), "exact_match": share}
-        write_atomic(path, json.dumps(summary, indent=1))
+        write_atomic(path, json.dumps({**read_json(path, "run"), "exact_match": share}, indent=1))
 
 
 if __name__ == "__main__":
