@@ -173,7 +173,7 @@ def evaluated(folder, data):
     """A run's summary with its exact match, evaluated now where that is missing."""
     summary = read_json(folder / "summary.json", "run")
     if summary.get("exact_match") is None:
-        run(f"eval_math.py --model {folder} --tasks demo --data-dir {data}")
+        run(f"eval_math.py --model {folder} --tasks {data}/test.jsonl")
         summary = read_json(folder / "summary.json", "run")
     return summary
 

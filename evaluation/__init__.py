@@ -1,0 +1,1 @@
+"""Evaluation: tasks and prompts, batched decoding, programs in a sandbox, verdicts, results."""

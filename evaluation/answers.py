@@ -1,19 +1,25 @@
-"""What a model answered: the final answer in its text, and answers in one spelling, by the rules behind the paper's numbers.
+"""What a model answered: the final answer in its text, and answers in one spelling.
 
 extract("... The answer is $18$.")      # "$18$"
 normalize("$1,000.00 \\text{ miles}$")   # "1,000"
+after_hashes("3+4=7\\n#### 7")           # "7"
+
+The rules are those behind the paper's numbers.
 """
 
 import re
 
 MAX_CHARS = 1000  # a longer answer is right only if it is the very same string
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # extraction
 
 
 def extract(text, choice=False):
-    """The final answer in a generation, not yet normalised: the first of the harness's rules that applies."""
+    """The final answer in a generation, not yet normalised.
+
+    The first of the harness's rules that applies. choice: the answer is a letter.
+    """
     if choice:
         letter = re.search(r"answer is \(?([a-e])", choice_text(text))
         return letter[1].upper() if letter else ""
@@ -38,22 +44,40 @@ def choice_text(text):
 
 
 def boxed(rest):
-    """What follows the word "boxed": the balanced braces, or all up to a dollar sign where there are none."""
+    """What follows the word "boxed": the balanced braces, else all up to a dollar sign."""
     if not rest.startswith("{"):
         return rest.split("$", 1)[0].strip()
     depth = 0
     for end, char in enumerate(rest):
-        depth += (char == "{") - (char == "}")
+        if char == "{":
+            depth += 1
+        elif char == "}":
+            depth -= 1
         if depth == 0:
             return rest[1:end]
     return rest[1:]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def after_hashes(text):
+    """The first number in the line that begins with "####", without its commas; "" if none."""
+    match = re.search(r"####[^\n\d]*?(-?\d+(?:,\d{3})*(?:\.\d+)?)", text)
+    return match[1].replace(",", "") if match else ""
+
+
+def end_of_hashes(text, new):
+    """A stop condition (see generate.py): the end of the line with "####"."""
+    if "\n" not in text[len(text) - new :]:
+        return None
+    match = re.search(r"####[^\n]*\n", text)
+    return match and match.end()
+
+
+# --------------------------------------------------------------------------------------------------
 # normalisation
 
-# Words that stand beside a number and are dropped. They were gathered for MathQA's answers, single letters included
-# (o and h and s), so that a variable of that name is lost as well, in the answer and the truth alike.
+# Words that stand beside a number and are dropped. They were gathered for MathQA's answers, single
+# letters included (o and h and s), so that a variable of that name is lost as well, in the answer
+# and the truth alike.
 UNITS = """
     second sec s minute min hour hr h day month year yr am pm noon
     mile inch inches feet ft yard meter metre mtr m km cm mm dm degree deg
@@ -66,8 +90,8 @@ UNITS = """
 UNIT = re.compile(r"(?<!\w)(?:" + "|".join(sorted(UNITS, key=len, reverse=True)) + r")s?(?!\w)")
 
 SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
+    "zero one two three four five six seven eight nine ten "
+    "eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 ).split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 WORDS = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)}
@@ -75,27 +99,32 @@ SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 
 def words_to_number(text):
-    """ "two hundred and five boxes" -> "205": the number that the number words make; without any, the text itself."""
-    words = [
-        word
-        for word in re.split(r"[\s-]+", text.lower())
-        if word in WORDS or word in SCALES or word == "hundred"
-    ]
+    """The number that the number words make: "205" of "two hundred and five boxes".
+
+    Without number words, the text itself.
+    """
+    known = {*WORDS, *SCALES, "hundred"}
+    words = [word for word in re.split(r"[\s-]+", text.lower()) if word in known]
     if not words:
         return text
-    total = group = 0
+    total = 0
+    group = 0  # below the next thousand
     for word in words:
         if word in SCALES:
-            total, group = total + max(group, 1) * SCALES[word], 0
+            total += max(group, 1) * SCALES[word]
+            group = 0
+        elif word == "hundred":
+            group = max(group, 1) * 100
         else:
-            group = max(group, 1) * 100 if word == "hundred" else group + WORDS[word]
+            group += WORDS[word]
     return str(total + group)
 
 
 def normalize(answer):
-    """The form in which answers are compared: one line, no units, no dollars, LaTeX in one spelling.
+    """The form in which answers are compared: one line, no units or dollars, one LaTeX spelling.
 
-    Lossy on purpose, as the published numbers were made with it. Longer answers than MAX_CHARS only lose their blanks.
+    Lossy on purpose, as the published numbers were made with it. Longer answers than MAX_CHARS
+    only lose their blanks.
     """
     s = str(answer).strip().replace("\n", "")
     if len(s) > MAX_CHARS:

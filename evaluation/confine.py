@@ -1,6 +1,7 @@
-"""The layers of the sandbox, as system calls through ctypes, and the probe that tells what they enforce together.
+"""The layers of the sandbox, as system calls through ctypes, and the probe that attacks them.
 
-sandbox.py's fork server calls `unshare` and `change_root` once, and every program's process `confine` before it runs.
+fork_server.py calls `unshare` and `change_root` once, and every program's process `confine` before
+it runs. Numbers are the kernel's; where Python has no name for one, it has a name here.
 """
 
 import ctypes
@@ -11,12 +12,10 @@ import struct
 import sys
 from pathlib import Path
 
-FILE, FOLDER, PROCESSES, OPEN_FILES = (
-    16 << 20,
-    64 << 20,
-    64,
-    64,
-)  # bytes of one file, of all files; how many
+FILE = 16 << 20  # bytes of one file
+FOLDER = 64 << 20  # bytes of all files
+PROCESSES = 64
+OPEN_FILES = 64
 libc = ctypes.CDLL(None, use_errno=True)
 
 # A program that attacks, and prints what it was able to do.
@@ -34,7 +33,9 @@ def many():
 def fill():
     for i in range(FOLDER // FILE + 1):
         os.posix_fallocate(os.open(str(i), os.O_CREAT | os.O_WRONLY), 0, FILE)
-attempt("network", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9)))
+def connect():
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
+attempt("network", connect)
 attempt("reading outside its folder", lambda: open(CANARY).read())
 attempt("writing outside its folder", lambda: open(CANARY, "a"))
 attempt("writing outside its folder", lambda: os.truncate(CANARY, 0))
@@ -48,69 +49,86 @@ attempt("number of processes", many)
 
 
 def check(result):
+    """A system call's result. OSError where it failed."""
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+
+
+def in_a_fork(act, *args):
+    """Does act(*args) return something true, and raise nothing? Tried in a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if act(*args) else 1)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# namespaces and another root
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
+SYS_MOUNT_SETATTR = 442
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
+
+
+def readable_paths():
+    """Where Python, its packages and the system's libraries are; nothing else can be read."""
+    named = ["/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"]
+    named += [sys.prefix, sys.base_prefix, *sys.path]
+    wanted = set()
+    for path in named:
+        if os.path.exists(path):
+            wanted |= {os.path.abspath(path), os.path.realpath(path)}
+    wanted.discard("/")
+    inside = {path for path in wanted if any(str(p) in wanted for p in Path(path).parents)}
+    return sorted(wanted - inside)
+
+
+def unshare():
+    """New mount, process, network, IPC and host-name namespaces. True if done.
+
+    In a new user namespace where we may not make them otherwise.
+    """
+    spaces = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+    uid, gid = os.getuid(), os.getgid()
+    if libc.unshare(spaces) == 0:
+        return True
+    if libc.unshare(spaces | CLONE_NEWUSER) != 0:
+        return False
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    return True
 
 
 def mount(source, target, kind, flags, data=None):
     check(libc.mount(source, os.fsencode(target), kind, ctypes.c_ulong(flags), data))
 
 
-def readable_paths():
-    """Where Python, its packages and the system's libraries are; nothing else can be read."""
-    wanted = [
-        "/usr",
-        "/lib",
-        "/lib64",
-        "/etc/ld.so.cache",
-        "/etc/localtime",
-        sys.prefix,
-        sys.base_prefix,
-        *sys.path,
-    ]
-    wanted = {
-        path
-        for p in wanted
-        for path in (os.path.abspath(p), os.path.realpath(p))
-        if os.path.exists(p)
-    } - {"/"}
-    return sorted(p for p in wanted if not any(str(parent) in wanted for parent in Path(p).parents))
+def mount_box(box):
+    """An empty file system of FOLDER bytes for one program's files."""
+    size = f"size={FOLDER},nr_inodes=10000"
+    mount(b"box", box, b"tmpfs", MS_NOSUID | MS_NODEV, size.encode())
 
 
-def unshare():
-    """New mount, process, network, IPC and host-name namespaces, in a new user namespace if need be. True if done."""
-    spaces = 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(spaces) == 0:
-        return True
-    if libc.unshare(spaces | 0x10000000) != 0:
-        return False
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        Path(f"/proc/self/{name}").write_text(text)
-    return True
-
-
-def in_a_fork(act):
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if act() else 1)
-        finally:
-            os._exit(1)
-    return os.waitpid(child, 0)[1] == 0
+def unmount_box(box):
+    libc.umount2(box.encode(), MNT_DETACH)
 
 
 def change_root(folder, paths):
-    """A new root: an empty file system with `paths` bound into it, all read-only, and the mount point /box."""
-    BIND, RECURSIVE, PRIVATE = 4096, 16384, 1 << 18
+    """A new root: `paths` bound into an empty file system, all read-only, and a place for /box."""
     root = os.path.join(folder, "root")
     os.mkdir(root)
-    mount(None, "/", None, RECURSIVE | PRIVATE)
+    mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount(b"root", root, b"tmpfs", 0, b"size=1m,mode=755")
     for path in [*paths, "/dev/null", "/dev/zero", "/dev/urandom"]:
         if os.path.isdir(path):
@@ -118,44 +136,69 @@ def change_root(folder, paths):
         else:
             os.makedirs(os.path.dirname(root + path), exist_ok=True)
             Path(root + path).touch()
-        mount(os.fsencode(path), root + path, None, BIND | RECURSIVE)
+        mount(os.fsencode(path), root + path, None, MS_BIND | MS_REC)
     os.mkdir(root + "/box")
-    attributes = struct.pack(
-        "QQQQ", 1 | 2, 0, 0, 0
-    )  # read-only, nosuid; mount_setattr of everything below
-    check(libc.syscall(442, -100, os.fsencode(root), 0x8000, attributes, ctypes.c_size_t(32)))
+    make_read_only(root)
     os.chdir(root)
-    check(libc.syscall({"x86_64": 155}.get(os.uname().machine, 41), b".", b"."))  # pivot_root
-    check(libc.umount2(b".", 2))
+    # The new root is put over the old one, which is then taken away below it.
+    check(libc.syscall(SYS_PIVOT_ROOT.get(os.uname().machine, 41), b".", b"."))
+    check(libc.umount2(b".", MNT_DETACH))
     os.chdir("/")
     return True
 
 
+def make_read_only(root):
+    """Everything mounted below."""
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    call = SYS_MOUNT_SETATTR, AT_FDCWD, os.fsencode(root), AT_RECURSIVE
+    check(libc.syscall(*call, attributes, size))
+
+
+def no_dumps():
+    """Nobody may trace this process or read its memory."""
+    libc.prctl(PR_SET_DUMPABLE, 0)
+
+
+# --------------------------------------------------------------------------------------------------
+# a program's process
+
+
 def confine(options):
-    """Drop every privilege of this process for good. Order matters: each step may forbid the ones before it."""
+    """Drop every privilege of this process for good.
+
+    Order matters: each step may forbid the ones before it.
+    """
     os.chdir(options["box"])
     restrict_files = landlock(options["paths"], options["box"])
-    cpu = int(options["timeout"]) + 2
-    for limit, value in (
-        (resource.RLIMIT_AS, options["memory"]),
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, FILE),
-        (resource.RLIMIT_NPROC, PROCESSES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
-    ):
-        hard = resource.getrlimit(limit)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+    limit_resources(options["memory"], int(options["timeout"]) + 2)
     if options["uid"]:
         become(options["uid"])
-    check(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
-    check(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
-    libc.prctl(4, 0)
+    no_capabilities = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    check(libc.capset(*no_capabilities))
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    no_dumps()
     if restrict_files is not None:
-        check(libc.syscall(446, restrict_files, 0))
+        check(libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, restrict_files, 0))
         os.close(restrict_files)
     seccomp()
+
+
+def limit_resources(memory, cpu):
+    """memory: bytes. cpu: seconds."""
+    limits = {
+        resource.RLIMIT_AS: memory,
+        resource.RLIMIT_CPU: cpu,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: FILE,
+        resource.RLIMIT_NPROC: PROCESSES,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+    }
+    for limit, value in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(limit, (value, value))
 
 
 def become(uid):
@@ -165,93 +208,132 @@ def become(uid):
     os.setresuid(uid, uid, uid)
 
 
+# --------------------------------------------------------------------------------------------------
+# Landlock: which files
+
+SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+N_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}  # on files, by Landlock's version; 16 in later ones
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
+ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # the others are on folders
+NET_TCP = 3  # bind and connect
+SCOPED = 3  # abstract sockets and signals
+
+
 def landlock(paths, box):
-    """A ruleset: read `paths`, write `box` and /dev/null, no TCP, no signals out. None where the kernel has none."""
-    version = libc.syscall(444, None, ctypes.c_size_t(0), 1)
+    """A ruleset: read `paths`, write `box` and /dev/null, no TCP, no signals out.
+
+    None where the kernel has no Landlock.
+    """
+    version = libc.syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return None
-    rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
-    attributes = struct.pack("QQQ", rights, 3 * (version >= 4), 3 * (version >= 6))
-    rules = check(libc.syscall(444, attributes, ctypes.c_size_t(24), 0))
-    of_files = rights & (1 | 2 | 4 | 1 << 14 | 1 << 15)
-    for path, allowed in [(p, 1 | 4 | 8) for p in paths] + [
-        (box, rights),
-        ("/dev/null", 2 | 4),
-        ("/dev/urandom", 4),
-    ]:
+    everything = (1 << N_RIGHTS.get(version, 16)) - 1
+    net = NET_TCP if version >= 4 else 0
+    scoped = SCOPED if version >= 6 else 0
+    attributes = struct.pack("QQQ", everything, net, scoped)
+    size = ctypes.c_size_t(len(attributes))
+    rules = check(libc.syscall(SYS_LANDLOCK_CREATE_RULESET, attributes, size, 0))
+    allowed = [(path, EXECUTE | READ_FILE | READ_DIR) for path in paths]
+    allowed += [
+        (box, everything),
+        ("/dev/null", WRITE_FILE | READ_FILE),
+        ("/dev/urandom", READ_FILE),
+    ]
+    for path, rights in allowed:
+        if not os.path.isdir(path):
+            rights &= everything & ON_FILES
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        rule = struct.pack("=Qi", allowed if os.path.isdir(path) else allowed & of_files, fd)
-        check(libc.syscall(445, rules, 1, rule, 0))
+        rule = struct.pack("=Qi", rights, fd)
+        check(libc.syscall(SYS_LANDLOCK_ADD_RULE, rules, 1, rule, 0))
         os.close(fd)
     return rules
 
 
-# System call numbers on x86_64 and aarch64 (None: the call does not exist there).
-FORKS = [(57, None), (58, None)]  # fork vfork
-FORBIDDEN = [
-    (41, 198),
-    (101, 117),
-    (310, 270),
-    (311, 271),
-    (272, 97),
-    (308, 268),  # socket ptrace process_vm_* ns
-    (250, 219),
-    (248, 217),
-    (249, 218),
-    (321, 280),
-    (298, 241),
-    (425, 425),  # keys bpf perf io_uring
-    (323, 282),
-    (319, 279),
-    (29, 194),
-    (68, 186),
-    (64, 190),
-    (240, 180),  # userfaultfd memfd ipc
-    (434, 434),
-    (424, 424),
-    (438, 438),
-    (200, 130),
-]  # pidfd_* tkill
-ONLY_ITSELF = [
-    (62, 129),
-    (234, 131),
-    (129, 138),
-    (297, 240),
-    (302, 261),
-]  # kill tgkill *sigqueue prlimit
-MACHINES = {
-    "x86_64": (0, 0xC000003E, 56),
-    "aarch64": (1, 0xC00000B7, 220),
-}  # column, AUDIT_ARCH, clone
+# --------------------------------------------------------------------------------------------------
+# seccomp: which system calls
+
+# (number on x86_64, number on aarch64); None: the call does not exist there.
+FORKS = {"fork": (57, None), "vfork": (58, None)}
+FORBIDDEN = {
+    "socket": (41, 198),
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "io_uring_setup": (425, 425),
+    "userfaultfd": (323, 282),
+    "memfd_create": (319, 279),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
+    "mq_open": (240, 180),
+    "pidfd_open": (434, 434),
+    "pidfd_send_signal": (424, 424),
+    "pidfd_getfd": (438, 438),
+    "tkill": (200, 130),
+}
+ONLY_ITSELF = {  # allowed where the first argument is this process
+    "kill": (62, 129),
+    "tgkill": (234, 131),
+    "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+    "prlimit64": (302, 261),
+}
+CLONE3 = {"clone3": (435, 435)}
+MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}  # column, arch, clone
+
+# Instructions of the filter (classic BPF): load a word of the call's data; compare and jump; end.
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16  # offsets in the call's data
+ALLOW, KILL, FAIL = 0x7FFF0000, 0x80000000, 0x00050000
+X32 = 0x40000000  # numbers from here on are a second set for the same calls
+CLONE_THREAD = 0x10000
+SECCOMP_MODE_FILTER = 2
 
 
 def seccomp():
-    """Forbid what a calculation never needs. One process is then all of the program: nothing can be left behind."""
+    """Forbid what a calculation never needs.
+
+    One process is then all of the program: nothing can be left behind.
+    """
     if os.uname().machine not in MACHINES:
         return
-    column, machine, clone = MACHINES[os.uname().machine]
-    LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-    ALLOW, KILL, FAIL = 0x7FFF0000, 0x80000000, 0x00050000
+    code = seccomp_filter(*MACHINES[os.uname().machine])
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
+    pointer = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(program))
+    libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer)  # if refused, the probe tells
+
+
+def seccomp_filter(column, arch, clone):
+    """The filter's instructions: (operation, lines to skip if true, if false, value)."""
     code = [
-        (LOAD, 0, 0, 4),
-        (EQUAL, 1, 0, machine),
-        (RETURN, 0, 0, KILL),  # no second set of numbers
-        (LOAD, 0, 0, 0),
-        (AT_LEAST, 0, 1, 0x40000000),
+        (LOAD, 0, 0, ARCH),
+        (EQUAL, 1, 0, arch),
+        (RETURN, 0, 0, KILL),
+        (LOAD, 0, 0, NUMBER),
+        (AT_LEAST, 0, 1, X32),
         (RETURN, 0, 0, KILL),
     ]
-    answers = [
+    # clone3's flags lie in memory, where a filter cannot look: without it the C library uses clone.
+    for calls, error in (
         (FORBIDDEN, errno.EPERM),
         (FORKS, errno.EAGAIN),
-        ([(435, 435)], errno.ENOSYS),
-    ]  # clone3: use clone
-    for numbers, error in answers:
-        for number in (n[column] for n in numbers if n[column] is not None):
-            code += [(EQUAL, 0, 1, number), (RETURN, 0, 0, FAIL | error)]
-    for number in (n[column] for n in ONLY_ITSELF):
+        (CLONE3, errno.ENOSYS),
+    ):
+        for numbers in calls.values():
+            if numbers[column] is not None:
+                code += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, FAIL | error)]
+    for numbers in ONLY_ITSELF.values():
         code += [
-            (EQUAL, 0, 5, number),
-            (LOAD, 0, 0, 16),
+            (EQUAL, 0, 5, numbers[column]),
+            (LOAD, 0, 0, FIRST_ARGUMENT),
             (EQUAL, 1, 0, os.getpid()),
             (EQUAL, 0, 1, 0),
             (RETURN, 0, 0, ALLOW),
@@ -259,13 +341,10 @@ def seccomp():
         ]
     code += [
         (EQUAL, 0, 4, clone),
-        (LOAD, 0, 0, 16),
-        (ANY_BIT, 0, 1, 0x10000),  # CLONE_THREAD
+        (LOAD, 0, 0, FIRST_ARGUMENT),
+        (ANY_BIT, 0, 1, CLONE_THREAD),
         (RETURN, 0, 0, ALLOW),
         (RETURN, 0, 0, FAIL | errno.EAGAIN),
         (RETURN, 0, 0, ALLOW),
     ]
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-    libc.prctl(
-        22, 2, struct.pack("HxxxxxxQ", len(code), ctypes.addressof(program))
-    )  # the probe tells if refused
+    return code

@@ -1,11 +1,13 @@
-"""Batched greedy generation: a queue of prompts in, texts out, exactly what one prompt at a time would give.
+"""Batched greedy generation: a queue of prompts in, texts out, as from one prompt at a time.
 
-    for key, output in generate(model, tokenizer, prompts, max_new_tokens=256, stop=stop_strings(["\\n\\nQuestion:"])):
+    stop = stop_strings(["\\n\\nQuestion:"])
+    for key, output in generate(model, tokenizer, prompts, max_new_tokens=256, stop=stop):
         print(prompts[key], output.text)
 
-Three things make it fast. Tokens that all prompts begin with (few-shot examples) are computed, stored and read once for
-all rows (`Cache.prefix`). A row that ends makes room for the next prompt, so the batch stays full. And the memory is
-counted in tokens: many short rows or few long ones, whatever `batch_tokens` holds.
+Three things make it fast. Tokens that all prompts begin with (few-shot examples) are computed,
+stored and read once for all rows (`Cache.prefix`). A row that ends makes room for the next prompt,
+so the batch stays full. And the memory is counted in tokens: many short rows or few long ones,
+whatever `batch_tokens` holds.
 """
 
 import re
@@ -26,36 +28,38 @@ MIN_SHARED = 16  # a shorter common prefix is not worth a cache of its own
 
 @dataclass
 class Output:
-    """What one prompt gave. `text`: up to the stop, which is cut off; `ids`: all generated ids, those of the stop and
-    EOS included; `reason`: "eos", "stop", "length" (`max_new_tokens`) or "context" (the model's own limit)."""
+    """What one prompt gave."""
 
-    text: str
-    ids: list
-    reason: str
+    text: str  # up to the stop, which is cut off
+    ids: list  # all generated ids, those of the stop and EOS included
+    reason: str  # "eos", "stop", "length" (max_new_tokens) or "context" (the model's own limit)
 
 
 @dataclass
 class Row:
-    """A prompt on its way: `ids` are the prompt and what was generated after it, `n_prompt` of them the prompt."""
+    """A prompt on its way."""
 
     key: object
-    ids: list
+    ids: list  # of the prompt, then of what was generated
     n_prompt: int
-    stream: object
+    stream: object  # turns generated ids into text
     text: str = ""
-    reason: str = ""
+    reason: str = ""  # why it ended, "" while it runs
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # prompts and stops
 
 
 def encode_prompt(tokenizer, text):
-    """The ids of a whole prompt as transformers gives them: special tokens parsed, BOS in front where the tokenizer
-    adds one. Raises UserError where there are none."""
-    ids = ([tokenizer.bos_id] if tokenizer.add_bos else []) + tokenizer.encode(
-        text, specials=True
-    ).tolist()
+    """The ids of a whole prompt as transformers gives them.
+
+    Special tokens are parsed, and BOS stands in front where the tokenizer adds one.
+    Raises UserError where there are no ids.
+    """
+    ids = tokenizer.encode(text, specials=True).tolist()
+    if tokenizer.add_bos:
+        ids.insert(0, tokenizer.bos_id)
     if not ids:
         raise UserError(
             "prompt: got an empty one, wanted at least one token; this model adds no BOS by itself"
@@ -64,28 +68,34 @@ def encode_prompt(tokenizer, text):
 
 
 def common_prefix(prompts):
-    """How many ids all prompts begin with, at least one id of each left over; 0 where it would not pay. Ids are
-    compared, not text: a text may be cut in the middle of a token."""
+    """How many ids all prompts begin with; 0 where sharing them would not pay.
+
+    Of each prompt at least one id is left over. Ids are compared, not text: a text may be cut in
+    the middle of a token.
+    """
     if len(prompts) < 2:
         return 0
-    first, last = min(prompts), max(prompts)  # in dictionary order: what these two share, all share
-    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last)))
+    # What the first and the last in dictionary order share, all share.
+    pairs = zip(min(prompts), max(prompts))
+    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
     n = min(n, min(map(len, prompts)) - 1)
     return n if n >= MIN_SHARED else 0
 
 
 def stop_strings(strings):
-    """A stop condition: text ends where the first of `strings` begins, also if it is spread over several tokens.
+    """A stop condition: text ends where the first of `strings` begins.
 
-    A stop condition is called with the text so far and with the number of characters that are new in it, and returns
-    where to cut the text, or None."""
-    pattern, longest = (
-        re.compile("|".join(map(re.escape, strings))),
-        max(map(len, strings), default=0),
-    )
+    A stop condition is called with the text so far and with the number of characters that are new
+    in it. It returns where to cut the text, or None.
+    """
+    pattern = re.compile("|".join(map(re.escape, strings)))
+    longest = max(map(len, strings), default=0)
 
     def stop(text, new):
-        match = pattern.search(text, max(0, len(text) - new - longest + 1)) if strings else None
+        if not strings:
+            return None
+        begin = len(text) - new - longest + 1  # a stop may be spread over several tokens
+        match = pattern.search(text, max(0, begin))
         return match and match.start()
 
     return stop
@@ -94,19 +104,22 @@ def stop_strings(strings):
 def end_ids(model, tokenizer, more=()):
     """The ids that end a text: the tokenizer's EOS, config.json's, and `more`."""
     ids = model.config.eos_token_id
-    return {tokenizer.eos_id, *(ids if isinstance(ids, list) else [ids]), *more} - {None}
+    if not isinstance(ids, list):
+        ids = [ids]
+    return {tokenizer.eos_id, *ids, *more} - {None}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the loop
 
 
 class Decoder:
     """Greedy decoding of a changing batch. `add` prompts at any time, call `step` while `busy`.
 
-    prefix: ids that every prompt begins with; they are computed once, here. stop: see `stop_strings`. batch_tokens:
-    slots in the cache, rows times the longest row (a single longer row is still taken). compiled: torch.compile the
-    one-token step.
+    stop: see `stop_strings`. eos: more ids that end a text.
+    prefix: ids that every prompt begins with; they are computed once, here.
+    batch_tokens: slots in the cache, rows times the longest row. A single longer row is taken.
+    compiled: torch.compile the one-token step.
     """
 
     def __init__(
@@ -120,26 +133,31 @@ class Decoder:
         batch_tokens=16384,
         compiled=False,
     ):
-        self.model, self.tokenizer, self.stop, self.max_new_tokens = (
-            model,
-            tokenizer,
-            stop,
-            max_new_tokens,
-        )
-        self.batch_tokens, self.context = batch_tokens, model.config.max_position_embeddings
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.stop = stop
         self.eos = end_ids(model, tokenizer, eos)
-        self.device, self.dtype = model.head_weight.device, model.head_weight.dtype
-        self.queue, self.rows, self.finished = deque(), [], []
+        self.batch_tokens = batch_tokens
+        self.context = model.config.max_position_embeddings
+        self.device = model.head_weight.device
+        self.dtype = model.head_weight.dtype
         self.decode = torch.compile(self.next_ids, dynamic=True) if compiled else self.next_ids
-        self.prefix, self.n_prefix = None, len(prefix)
+
+        self.queue = deque()  # rows that wait
+        self.rows = []  # rows in the batch; row b's keys and values are the cache's row b
+        self.finished = []  # rows that ended and were not handed out yet
+
+        self.n_prefix = len(prefix)
+        self.prefix = None
         with torch.inference_mode():
             if prefix:
                 self.prefix = self.new_cache(1, len(prefix), None)
                 model(torch.tensor([list(prefix)], device=self.device), self.prefix)
             self.cache = self.new_cache(0, 0, self.prefix)
 
-    def new_cache(self, rows, length, prefix):
-        return Cache(self.model.config, rows, length, self.device, self.dtype, prefix)
+    def new_cache(self, rows, slots, prefix):
+        return Cache(self.model.config, rows, slots, self.device, self.dtype, prefix)
 
     @property
     def busy(self):
@@ -160,128 +178,160 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self):
-        """Admit what fits, generate one token for every row, and return [(key, Output)] of the rows that ended."""
-        while self.queue and self.admit():
-            pass
+        """Admit what fits, then generate one token for every row.
+
+        Returns [(key, Output)] of the rows that ended.
+        """
+        self.admit()
         if self.rows:
             self.make_room()
             ids = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)
             self.accept(self.rows, self.decode(ids, self.cache))
-        ended, self.finished = self.finished, []
+        ended = self.finished
+        self.finished = []
         return [(row.key, Output(row.text, row.ids[row.n_prompt :], row.reason)) for row in ended]
 
     def next_ids(self, ids, cache, tail=None):
-        """The greedy next id of each row, (B,), after `ids` (B, T), of which `tail` (B,) are real."""
-        hidden = self.model(ids, cache, tail)
-        last = (
-            hidden[:, -1]
-            if tail is None
-            else hidden[torch.arange(len(ids), device=ids.device), tail - 1]
-        )
+        """The greedy next id of each row, (B,).
+
+        ids: (B, T), of which the first `tail` (B,) are real; None: all of them.
+        """
+        hidden = self.model(ids, cache, tail)  # (B, T, d)
+        if tail is None:
+            last = hidden[:, -1]
+        else:
+            last = hidden[torch.arange(len(ids), device=ids.device), tail - 1]
         return F.linear(last, self.model.head_weight).argmax(-1)
 
     def own(self, row):
-        """Tokens of a row that stand in its own slots, once its newest one is in."""
+        """Tokens of a row in its own slots, once its newest one is in: all but the prefix's."""
         return len(row.ids) - self.n_prefix
+
+    # ---- prompts enter
+
+    def admit(self):
+        """Read waiting prompts, many in one forward pass, until there is no room."""
+        while self.queue:
+            longest = max([self.own(self.queue[0]) + STEP, *map(self.own, self.rows)])
+            slots = round_up(longest, STEP)
+            room = self.batch_tokens // slots - len(self.rows)
+            if not self.rows:
+                room = max(room, 1)
+            # A pass for a few rows costs as much as for many, so it waits until an eighth is free.
+            worth = max(1, len(self.rows) // 8)
+            if room < min(len(self.queue), worth):
+                return
+            self.prefill(self.take(room, slots), slots)
+
+    def take(self, room, slots):
+        """The next rows of the queue, at least one, that fit into one forward pass."""
+        rows = [self.queue.popleft()]
+        longest = self.own(rows[0])
+        while self.queue and len(rows) < room:
+            n = self.own(self.queue[0])
+            longest = max(longest, n)
+            padded = (len(rows) + 1) * longest
+            if n + STEP > slots or padded > PREFILL_TOKENS:
+                break
+            rows.append(self.queue.popleft())
+        return rows
+
+    def prefill(self, rows, slots):
+        """Read the prompts of `rows` into the cache, and generate their first tokens."""
+        n, n_new = len(self.rows), len(rows)
+        needed = n + n_new
+        now = self.cache.keys[0].shape[2]
+        if needed > len(self.cache.lengths) or not slots <= now <= 2 * slots:
+            wanted = min(self.batch_tokens // slots, needed + len(self.queue))
+            self.resize(max(needed, wanted), slots)
+
+        tail = torch.tensor([self.own(row) for row in rows], device=self.device)
+        T = int(tail.max())
+        padded = [row.ids[self.n_prefix :] + [0] * (T - self.own(row)) for row in rows]
+        fresh = self.new_cache(n_new, T, self.prefix)
+        first = self.next_ids(torch.tensor(padded, device=self.device), fresh, tail)
+        for mine, new in zip(self.cache.keys + self.cache.values, fresh.keys + fresh.values):
+            mine[n:needed, :, :T] = new
+        self.cache.lengths[n:needed] = tail
+        self.rows += rows
+        self.accept(rows, first)
 
     # ---- room in the cache
 
-    def admit(self):
-        """Take the next prompts of the queue into the batch, in one forward pass. False where there is no room yet."""
-        length = round_up(
-            max([self.own(self.queue[0]) + STEP, *(self.own(row) for row in self.rows)]), STEP
-        )
-        room = max(self.batch_tokens // length - len(self.rows), not self.rows)
-        if room < min(
-            len(self.queue), max(1, len(self.rows) // 8)
-        ):  # a pass for a few rows costs as much as for many
-            return False
-        rows = [self.queue.popleft()]
-        while (
-            self.queue
-            and len(rows) < room
-            and self.own(self.queue[0]) + STEP <= length
-            and (len(rows) + 1) * max(map(self.own, [*rows, self.queue[0]])) <= PREFILL_TOKENS
-        ):
-            rows.append(self.queue.popleft())
-        n, k = len(self.rows), len(rows)
-        if (
-            n + k > len(self.cache.lengths)
-            or not length <= self.cache.keys[0].shape[2] <= 2 * length
-        ):
-            self.resize(
-                max(n + k, min(self.batch_tokens // length, n + k + len(self.queue))), length
-            )
-        tail = torch.tensor([self.own(row) for row in rows], device=self.device)
-        T = int(tail.max())
-        ids = torch.tensor(
-            [row.ids[self.n_prefix :] + [0] * (T - self.own(row)) for row in rows],
-            device=self.device,
-        )
-        fresh = self.new_cache(k, T, self.prefix)
-        ids = self.next_ids(ids, fresh, tail)
-        for mine, new in zip(self.cache.keys + self.cache.values, fresh.keys + fresh.values):
-            mine[n : n + k, :, :T] = new
-        self.cache.lengths[n : n + k] = tail
-        self.rows += rows
-        self.accept(rows, ids)
-        return True
-
     def make_room(self):
-        """A slot for one more token in each row. Where `batch_tokens` is exceeded, the last rows wait in the queue and
-        are computed again later."""
+        """A slot for one more token in each row.
+
+        Where `batch_tokens` is exceeded, the last rows go back to the front of the queue and are
+        computed again later.
+        """
         longest = max(map(self.own, self.rows))
         if longest > self.cache.keys[0].shape[2]:
-            length = round_up(longest, STEP)
-            limit = max(1, self.batch_tokens // length)
+            slots = round_up(longest, STEP)
+            limit = max(1, self.batch_tokens // slots)
             self.queue.extendleft(reversed(self.rows[limit:]))
             del self.rows[limit:]
-            self.resize(limit if self.queue else len(self.rows), length)
+            self.resize(limit if self.queue else len(self.rows), slots)
         self.cache.used = max(map(self.own, self.rows)) - 1
 
-    def resize(self, rows, length):
-        """Another shape for the cache; what the running rows hold is kept. Layer by layer, for the memory's sake."""
-        new, n = self.new_cache(rows, 0, self.prefix), len(self.rows)
-        shape = (rows, new.keys[0].shape[1], length, new.keys[0].shape[3])
+    def resize(self, rows, slots):
+        """Another shape for the cache; what the running rows hold is kept.
+
+        Layer by layer, each old one freed at once: two whole caches may not fit.
+        """
+        n = len(self.rows)
+        new = self.new_cache(rows, 0, self.prefix)
+        _, heads, _, width = new.keys[0].shape
         for mine, old in ((new.keys, self.cache.keys), (new.values, self.cache.values)):
             for layer, part in enumerate(old):
-                mine[layer], old[layer] = part.new_zeros(shape), None
-                mine[layer][:n, :, : part.shape[2]] = part[:n, :, :length]
+                old[layer] = None
+                mine[layer] = part.new_zeros(rows, heads, slots, width)
+                mine[layer][:n, :, : part.shape[2]] = part[:n, :, :slots]
         new.lengths[:n] = self.cache.lengths[:n]
         self.cache = new
 
     # ---- new tokens
 
     def accept(self, rows, ids):
-        """Append one id to each row; rows that end by it leave the batch, and the last row moves into their place."""
+        """Append one id to each row; rows that end by it leave the batch."""
         for row, i in zip(rows, ids.tolist()):
-            row.ids.append(i)
-            new = "" if i in self.eos else row.stream.push(i)
-            row.text += new
-            n_new = len(row.ids) - row.n_prompt
-            row.reason = (
-                "eos"
-                if i in self.eos
-                else "length"
-                if n_new >= self.max_new_tokens
-                else "context"
-                if len(row.ids) >= self.context
-                else ""
-            )
-            if row.reason:
-                rest = row.stream.flush()
-                row.text, new = row.text + rest, new + rest
-            cut = self.stop(row.text, len(new)) if self.stop and new else None
-            if cut is not None:
-                row.text, row.reason = row.text[:cut], "stop"
+            self.append(row, i)
         for b in reversed(range(len(self.rows))):
             if self.rows[b].reason:
                 self.finished.append(self.rows[b])
-                self.rows[b], last = self.rows[-1], len(self.rows) - 1
-                del self.rows[-1]
-                if b < last:
-                    for part in (*self.cache.keys, *self.cache.values, self.cache.lengths):
-                        part[b] = part[last]
+                self.remove(b)
+
+    def append(self, row, i):
+        """Append an id and its text to a row; `row.reason` says whether it ends by it."""
+        row.ids.append(i)
+        new = "" if i in self.eos else row.stream.push(i)
+        row.reason = self.end_of(row)
+        if row.reason:
+            new += row.stream.flush()
+        row.text += new
+        if self.stop and new:
+            cut = self.stop(row.text, len(new))
+            if cut is not None:
+                row.text = row.text[:cut]
+                row.reason = "stop"
+
+    def end_of(self, row):
+        """Why a row ends with its newest id, "" if it goes on."""
+        if row.ids[-1] in self.eos:
+            return "eos"
+        if len(row.ids) - row.n_prompt >= self.max_new_tokens:
+            return "length"
+        if len(row.ids) >= self.context:
+            return "context"
+        return ""
+
+    def remove(self, b):
+        """Take row b out of the batch; the last row moves into its place."""
+        last = len(self.rows) - 1
+        self.rows[b] = self.rows[last]
+        del self.rows[last]
+        if b < last:
+            for part in (*self.cache.keys, *self.cache.values, self.cache.lengths):
+                part[b] = part[last]
 
 
 def round_up(n, step):
@@ -289,11 +339,13 @@ def round_up(n, step):
 
 
 def generate(model, tokenizer, prompts, max_new_tokens, share_prefix=True, **options):
-    """Yields (i, Output) for a list of prompts (lists of ids, see `encode_prompt`) as they end; options: Decoder's."""
+    """Yields (i, Output) for a list of prompts as they end.
+
+    prompts: lists of ids, see `encode_prompt`. options: Decoder's.
+    """
     n = common_prefix(prompts) if share_prefix else 0
-    decoder = Decoder(
-        model, tokenizer, max_new_tokens, prefix=prompts[0][:n] if n else (), **options
-    )
+    prefix = prompts[0][:n] if n else ()
+    decoder = Decoder(model, tokenizer, max_new_tokens, prefix=prefix, **options)
     for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
         decoder.add(i, prompts[i])
     while decoder.busy:

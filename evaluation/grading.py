@@ -1,326 +1,177 @@
 """Verdicts on a model's answers: what was answered, and is it the true answer?
 
     pred, published, strict = grade("gsm8k", "... The answer is 18.", "18")
-    python eval_math.py --regrade outputs.jsonl --tasks math --out DIR     # grades a file again, no model needed
+    python eval_math.py --regrade outputs.jsonl --tasks math --out DIR   # a whole file, no model
 
-`published` follows the rules behind the Rho-1 paper's numbers: a percent may be 100 times off, brackets of one kind
-pass for another. `strict` holds only where the answer is right without that help. What was answered is read by answers.py. Cheap
-comparisons run here; whatever needs algebra goes to a worker process (this file, run as a script) with a time and a memory limit,
-for a single answer such as 9**9**9 can hang or kill a process. Nothing here imports torch.
+`published` follows the rules behind the Rho-1 paper's numbers: a percent may be 100 times off,
+brackets of one kind pass for another. `strict` holds only where the answer is right without that
+help. answers.py reads what was answered, equality.py compares, worker.py runs what needs algebra.
 """
 
 import atexit
-import json
-import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 
 from tqdm import tqdm
 
-from common.errors import UserError
-from evaluation.answers import MAX_CHARS, choice_text, extract, normalize
+from evaluation.answers import MAX_CHARS, after_hashes, choice_text, extract, normalize
+from evaluation.equality import cheap
 from evaluation.tasks import check
+from evaluation.worker import SECONDS, Worker
 
-MEMORY = 2 << 30  # bytes of address space that a worker may use
-SECONDS = 5.0  # of processor time for one comparison, so that a busy machine changes no verdict
-PATIENCE = 6  # times as long on the clock, and the worker counts as hung
-ROOT = Path(__file__).resolve().parents[1]
-
-# ---------------------------------------------------------------------------------------------------------------------
-# equality
+# --------------------------------------------------------------------------------------------------
+# one sample
 
 
-def number(text, strict=False):
-    """A decimal number as a float, else None. Commas are dropped; strictly, only where they part thousands."""
-    if strict and "," in text and not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d*)?", text):
-        return None
-    text = text.replace(",", "")
-    percent = text.endswith("%")
-    text = text.rstrip("%").removesuffix("\\")
-    if len(text) > 400 or not re.fullmatch(
-        r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.IGNORECASE
-    ):
-        return None
-    return float(text) / 100 if percent else float(text)
+def verdict(worker, task, text, gt, seconds=SECONDS):
+    """One sample's {pred, gt, published, strict, reason}. Never raises because of text or truth.
 
-
-def close(pred, gt, strict=False):
-    """Published: within 1e-4, also 100 times larger or smaller. Strict: that only for decimals, whole numbers exact."""
-    if strict:
-        return math.isclose(pred, gt, rel_tol=1e-9 if gt == round(gt, 0) else 1e-4)
-    return any(math.isclose(pred, value, rel_tol=1e-4) for value in (gt / 100, gt, gt * 100))
-
-
-def cheap(pred, gt, strict=False):
-    """True or False where strings and numbers decide, else None."""
-    if pred == gt:
-        return bool(pred) or not strict  # of "east", a unit to the harness, nothing is left
-    if not pred or not gt or max(len(pred), len(gt)) > MAX_CHARS:
-        return False
-    if len(pred) > 3 and len(gt) > 3 and pred.isalpha() and gt.isalpha():
-        return pred.lower() == gt.lower()  # words; algebra would take them for products of letters
-    values = number(pred, strict), number(gt, strict)
-    if None not in values:
-        return all(map(math.isfinite, values)) and close(*values, strict)
-    return None
-
-
-def split_parts(inside):
-    """The parts between commas outside all brackets: "(1,2),3" has two."""
-    parts, depth = [""], 0
-    for char in inside:
-        depth += (char in "([{") - (char in ")]}")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
-
-
-def bases(text):
-    return sorted(re.findall(r"_\{?(\w+)", text))
-
-
-def equal(pred, gt, strict=False):
-    """Are two normalised answers the same? The published rules in their order, algebra last. May run very long."""
-    decided = cheap(pred, gt, strict)
-    if decided is not None:
-        return decided
-    if (
-        not strict
-        and re.sub(r"[(){}\[\]]", "", pred).lower() == re.sub(r"[(){}\[\]]", "", gt).lower()
-    ):
-        return True
-    matrix = r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}"
-    if (left := re.fullmatch(matrix, pred)) and (right := re.fullmatch(matrix, gt)):
-        rows = [
-            [row.split("&") for row in side[1].removesuffix("\\\\").split("\\\\")]
-            for side in (left, right)
-        ]
-        if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
-            return False
-        return all(equal(a, b, strict) for one, two in zip(*rows) for a, b in zip(one, two))
-    bracketed = r"[(\[{].+[)\]}]"
-    if re.fullmatch(bracketed, pred) and re.fullmatch(bracketed, gt):
-        parts = split_parts(pred[1:-1]), split_parts(gt[1:-1])
-        same_brackets = (pred[0], pred[-1]) == (gt[0], gt[-1])
-        if len(parts[0]) == len(parts[1]) > 1 and all(equal(a, b, strict) for a, b in zip(*parts)):
-            return same_brackets or not strict
-        if strict and not same_brackets and len(parts[1]) > 1:
-            return False
-    if strict and (re.search(r"\\(?![A-Za-z{}])", gt) or bases(pred) != bases(gt)):
-        return False  # a plus-minus sign whose "pm" went as a unit; another number base
-    if pred.count("=") != gt.count("="):
-        return False  # an equation is no number: "80+150=230" did not pass for 230
-    if pred.count("=") == 1:
-        sides = [f"{left}-({right})" for left, right in (pred.split("="), gt.split("="))]
-        return symbolic(sides[0], sides[1]) or symbolic(f"-({sides[0]})", sides[1])
-    return symbolic(pred, gt)
-
-
-def symbolic(pred, gt):
-    """math-verify's verdict: both read as LaTeX or plain expressions, compared by sympy. Its own time-outs are off."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    config = (LatexExtractionConfig(), ExprExtractionConfig())
-    sides = [re.sub(r"(?<=\d)\(", r"\\cdot(", side) for side in (gt, pred)]  # 2(3) is a product
-    parsed = [parse(f"${side}$", extraction_config=config, parsing_timeout=None) for side in sides]
-    return bool(verify(*parsed, timeout_seconds=None))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# workers: a process each; one comparison in, one verdict out, as lines of JSON
-
-
-def work():
-    """The worker's side: answer comparisons [pred, gt, strict, seconds] from stdin until it closes."""
-    import logging
-    import resource
-
-    import math_verify  # noqa: F401  now, so that no comparison pays for the import
-
-    logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ValueError, OSError):
-        pass  # macOS has no such limit
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        pred, gt, strict, seconds = json.loads(line)
-        signal.setitimer(
-            signal.ITIMER_PROF, seconds
-        )  # its default action ends the process, even in a long C call
-        try:
-            reply = [equal(pred, gt, strict), ""]
-        except Exception as error:
-            reply = [False, f"not comparable ({type(error).__name__})"]
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(reply), file=answers, flush=True)
-    os._exit(0)
-
-
-def start_worker():
-    """A worker process that is ready for its first comparison."""
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "evaluation.grading"],
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    if read_line(worker, 600)[0].strip() != "ready":
-        stop_worker(worker)
-        raise UserError(
-            "grading: got a worker process that does not start, wanted math-verify to be importable; "
-            "pip install -r requirements.txt"
-        )
-    return worker
-
-
-def stop_worker(worker):
-    worker.kill()
-    worker.wait()
-    for pipe in (worker.stdin, worker.stdout):
-        try:
-            pipe.close()
-        except BrokenPipeError:
-            pass  # a line that it never read
-
-
-def read_line(worker, seconds):
-    """(line, timed_out): the worker's next line, "" when it died or, after `seconds`, was killed."""
-    expired = threading.Event()
-    timer = threading.Timer(seconds, lambda: (expired.set(), worker.kill()))
-    timer.start()
-    try:
-        line = worker.stdout.readline()
-    finally:
-        timer.cancel()
-    return (line, False) if line.endswith("\n") else ("", expired.is_set())
-
-
-def ask(slot, pred, gt, strict, seconds):
-    """(equal, reason) from the worker in the one-element list `slot`; a worker that died is replaced at the next call.
-
-    The reason is "" for a verdict, else why there is none (and equal is False).
+    seconds: processor time for a comparison that needs algebra.
     """
-    slot[0] = slot[0] or start_worker()
-    try:
-        slot[0].stdin.write(json.dumps([pred, gt, strict, seconds]) + "\n")
-        slot[0].stdin.flush()
-        line, expired = read_line(slot[0], PATIENCE * seconds)
-    except OSError:  # it died between two comparisons
-        line, expired = "", False
-    if line:
-        return tuple(json.loads(line))
-    worker, slot[0] = slot[0], None
-    stop_worker(worker)
-    expired = expired or worker.returncode == -signal.SIGPROF
-    return (
-        False,
-        f"no verdict within {seconds:g} s"
-        if expired
-        else f"worker died (exit code {worker.returncode})",
-    )
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    text = str(text or "")
+    spec = check(task)
+    if spec.choice:
+        return choice_verdict(text, str(gt).strip().upper())
+    if spec.own:
+        return own_verdict(text, str(gt))
+    gt = normalize(gt)
+    answer = extract(text)
+    if not answer:
+        return result("", gt, False, False, "no answer found")
+    pred = normalize(answer)
+    return result(pred, gt, *judge(worker, pred, gt, seconds))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# grading
+def result(pred, gt, published, strict, reason):
+    return {"pred": pred, "gt": gt, "published": published, "strict": strict, "reason": reason}
 
 
-def judge(slot, pred, gt, seconds=SECONDS):
-    """(published, strict, reason) for two normalised answers; reason says why there was no comparison, or is ""."""
+def choice_verdict(text, gt):
+    """Of a multiple-choice task: letters are compared."""
+    pred = extract(text, choice=True)
+    if not pred:
+        return result("", gt, False, False, "no answer found")
+    published = pred == gt
+    behind = re.search(r"answer is \(?[a-e](.?)", choice_text(text))[1]
+    names_a_letter = not behind.isalpha()  # "the answer is correct" names none
+    return result(pred, gt, published, published and names_a_letter, "")
+
+
+def own_verdict(text, gt):
+    """Of a file of one's own: the number behind #### must be the true one."""
+    pred = after_hashes(text)
+    right = pred != "" and pred == gt.replace(",", "")
+    return result(pred, gt, right, right, "" if pred else "no answer found")
+
+
+def judge(worker, pred, gt, seconds=SECONDS):
+    """(published, strict, reason) for two normalised answers.
+
+    reason: why there was no comparison, or "".
+    """
     reason = ""
     published = cheap(pred, gt)
     if published is None:
-        published, reason = ask(slot, pred, gt, False, seconds)
+        published, reason = worker.compare(pred, gt, False, seconds)
     strict = published and cheap(pred, gt, strict=True)
     if strict is None:
-        strict, reason = ask(slot, pred, gt, True, seconds)
+        strict, reason = worker.compare(pred, gt, True, seconds)
     if not published and len(pred) > MAX_CHARS:
         reason = f"answer of {len(pred)} characters"
     return bool(published), bool(strict), reason
 
 
-def verdict(slot, task, text, gt, seconds=SECONDS):
-    """One sample's {pred, gt, published, strict, reason}. Never raises on account of the text or the truth."""
-    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text or "")
-    if check(task).choice:
-        pred, gt = extract(text, choice=True), str(gt).strip().upper()
-        published, reason = pred == gt != "", "" if pred else "no answer found"
-        first = re.search(r"answer is \(?[a-e](.?)", choice_text(text))
-        strict = published and not first[1].isalpha()  # "the answer is correct" names no letter
-    else:
-        answer = extract(text)
-        pred, gt = normalize(answer), normalize(gt)
-        published, strict, reason = (
-            judge(slot, pred, gt, seconds) if answer else (False, False, "no answer found")
-        )
-    return {"pred": pred, "gt": gt, "published": published, "strict": strict, "reason": reason}
-
-
-_slot = [None]  # the worker of grade(), started when first needed
-atexit.register(lambda: _slot[0] and stop_worker(_slot[0]))
+_worker = Worker()  # of grade(), started when first needed
+atexit.register(_worker.stop)
 
 
 def grade(task, text, gt, seconds=SECONDS):
-    """(pred, published, strict) for one generation (str, or bytes of any kind) against a true answer.
+    """(pred, published, strict) for one generation (str, or bytes of any kind).
 
-    pred is the normalised answer. A comparison that takes longer than `seconds`, or dies, counts as wrong.
+    pred: the normalised answer. A comparison that takes longer, or dies, counts as wrong.
     Raises UserError for an unknown task or where math-verify is missing, and nothing for any text.
     """
-    result = verdict(_slot, task, text, gt, seconds)
-    return result["pred"], result["published"], result["strict"]
+    found = verdict(_worker, task, text, gt, seconds)
+    return found["pred"], found["published"], found["strict"]
+
+
+# --------------------------------------------------------------------------------------------------
+# many samples
 
 
 def grade_many(task, pairs, workers=None, seconds=SECONDS):
-    """Verdicts for a list of (text, gt), in its order: dicts with pred, gt, published, strict and reason.
+    """Verdicts for a list of (text, gt), in its order: see `verdict`.
 
-    reason is "" or why a sample has no comparison (and is wrong): time-out, dead worker, no answer. workers: processes,
-    by default one per core up to 8. Raises UserError as grade() does.
+    workers: processes, by default one per core up to 8. Raises UserError as grade() does.
     """
-    return spread(
-        lambda slot, pair: verdict(slot, task, *pair, seconds), pairs, workers, f"grading {task}"
-    )
+
+    def one(worker, pair):
+        return verdict(worker, task, *pair, seconds)
+
+    return spread(one, pairs, workers, f"grading {task}")
 
 
 def spread(function, items, workers, title):
-    """[function(slot, item) for item in items] on several workers at once, each of them one slot."""
-    workers = workers or min(8, os.cpu_count() or 1)
-    slots, free = [[None] for _ in range(workers)], SimpleQueue()
-    for slot in slots:
-        free.put(slot)
+    """[function(worker, item) for item in items], on several workers at once."""
+    workers = [Worker() for _ in range(workers or min(8, os.cpu_count() or 1))]
+    free = SimpleQueue()
+    for worker in workers:
+        free.put(worker)
 
     def one(item):
-        slot = free.get()
+        worker = free.get()
         try:
-            return function(slot, item)
+            return function(worker, item)
         finally:
-            free.put(slot)
+            free.put(worker)
 
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(len(workers))
     try:
-        return list(
-            tqdm(pool.map(one, items), total=len(items), desc=title, unit="sample", leave=False)
-        )
+        done = pool.map(one, items)
+        return list(tqdm(done, total=len(items), desc=title, unit="sample", leave=False))
     finally:
         pool.shutdown(cancel_futures=True)
-        for slot in slots:
-            if slot[0]:
-                stop_worker(slot[0])
+        for worker in workers:
+            worker.stop()
 
 
-if __name__ == "__main__":
-    work()
+class Grader:
+    """Grades answers beside the decoding, one at a time: some comparisons take seconds."""
+
+    def __init__(self, task, examples):
+        self.task = task
+        self.examples = examples
+        self.worker = Worker()
+        self.thread = ThreadPoolExecutor(1)
+        self.verdicts = {}  # by the problem's place; of futures
+        self.graded = 0
+        self.right = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.thread.shutdown(cancel_futures=True)
+        self.worker.stop()
+
+    def add(self, i, text):
+        """Queue the text that answers problem i."""
+        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i].gt)
+
+    def grade(self, text, gt):
+        found = verdict(self.worker, self.task, text, gt)
+        self.graded += 1
+        self.right += found["published"]
+        return found
+
+    def accuracy(self):
+        """Per cent of the answers graded so far, as text."""
+        return f"{100 * self.right / max(self.graded, 1):.1f}%"
+
+    def verdict(self, i):
+        """Problem i's verdict, waited for."""
+        return self.verdicts[i].result()

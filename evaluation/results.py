@@ -1,7 +1,8 @@
-"""What becomes of verdicts: files, standard errors, tables beside the paper's rows, and grading a file again.
+"""What becomes of verdicts: files, standard errors, tables beside the paper's rows.
 
-results = regrade("outputs.jsonl", "math", "out/again")     # also the Rho-1 authors' released format
-print(table(results)); print(markdown(results))
+results = regrade("outputs.jsonl", "math", "out/again")   # also the Rho-1 authors' outputs
+print(table(results))
+print(markdown(results))
 """
 
 import json
@@ -12,116 +13,162 @@ from common.errors import UserError
 from common.files import write_atomic
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread
-from evaluation.tasks import read_rows
+from evaluation.pinned import read_rows
+from evaluation.tasks import label
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files
 
 
 def summarize(results):
-    """{n, published, published_se, strict, strict_se, failed}: percent, standard errors; samples with no verdict."""
-    summary, n = {"n": len(results)}, max(len(results), 1)
+    """{n, published, published_se, strict, strict_se, failed}.
+
+    Shares and their standard errors in percent; failed: samples with no verdict.
+    """
+    summary = {"n": len(results)}
+    n = max(len(results), 1)
     for name in ("published", "strict"):
         share = sum(result[name] for result in results) / n
-        summary[name], summary[name + "_se"] = (
-            round(100 * share, 2),
-            round(100 * math.sqrt(share * (1 - share) / n), 2),
-        )
-    return summary | {
-        "failed": sum(result["reason"] not in ("", "no answer found") for result in results)
-    }
+        error = math.sqrt(share * (1 - share) / n)
+        summary[name] = round(100 * share, 2)
+        summary[name + "_se"] = round(100 * error, 2)
+    summary["failed"] = sum(r["reason"] not in ("", "no answer found") for r in results)
+    return summary
+
+
+def read_entries(out_dir):
+    """results.json of a folder, {} where there is none."""
+    file = Path(out_dir) / "results.json"
+    if not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{file}: got broken JSON ({error}), wanted earlier results; "
+            f"delete it or choose another --out"
+        ) from error
 
 
 def write_results(task, texts, results, out_dir, settings, name=None, **more):
-    """Write out_dir/NAME.jsonl, a line per sample, and enter NAME (by default the task) in out_dir/results.json.
+    """Write out_dir/NAME.jsonl, a line per sample, and enter NAME in out_dir/results.json.
 
-    A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be graded again.
-    Returns all of results.json: {name: summary, more, task and settings}.
+    A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
+    graded again. name: by default the task's. Returns all of results.json: {name: summary, more,
+    task and settings}.
     """
-    out_dir, name, entries = Path(out_dir), name or task, {}
-    file = out_dir / "results.json"
-    if file.exists():
-        try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(
-                f"{file}: got broken JSON ({error}), wanted earlier results; "
-                f"delete it or choose another --out"
-            ) from error
-    entries[name] = {"task": task, **summarize(results), **more, "settings": settings}
+    out_dir = Path(out_dir)
+    name = name or label(task)
+    entries = read_entries(out_dir)
+    entries[name] = {"task": label(task), **summarize(results), **more, "settings": settings}
     lines = [
         {"idx": idx, **result, "text": text}
         for idx, (text, result) in enumerate(zip(texts, results))
     ]
+    # In this order: results.json is what tells that NAME.jsonl is ours.
+    write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
     write_atomic(out_dir / f"{name}.jsonl", json_lines(lines))
-    write_atomic(file, json.dumps(entries, indent=1) + "\n")
     return entries
+
+
+def check_ours(out_dir, name):
+    """UserError where out_dir/NAME.jsonl is there and was not written by `write_results`."""
+    file = Path(out_dir) / f"{name}.jsonl"
+    if file.exists() and name not in read_entries(out_dir):
+        raise UserError(
+            f"{file} is no file of results (results.json does not know it); choose another --out"
+        )
 
 
 def json_lines(objects):
     return "".join(json.dumps(line) + "\n" for line in objects)
 
 
+# --------------------------------------------------------------------------------------------------
+# grading a file again
+
+
 def regrade(file, task, out_dir, settings=None, name=None, workers=None):
-    """Grade a JSONL of generations again, with no model: our own files, or outputs as the Rho-1 authors released them.
+    """Grade a JSONL of generations again, with no model: ours, or as the Rho-1 authors released.
 
-    A line needs `gt` and the raw generation in `text` or, as released, in `code[0]`. Where lines hold the authors'
-    pred and score, the entry in results.json also says on how many samples our answer and our verdict are theirs
-    (agree_pred, agree_score, in percent), and out_dir/NAME.differences.jsonl lists the others with the reason.
-    Returns all of results.json. Raises UserError with file and line number for a line that cannot be read.
+    A line needs `gt` and the raw generation in `text` or, as released, in `code[0]`. Where lines
+    hold the authors' pred and score, the entry in results.json also says on how many samples our
+    answer and our verdict are theirs (agree_pred, agree_score, in percent), and
+    out_dir/NAME.differences.jsonl lists the others with the reason.
+    Returns all of results.json. Raises UserError with file and line for a line that is unusable.
     """
-    rows, texts, more = read_rows(file), [], {}
-    for line, row in enumerate(rows, 1):
-        text = row.get("text", row.get("code"))
-        text = text[0] if isinstance(text, list) and text else text
-        if not isinstance(text, str) or "gt" not in row:
-            raise UserError(
-                f"{file}, sample {line}: got fields {' '.join(row)}, wanted gt and text (or code); "
-                f"name a file of generations"
-            )
-        texts.append(text)
+    name = name or label(task)
+    check_ours(out_dir, name)
+    rows = read_rows(file)
+    texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
     results = grade_many(task, [(text, row["gt"]) for text, row in zip(texts, rows)], workers)
-    if rows and all(
-        isinstance(row.get("score"), list) and isinstance(row.get("pred"), list) for row in rows
-    ):
-        preds = [(ours["pred"], normalize(row["pred"][0])) for row, ours in zip(rows, results)]
-        same = spread(
-            lambda slot, pair: pair[0] == pair[1] or judge(slot, *pair)[0],
-            preds,
-            workers,
-            "comparing",
+    more = {}
+    if rows and all(has_verdict(row) for row in rows):
+        more, differences = compare(rows, results, workers)
+        write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
+    settings = settings or {"regraded": str(file)}
+    return write_results(task, texts, results, out_dir, settings, name, **more)
+
+
+def text_of(row, where):
+    """The generation in a line."""
+    text = row.get("text", row.get("code"))
+    if isinstance(text, list) and text:
+        text = text[0]
+    if not isinstance(text, str) or "gt" not in row:
+        raise UserError(
+            f"{where}: got fields {' '.join(row)}, wanted gt and text (or code); "
+            f"name a file of generations"
         )
-        differences = []
-        for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):
-            if alike and ours["published"] == row["score"][0]:
-                continue
-            reason = (
-                ours["reason"]
-                or f"same answer; it {'equals' if ours['published'] else 'is not'} the truth here"
-            )
-            differences.append(
-                {
-                    "idx": idx,
-                    "gt": row["gt"],
-                    "pred": ours["pred"],
-                    "published": ours["published"],
-                    "their_pred": row["pred"][0],
-                    "their_score": row["score"][0],
-                    "reason": reason if alike else "extracted or normalised to another answer",
-                }
-            )
-        agree = sum(row["score"][0] == ours["published"] for row, ours in zip(rows, results))
-        more = {
-            "agree_pred": round(100 * sum(same) / len(rows), 2),
-            "agree_score": round(100 * agree / len(rows), 2),
-        }
-        write_atomic(Path(out_dir) / f"{name or task}.differences.jsonl", json_lines(differences))
-    return write_results(
-        task, texts, results, out_dir, settings or {"regraded": str(file)}, name, **more
-    )
+    return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def has_verdict(row):
+    """Does a line hold the authors' own answer and verdict?"""
+    return isinstance(row.get("score"), list) and isinstance(row.get("pred"), list)
+
+
+def compare(rows, results, workers):
+    """Our verdicts beside the authors': ({agree_pred, agree_score} in percent, differences)."""
+
+    def same_answer(worker, pair):
+        return pair[0] == pair[1] or judge(worker, *pair)[0]
+
+    preds = [(ours["pred"], normalize(row["pred"][0])) for row, ours in zip(rows, results)]
+    same = spread(same_answer, preds, workers, "comparing")
+    differences = []
+    n_agree = 0
+    for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):
+        agree = ours["published"] == row["score"][0]
+        n_agree += agree
+        if alike and agree:
+            continue
+        if not alike:
+            reason = "extracted or normalised to another answer"
+        elif ours["reason"]:
+            reason = ours["reason"]
+        else:
+            verb = "equals" if ours["published"] else "is not"
+            reason = f"same answer; it {verb} the truth here"
+        differences.append(
+            {
+                "idx": idx,
+                "gt": row["gt"],
+                "pred": ours["pred"],
+                "published": ours["published"],
+                "their_pred": row["pred"][0],
+                "their_score": row["score"][0],
+                "reason": reason,
+            }
+        )
+    shares = {
+        "agree_pred": round(100 * sum(same) / len(rows), 2),
+        "agree_score": round(100 * n_agree / len(rows), 2),
+    }
+    return shares, differences
+
+
+# --------------------------------------------------------------------------------------------------
 # tables
 
 COLUMNS = "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat".split()
@@ -147,46 +194,61 @@ PAPER = {  # Rho-1, tables 1 and 2, in percent; tool-integrated rows have GSM8K 
 
 
 def table(results):
-    """results.json as text for the screen: a line per task, percent with one standard error, and the mean."""
+    """results.json for the screen: a line per task, percent ± one standard error, and the mean."""
     lines = [f"{'task':<16} {'n':>5}  {'published':>13}  {'strict':>13}  {'no verdict':>10}"]
     for name, entry in results.items():
-        cells = [
+        published, strict = (
             f"{entry[key]:6.1f} ± {entry[key + '_se']:4.1f}" for key in ("published", "strict")
-        ]
-        lines.append(f"{name:<16} {entry['n']:>5}  {cells[0]}  {cells[1]}  {entry['failed']:>10}")
+        )
+        lines.append(f"{name:<16} {entry['n']:>5}  {published}  {strict}  {entry['failed']:>10}")
     if len(results) > 1:
-        means = [
+        published, strict = (
             sum(entry[key] for entry in results.values()) / len(results)
             for key in ("published", "strict")
-        ]
-        lines.append(f"{'mean':<16} {'':>5}  {means[0]:6.1f}{'':7}  {means[1]:6.1f}")
+        )
+        lines.append(f"{'mean':<16} {'':>5}  {published:6.1f}{'':7}  {strict:6.1f}")
     return "\n".join(lines)
 
 
 def markdown(results, label="this run"):
-    """results.json as Markdown: our published and strict accuracy above the paper's rows, then the settings used."""
+    """results.json as Markdown: our two accuracies above the paper's rows, then the settings."""
     text = []
-    for mode in ("cot", "tool"):
+    for mode, paper in PAPER.items():
         ours = {
             name: entry
             for name, entry in results.items()
             if entry["settings"].get("mode", "cot") == mode
         }
-        if not ours:
-            continue
-        text += ["| model | " + " | ".join(ours) + " |", "|---|" + "---:|" * len(ours)]
-        for key in ("published", "strict"):
-            cells = [f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" for entry in ours.values()]
-            text.append(f"| {label}, {key} | " + " | ".join(cells) + " |")
-        for model, row in PAPER[mode].items():
-            known = dict(zip(COLUMNS, row))
-            cells = [str(known.get(entry["task"], "")) for entry in ours.values()]
-            text.append(f"| {model}, as published | " + " | ".join(cells) + " |")
-        text += ["", f"Percent ± one standard error; mode {mode}. Settings:", ""]
-        for name, entry in ours.items():
-            settings = ", ".join(f"{key} {value}" for key, value in entry["settings"].items())
-            text.append(
-                f"- {name}: {entry['n']} problems, {entry['failed']} without a verdict; {settings or 'none'}"
-            )
-        text.append("")
+        if ours:
+            text += mode_table(ours, paper, label) + settings_list(ours, mode)
     return "\n".join(text)
+
+
+def mode_table(ours, paper, label):
+    """Lines of Markdown: our accuracies in percent, then the paper's."""
+    lines = [line_of(["model", *ours]), "|---|" + "---:|" * len(ours)]
+    for key in ("published", "strict"):
+        cells = [f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" for entry in ours.values()]
+        lines.append(line_of([f"{label}, {key}", *cells]))
+    for model, row in paper.items():
+        known = dict(zip(COLUMNS, row))
+        cells = [str(known.get(entry["task"], "")) for entry in ours.values()]
+        if any(cells):
+            lines.append(line_of([f"{model}, as published", *cells]))
+    return lines
+
+
+def line_of(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def settings_list(ours, mode):
+    """Lines of Markdown: the settings behind each number."""
+    lines = ["", f"Percent ± one standard error; mode {mode}. Settings:", ""]
+    for name, entry in ours.items():
+        settings = ", ".join(f"{key} {value}" for key, value in entry["settings"].items())
+        lines.append(
+            f"- {name}: {entry['n']} problems, {entry['failed']} without a verdict; "
+            f"{settings or 'none'}"
+        )
+    return [*lines, ""]

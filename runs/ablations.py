@@ -305,7 +305,7 @@ def show_templates(seeds, steps, pages=40):
             excess = start - explore_run.look(out / reference, data, batches, 128, env)["loss"]
             folder = folder_of(run, seed, steps)
             cut = statistics.mean(r["threshold"] for r in records(folder)[-100:])
-            answers = folder / "eval" / "demo.jsonl"
+            answers = folder / "eval" / "test.jsonl"
             answers = (
                 [json.loads(line) for line in answers.read_text().splitlines()]
                 if answers.exists()

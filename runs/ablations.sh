@@ -31,7 +31,7 @@ done
 export OMP_NUM_THREADS=1
 
 evaluate() {                                                           # folder of a model
-  [ "$EVALUATE" = 0 ] || python eval_math.py --model "$1" --tasks demo --data-dir "$D" --threads 1
+  [ "$EVALUATE" = 0 ] || python eval_math.py --model "$1" --tasks "$D/test.jsonl" --threads 1
 }
 student() {                                                            # name, flags of train_slm.py
   local losses="--ref-loss $O/ref_loss.bin"

@@ -34,7 +34,7 @@ one_seed() {
   python train_ref.py --data $D/mixed1 $mix --out $O/mixed1
   python train_ref.py --data $D/mixed8 $mix --out $O/mixed8
   for run in base ref clm slm random clm-tuned slm-tuned mixed1 mixed8; do
-    python eval_math.py --model $O/$run --tasks demo --data-dir $D
+    python eval_math.py --model $O/$run --tasks $D/test.jsonl
   done
 }
 export -f one_seed

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common.errors import UserError, cli  # noqa: E402
 from common.files import read_json, write_atomic  # noqa: E402
 from demo.chain import records, tokens_to_reach  # noqa: E402
-from evaluation import tasks  # noqa: E402
+from evaluation import pinned  # noqa: E402
 
 # Both files are pinned by commit AND by the sha256 of the bytes that are used. The archive's own checksum is not
 # pinned, since GitHub does not promise that it stays; the text that is taken from it is.
@@ -102,7 +102,7 @@ def fetch(out):
             check(name, (out / name).read_bytes())
             continue
         try:
-            content = tasks.download(url, Path(url).name)
+            content = pinned.download(url, Path(url).name)
         except UserError as error:
             raise UserError(
                 f"{name}: got no answer from {url} ({error.__cause__ or error}), wanted the file; connect "
@@ -182,9 +182,9 @@ def write_split(data, out, latex_bytes):
                 file=sys.stderr,
             )
     problems = [
-        (row["question"], row["answer"]) for row in tasks.read_rows(data / "gsm8k_train.jsonl")
+        (row["question"], row["answer"]) for row in pinned.read_rows(data / "gsm8k_train.jsonl")
     ]
-    latex = [row["text"] for row in tasks.read_rows(data / "stacks_project.jsonl")]
+    latex = [row["text"] for row in pinned.read_rows(data / "stacks_project.jsonl")]
     for name, texts in split(problems, latex, latex_bytes).items():
         content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         path = out / f"{name}.jsonl"
@@ -198,7 +198,7 @@ def write_split(data, out, latex_bytes):
 def find_test(data):
     """GSM8K's test split: eval/gsm8k.jsonl beside `data`, or the pinned download."""
     beside = data is not None and (data.resolve().parent / "eval" / "gsm8k.jsonl").exists()
-    return tasks.find("eval/gsm8k.jsonl", data.resolve().parent if beside else None)
+    return pinned.find("eval/gsm8k.jsonl", data.resolve().parent if beside else None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,6 @@
-"""The evaluation stage: whole runs on small models, kills and resumes, the tool loop against published generations."""
+"""The evaluation stage: whole runs on small models, kills, tools against published generations."""
 
 import json
-import os
-import signal
-import time
 from functools import partial
 from importlib.util import find_spec
 
@@ -12,8 +9,10 @@ import torch
 
 import eval_math as E
 from conftest import SHARED, finish, launch, write_model
+from evaluation import reasoning
 from evaluation.generate import Output
 from hf import checkpoint
+from killed import killed
 from model import Config, Transformer
 from real_model import real_model
 
@@ -40,8 +39,10 @@ def rows(path):
 
 
 def parrot(folder, vocabulary, text):
-    """A run's folder whose model says `text` after every prompt that ends as the questions do: a look-up of the next id
-    by the last one, written into the weights (blocks that add nothing, and a head that is the look-up)."""
+    """A run's folder whose model says `text` after every prompt that ends as the questions do.
+
+    It looks the next id up by the last one: its blocks add nothing, and its head is the look-up.
+    """
     ids = vocabulary.encode("A:" + text).tolist()
     ids = ids[ids.index(vocabulary.encode("Tom\nA:").tolist()[-1]) :]
     assert len(set(ids)) == len(ids), "the look-up needs different ids"
@@ -71,13 +72,13 @@ def parrot(folder, vocabulary, text):
     return folder
 
 
-def test_demo_score_is_counted_and_noted(stage, vocabulary, tmp_path):
-    """A model that always says 7: the share of sevens among the answers, in results.json and in the run's summary."""
+def test_exact_match_is_counted_and_noted(stage, vocabulary, tmp_path):
+    """A model that always says 7: the share of sevens, in results.json and the run's summary."""
     parrot(tmp_path / "run", vocabulary, " #### 7\n")
     write_problems(tmp_path / "data/demo", ["7", "8", "7", "77", "-7", "7"])
-    code, out, err = stage(E, "--model run --tasks demo --device cpu")
+    code, out, err = stage(E, "--model run --tasks data/demo/test.jsonl --device cpu")
     assert code == 0, err
-    done = rows(tmp_path / "run/eval/demo.jsonl")
+    done = rows(tmp_path / "run/eval/test.jsonl")
     assert [row["idx"] for row in done] == list(range(6))
     assert {row["text"] for row in done} == {"#### 7"} and {row["pred"] for row in done} == {"7"}
     assert [row["strict"] for row in done] == [True, False, True, False, False, True]
@@ -85,7 +86,7 @@ def test_demo_score_is_counted_and_noted(stage, vocabulary, tmp_path):
         "val_loss": 1.5,
         "exact_match": 0.5,
     }
-    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["demo"]
+    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["test"]
     assert entry["strict"] == 50.0 and entry["n"] == 6 and "50.0" in out
     assert entry["settings"]["model_hash"] == checkpoint.model_hash(tmp_path / "run")[:16]
     assert not list((tmp_path / "run/eval").glob("*partial*"))
@@ -102,9 +103,8 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "load", None)
     code, out, _ = stage(E, "--model run")
     assert code == 0 and "66.7" in out
-    code, _, err = stage(E, "--model run --out run/eval")
-    assert code == 2 and "--resume" in err and err.count("\n") == 1
-    assert stage(E, "--model run --out run/eval --resume")[0] == 0
+    code, again, _ = stage(E, "--model run --out run/eval")
+    assert code == 0 and again == out
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,15 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
         ("--model run --limit 0", "--limit"),
         ("--model nowhere", "nowhere"),
         ("", "--model"),
-        ("--model run --mode tool", "demo"),
+        ("--model run --mode tool", "data/demo/test.jsonl"),
+        ("--model run --tasks nothing.jsonl", "nothing.jsonl"),
+        ("--model run --tasks data/demo/test.jsonl,other/test.jsonl", "wanted names that differ"),
+        ("--model run --out data/demo", "data/demo/test.jsonl is no file of results"),
+        ("--model run --out data/demo --overwrite", "data/demo/test.jsonl is no file of results"),
         ("--model run --tasks svamp --data-dir empty", "eval/svamp.jsonl"),
-        ("--regrade test.jsonl --tasks demo svamp", "--regrade"),
+        ("--regrade test.jsonl --tasks svamp asdiv", "--regrade"),
         ("--regrade nothing.jsonl", "nothing.jsonl"),
-        ("--model run --data-dir nothing", "nothing"),
+        ("--model run --tasks gsm8k --data-dir nothing", "nothing"),
         ("--model run --batch-tokens -1", "--batch-tokens"),
     ],
 )
@@ -139,60 +143,54 @@ def test_overwrite_starts_over(stage, vocabulary, tmp_path):
     write_problems(tmp_path / "data/demo", ["7", "7"])
     for flags in ("", "--max-new-tokens 5 --overwrite"):
         assert stage(E, f"--model run {flags}")[0] == 0
-    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["demo"]
+    entry = json.loads((tmp_path / "run/eval/results.json").read_text())["test"]
     assert entry["settings"]["max_new_tokens"] == 5
 
 
-def test_killed_and_resumed_ends_identical(stage, vocabulary, tmp_path):
-    """kill -9 in the middle, a line cut short: the resumed run's files are those of an uninterrupted one."""
-    write_model(tmp_path / "run", vocabulary, hidden_size=128, num_hidden_layers=2)
+def test_the_demo_s_problems_are_named_where_they_are_missing(stage, vocabulary, tmp_path):
+    write_model(tmp_path / "run", vocabulary)
+    code, _, err = stage(E, "--model run")
+    assert code == 2 and "python prepare.py" in err and err.count("\n") == 1
+
+
+def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
+    """kill -9 after eight answers, a line cut short: the files are an uninterrupted run's."""
+    write_model(tmp_path / "run", vocabulary)
     write_problems(tmp_path / "data/demo", ["7"] * 40)
-    command = "eval_math.py --model run --batch-tokens 600 --max-new-tokens 120 --device cpu --out "
-    process, part = launch(command + "killed", tmp_path), tmp_path / "killed/demo.partial-0.jsonl"
-    deadline = time.time() + 200
-    while not (part.exists() and part.read_bytes().count(b"\n") > 6) and time.time() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    n_kept = part.read_bytes().count(b"\n") - 1
-    assert 6 <= n_kept < 40 and not (tmp_path / "killed/demo.jsonl").exists()
+    arguments = "--model run --batch-tokens 600 --device cpu --out "
+    killed("call:evaluation.grading:Grader.add:8", f"eval_math.py {arguments}killed", tmp_path)
+    part = tmp_path / "killed/test.partial-0.jsonl"
+    assert part.read_bytes().count(b"\n") == 1 + 8
+    assert not (tmp_path / "killed/test.jsonl").exists()
     with open(part, "a") as file:
         file.write('{"idx": 39, "te')
-    arguments = command.split(" ", 1)[1]
-    assert stage(E, arguments + "killed --resume")[0] == 0
+    assert stage(E, arguments + "killed")[0] == 0
     assert stage(E, arguments + "whole")[0] == 0
-    for name in ("demo.jsonl", "results.json", "results.md"):
-        assert (tmp_path / "killed" / name).read_bytes() == (
-            tmp_path / "whole" / name
-        ).read_bytes(), name
-    assert len(rows(tmp_path / "whole/demo.jsonl")) == 40
+    for name in ("test.jsonl", "results.json", "results.md"):
+        ends = [(tmp_path / out / name).read_bytes() for out in ("killed", "whole")]
+        assert ends[0] == ends[1], name
+    assert len(rows(tmp_path / "whole/test.jsonl")) == 40
 
 
-def test_demo_verdicts():
-    def ends(text):  # letter by letter, as tokens come
-        return next(
-            (cut for n in range(1, len(text) + 1) if (cut := E.end_of_demo(text[:n], 1))), None
-        )
-
-    for text, pred, cut in [
-        (" 3+4=7\n #### 7\nQ: Tom", "7", 15),
-        ("#### -12 apples\n9", "-12", 16),
-        ("#### 7", "7", None),
-        ("####\n7\n", "", 5),
-        ("7\n7\n", "", None),
-        ("", "", None),
-        ("#### x\n#### 5\n", "", 7),
-    ]:
-        assert ends(text) == cut
-        verdict = E.demo_verdict(text[:cut], "7")
-        assert (verdict["pred"], verdict["published"]) == (pred, pred == "7"), text
+@pytest.mark.parametrize(
+    "point", ["before:results.json:1", "after:results.json:1", "after:test.jsonl:1"]
+)
+def test_killed_while_it_writes_results(stage, vocabulary, tmp_path, point):
+    """Between any two files: the same command ends what was begun."""
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7", "8"])
+    killed(point, "eval_math.py --model run --device cpu", tmp_path)
+    code, out, err = stage(E, "--model run --device cpu")
+    assert code == 0 and "50.0" in out, err
+    assert [row["strict"] for row in rows(tmp_path / "run/eval/test.jsonl")] == [True, False]
+    assert json.loads((tmp_path / "run/summary.json").read_text())["exact_match"] == 0.5
+    assert not list((tmp_path / "run/eval").glob("*partial*"))
 
 
 @needs_data
 def test_gsm8k_from_end_to_end(stage, vocabulary, tmp_path):
-    """A random model on real problems: the prompts are the harness's (their hash), nonsense scores 0, and grading the
-    written file again gives the same verdicts."""
+    """A random model on real problems: the prompts are the harness's (their hash), nonsense scores
+    0, and grading the written file again gives the same verdicts."""
     write_model(tmp_path / "run", vocabulary, max_position_embeddings=8192)
     code, out, err = stage(
         E, f"--model run --tasks gsm8k --data-dir {SHARED} --limit 3 --max-new-tokens 8 --out out"
@@ -209,7 +207,7 @@ def test_gsm8k_from_end_to_end(stage, vocabulary, tmp_path):
     assert "Rho-1-Math-1B" in (tmp_path / "out/results.md").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # tools
 
 
@@ -229,11 +227,10 @@ class Replay:
     def step(self):
         i, prompt = self.waiting.pop()
         assert prompt.startswith("<|user|>\n"), prompt
-        so_far, self.n_calls = prompt.split("<|assistant|>\n", 1)[1], self.n_calls + 1
-        assert self.published[i].startswith(so_far), (
-            so_far,
-            self.published[i],
-        )  # our outputs are theirs
+        so_far = prompt.split("<|assistant|>\n", 1)[1]
+        self.n_calls += 1
+        # Our programs' outputs are theirs.
+        assert self.published[i].startswith(so_far), (so_far, self.published[i])
         text = self.published[i][len(so_far) :].split("```output")[0]
         return [(i, Output(text, [0] * len(text), "stop"))]
 
@@ -245,10 +242,13 @@ def ask(question):
 @needs_data
 @pytest.mark.parametrize("folder, n", [("gsm8k", 30), ("minerva_math", 30)])
 def test_tool_loop_rebuilds_published_texts(folder, n, monkeypatch):
-    """With the authors' model replaced by a replay of its own texts, the loop, its programs and their outputs give
-    the published text: every output of ours must be what their model was shown. (Programs get more time, and texts
-    with a time-out are left out: a slow machine must not make a time-out of what was none. Some import scipy.)"""
-    monkeypatch.setattr(E, "Sandbox", partial(E.Sandbox, timeout=60))
+    """A replay of the authors' texts in their model's place gives the published text again.
+
+    So every output of ours must be what their model was shown. Programs get more time, and texts
+    with a time-out are left out: a slow machine must not make a time-out of what was none. Texts
+    that import scipy need it.
+    """
+    monkeypatch.setattr(reasoning, "Sandbox", partial(reasoning.Sandbox, timeout=600))
     path = next((SHARED / "published/rho-math-1b-interpreter-v0.1" / folder).glob("*e-1.jsonl"))
     published = rows(path)
     many = sorted(range(len(published)), key=lambda i: -published[i]["code"][0].count("```output"))
@@ -260,25 +260,27 @@ def test_tool_loop_rebuilds_published_texts(folder, n, monkeypatch):
         and ("scipy" not in text or find_spec("scipy"))
     }
     prompts, decoder = {i: ask(published[i]["question"]) for i in texts}, Replay(texts)
-    got = {i: text for i, text, _ in E.with_tools(decoder, prompts, encode=str)}
+    got = {i: text for i, text, _ in reasoning.with_tools(decoder, prompts, encode=str)}
     assert {i: text.strip() for i, text in got.items()} == {
         i: text.strip() for i, text in texts.items()
     }
     assert decoder.n_calls > len(texts)
 
 
-def test_tool_loop_ends_after_four_calls():
+def test_tool_loop_ends_after_four_calls(monkeypatch):
+    monkeypatch.setattr(reasoning, "Sandbox", partial(reasoning.Sandbox, timeout=600))
+
     class Coder(Replay):
         def step(self):
             i, prompt = self.waiting.pop()
             return [(i, Output("```python\nprint(6 * 7)\n```\n", [1, 2], "stop"))]
 
-    ((i, text, tokens),) = E.with_tools(Coder({}), {0: ask("What?")}, encode=str)
+    ((i, text, tokens),) = reasoning.with_tools(Coder({}), {0: ask("What?")}, encode=str)
     block = "```python\nprint(6 * 7)\n```\n```output\n42\n```\n"
     assert text == block * 4 + "\nReach max function call limit." and tokens == 8
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # long runs
 
 
@@ -289,14 +291,14 @@ def test_two_ranks_give_the_file_of_one(vocabulary, tmp_path):
     command = "eval_math.py --model run --device cpu --out "
     finish(launch(command + "one", tmp_path))
     finish(launch(command + "two", tmp_path, ranks=2))
-    for name in ("demo.jsonl", "results.json"):
+    for name in ("test.jsonl", "results.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.slow
 @needs_data
 def test_real_model_answers_real_problems(stage, tmp_path):
-    """SmolLM2-135M on a few problems of SVAMP: it answers in the form of the few shots, and stops there."""
+    """SmolLM2-135M on problems of SVAMP: it answers in the form of the few shots, and stops."""
     folder = real_model()
     code, _, err = stage(
         E,

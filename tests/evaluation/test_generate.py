@@ -1,4 +1,4 @@
-"""Batched generation against transformers' greedy output, token for token; stops and prefixes against brute force."""
+"""Batched generation against transformers' greedy output; stops and prefixes by brute force."""
 
 import random
 import shutil
@@ -20,18 +20,18 @@ from hf import checkpoint
 from real_model import real_model
 
 EOS = [7, 50, 120, 200, 280]
-COMMON = dict(
-    vocab_size=300,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=8,
-    max_position_embeddings=256,
-    eos_token_id=EOS,
-    bos_token_id=1,
-    pad_token_id=0,
-    initializer_range=0.3,
-)
+COMMON = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 256,
+    "eos_token_id": EOS,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
 FAMILIES = {
     "mha": (LlamaForCausalLM, LlamaConfig, {}),
     "gqa": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -57,7 +57,7 @@ class Numbers:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
-    """(our model, prompts with a common beginning, transformers' greedy continuation of each alone)."""
+    """(our model, prompts with a common beginning, transformers' greedy text of each alone)."""
     kind, config, changes = FAMILIES[request.param]
     torch.manual_seed(1)
     theirs = kind(config(**COMMON | changes)).eval()
@@ -83,7 +83,7 @@ def greedy(theirs, prompt, n):
 @pytest.mark.parametrize("share_prefix", [True, False])
 @pytest.mark.parametrize("batch_tokens", [520, 20000])
 def test_equals_transformers_token_for_token(case, share_prefix, batch_tokens):
-    """With room for all rows at once, and with so little that rows wait, enter late and are put back."""
+    """With room for all rows at once, and with so little that rows wait, or are put back."""
     model, prompts, wanted = case
     got = dict(G.generate(model, Numbers(), prompts, NEW, share_prefix, batch_tokens=batch_tokens))
     assert [got[i].ids for i in range(len(prompts))] == wanted
@@ -94,25 +94,22 @@ def test_equals_transformers_token_for_token(case, share_prefix, batch_tokens):
 
 
 def test_prompts_added_while_others_run_and_the_memory_limit(case, monkeypatch):
-    """The cache never outgrows its limit, for which rows are put back into the queue and go on later."""
+    """The cache never outgrows its limit: rows are put back into the queue and go on later."""
     model, prompts, wanted = case
     monkeypatch.setattr(G, "STEP", 8)
-    decoder, waiting, got = (
-        G.Decoder(model, Numbers(), NEW, batch_tokens=400),
-        list(enumerate(prompts)),
-        {},
-    )
-    most, put_back, rng = 0, 0, random.Random(0)
+    decoder = G.Decoder(model, Numbers(), NEW, batch_tokens=400)
+    waiting = list(enumerate(prompts))
+    got = {}
+    most = put_back = 0
+    rng = random.Random(0)
     while decoder.busy or waiting:
         if waiting and (rng.random() < 0.5 or not decoder.busy):
             decoder.add(*waiting.pop())
         got |= {i: output.ids for i, output in decoder.step()}
         rows, _, slots, _ = decoder.cache.keys[0].shape
         assert rows * slots <= 400 or rows == 1
-        most, put_back = (
-            max(most, len(decoder.rows)),
-            put_back + any(len(r.ids) > r.n_prompt for r in decoder.queue),
-        )
+        most = max(most, len(decoder.rows))
+        put_back += any(len(row.ids) > row.n_prompt for row in decoder.queue)
     assert [got[i] for i in range(len(prompts))] == wanted
     assert 1 < most < len(prompts) and put_back
 
@@ -142,7 +139,7 @@ def test_stop_strings_that_cross_tokens(case):
 
 
 def test_stop_strings_fuzzed():
-    """However the text is cut into pieces: stopped at the piece that completes the first stop, cut where it begins."""
+    """In any pieces: stopped at the piece that completes the first stop, cut where it begins."""
     rng = random.Random(0)
     for _ in range(3000):
         stops = [
@@ -176,7 +173,7 @@ def test_common_prefix_against_brute_force():
 
 
 def test_context_limit(case):
-    """A prompt that fills the context gives nothing; one just below it stops at the limit. Neither raises."""
+    """A prompt that fills the context gives nothing; one just below it stops at the limit."""
     model, prompts, wanted = case
     shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]))
     long = [(prompts[0] * 9)[:n] for n in (300, 256, 255, 253)]
@@ -187,8 +184,10 @@ def test_context_limit(case):
 
 
 def test_text_is_what_the_ids_decode_to(vocabulary, tmp_path):
-    """Also where a character is spread over tokens, or ends unfinished; and the prompt is tokenised as transformers
-    does, as a whole."""
+    """Also where a character is spread over tokens, or ends unfinished.
+
+    The prompt is tokenised as a whole, as transformers does.
+    """
     model = write_model(tmp_path, vocabulary, hidden_size=32).float()
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     texts = [
@@ -225,7 +224,7 @@ def test_compiled_step_gives_the_same(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("share_prefix", [True, False])
 def test_real_model_equals_transformers(share_prefix):
-    """SmolLM2-135M in fp32: a batch of few-shot prompts of different lengths against one prompt at a time."""
+    """SmolLM2-135M in fp32: a batch of few-shot prompts against one prompt at a time."""
     from evaluation import tasks
     from hf.tokenizer import Tokenizer
 
@@ -248,7 +247,7 @@ def test_real_model_equals_transformers(share_prefix):
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"needs GSM8K and its prompt in {SHARED}")
 def test_bench_counts_the_same_texts_on_both_sides(tmp_path, capsys):
-    """tools.bench generate on a tiny model: ours and transformers' make the same tokens, or the ratio means nothing."""
+    """tools.bench generate: both sides make the same tokens, or the ratio means nothing."""
     from types import SimpleNamespace
 
     from common.device import Env

@@ -4,25 +4,23 @@ import os
 import re
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from evaluation import grading  # noqa: E402
-from evaluation.answers import extract, normalize  # noqa: E402
-from evaluation.grading import ask, grade, grade_many, judge  # noqa: E402
+from evaluation import worker as worker_file  # noqa: E402
+from evaluation.answers import after_hashes, end_of_hashes, extract, normalize  # noqa: E402
+from evaluation.grading import grade, grade_many, judge, verdict  # noqa: E402
+from evaluation.worker import Worker  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def slot():
-    """One worker process for all comparisons of this file."""
-    slot = [None]
-    yield slot
-    if slot[0]:
-        grading.stop_worker(slot[0])
+def worker():
+    """One process for all comparisons of this file."""
+    with Worker() as worker:
+        yield worker
 
 
 @pytest.mark.parametrize(
@@ -162,8 +160,8 @@ def test_normalize(answer, normal):
         ("", "5", False, False),
     ],
 )
-def test_equality(slot, pred, gt, published, strict):
-    assert judge(slot, pred, gt) == (published, strict, "")
+def test_equality(worker, pred, gt, published, strict):
+    assert judge(worker, pred, gt) == (published, strict, "")
 
 
 def test_choice_tasks_compare_letters():
@@ -199,15 +197,12 @@ def test_choice_tasks_compare_letters():
     ],
 )
 def test_any_text_gets_a_verdict(text):
-    start = time.time()
     assert grade("math", text, r"\frac{3}{7}", seconds=4)[1:] == (False, False)
-    assert time.time() - start < 60
 
 
 def test_exploding_answers_are_cut_off_and_all_samples_accounted_for():
     nested = r"\sqrt{" * 60 + "2" + "}" * 60
     answers = ["9**9**9", r"\frac{1}{2}", "9^{9^{9}}", "1000000!!", nested, "0.5"]
-    start = time.time()
     results = grade_many(
         "math", [(rf"\boxed{{{answer}}}", "1/2") for answer in answers], workers=2, seconds=2
     )
@@ -215,27 +210,45 @@ def test_exploding_answers_are_cut_off_and_all_samples_accounted_for():
     assert results[2]["reason"].startswith(
         ("no verdict within 2 s", "worker died", "not comparable")
     )
-    assert time.time() - start < 180
 
 
 def test_a_worker_that_dies_or_hangs_costs_one_sample():
-    slot = [None]
-    try:
-        assert ask(slot, "x+x", "2x", False, 20) == (True, "")
-        slot[0].kill()
-        slot[0].wait()
-        assert ask(slot, "x+x", "2x", False, 20) == (
-            False,
-            f"worker died (exit code {-signal.SIGKILL})",
-        )
-        assert ask(slot, "x+x", "2x", False, 20) == (True, "")
+    with Worker() as worker:
+        assert worker.compare("x+x", "2x", seconds=20) == (True, "")
+        worker.process.kill()
+        worker.process.wait()
+        died = f"worker died (exit code {-signal.SIGKILL})"
+        assert worker.compare("x+x", "2x", seconds=20) == (False, died)
+        assert worker.compare("x+x", "2x", seconds=20) == (True, "")
         if Path("/proc/self/limits").exists():
-            limits = Path(f"/proc/{slot[0].pid}/limits").read_text()
-            assert int(re.search(r"Max address space +(\d+)", limits)[1]) == grading.MEMORY
-        os.kill(slot[0].pid, signal.SIGSTOP)
-        start = time.time()
-        assert ask(slot, "x+x", "2x", False, 1) == (False, "no verdict within 1 s")
-        assert time.time() - start < 30
-    finally:
-        if slot[0]:
-            grading.stop_worker(slot[0])
+            limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+            memory = int(re.search(r"Max address space +(\d+)", limits)[1])
+            assert memory == worker_file.MEMORY
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        assert worker.compare("x+x", "2x", seconds=0.02) == (False, "no verdict within 0.02 s")
+
+
+@pytest.mark.parametrize(
+    "text, pred, cut",
+    [
+        (" 3+4=7\n #### 7\nQ: Tom", "7", 15),
+        ("#### -12 apples\n9", "-12", 16),
+        ("#### 7", "7", None),
+        ("#### 1,250\n", "1250", 11),
+        ("#### 2.50.\n", "2.50", 11),
+        ("####\n7\n", "", 5),
+        ("7\n7\n", "", None),
+        ("", "", None),
+        ("#### x\n#### 5\n", "", 7),
+    ],
+)
+def test_the_answer_behind_hashes(text, pred, cut):
+    """Of a file of one's own: where its text ends as its letters come, and what it answers."""
+    cuts = [end_of_hashes(text[:n], 1) for n in range(1, len(text) + 1)]
+    assert next((at for at in cuts if at is not None), None) == cut
+    assert after_hashes(text[:cut]) == pred
+    for gt in ("7", 7, "1,250"):
+        found = verdict(None, "own.jsonl", text[:cut], gt)
+        right = pred != "" and pred == str(gt).replace(",", "")
+        assert (found["pred"], found["published"], found["strict"]) == (pred, right, right)
+        assert found["reason"] == ("" if pred else "no answer found")

@@ -22,7 +22,7 @@ needs_published = pytest.mark.skipif(
     not PUBLISHED.exists(), reason=f"needs the authors' released outputs: {PUBLISHED}"
 )
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files and tables
 
 
@@ -77,6 +77,17 @@ def test_broken_files_are_users_errors(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_of_the_user_s_is_never_overwritten(tmp_path):
+    """A file with the task's name that is no file of results, such as the problems themselves."""
+    (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1"}\n')
+    (tmp_path / "test.jsonl").write_text('{"question": "x", "answer": "1"}\n')
+    with pytest.raises(UserError, match=r"test\.jsonl is no file of results"):
+        regrade(tmp_path / "in.jsonl", "data/test.jsonl", tmp_path)
+    assert "question" in (tmp_path / "test.jsonl").read_text()
+    entry = regrade(tmp_path / "in.jsonl", "data/test.jsonl", tmp_path / "out")["test"]
+    assert (entry["task"], entry["strict"]) == ("test", 100.0)
+
+
 def entry(task, published, mode):
     return {
         "task": task,
@@ -119,7 +130,7 @@ def test_paper_rows_are_the_paper_s():
         assert f" {gsm8k} / {math_}" in paper
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the authors' released generations
 
 RELEASED = [
@@ -133,7 +144,7 @@ RELEASED = [
 @needs_published
 @pytest.mark.parametrize("model, folder, task, _, __", RELEASED)
 def test_released_answers_are_extracted(model, folder, task, _, __):
-    """Extraction alone, all samples, no algebra: the very string, or an equal number, in at least 99%."""
+    """Extraction alone, no algebra: the very string, or an equal number, in at least 99%."""
     rows = [
         json.loads(line)
         for line in next((PUBLISHED / model / folder).glob("*.jsonl")).open(encoding="utf-8")
@@ -151,8 +162,8 @@ def test_released_generations_get_the_authors_verdicts(
     file = next((PUBLISHED / model / folder).glob("*.jsonl"))
     entry = regrade(file, task, tmp_path)[task]
     print(
-        f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; the authors' verdict in "
-        f"{entry['agree_score']}%, their answer in {entry['agree_pred']}%"
+        f"\n{model}, {task}: published {entry['published']}, strict {entry['strict']}; "
+        f"the authors' verdict in {entry['agree_score']}%, their answer in {entry['agree_pred']}%"
     )
     assert entry["published"] == pytest.approx(accuracy, abs=0.4)
     assert entry["agree_score"] >= agreement and entry["agree_pred"] >= agreement

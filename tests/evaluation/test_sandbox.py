@@ -1,4 +1,8 @@
-"""The sandbox against hostile programs, in four worlds, and the protocol against the authors' own recorded outputs."""
+"""The sandbox against hostile programs, in four worlds; programs and outputs of a model's text.
+
+Programs that end by themselves get PATIENT seconds, so that a busy machine makes no time-out of
+them. Only those that never end, or may be slow to reach their limits, get little time.
+"""
 
 import json
 import os
@@ -10,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,20 +22,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from evaluation.sandbox import Result, Sandbox, program_of, result_text  # noqa: E402
+from evaluation import sandbox as sandbox_file  # noqa: E402
+from evaluation.reasoning import program_of, result_text  # noqa: E402
+from evaluation.sandbox import Result, Sandbox  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the sandbox is for Linux"
 )
 RECORDED = ROOT.parent / "shared" / "data" / "published" / "rho-math-1b-interpreter-v0.1"
 SECRET = "hunter2-canary"
+PATIENT = 600  # seconds of a program that ends by itself, and of all that is waited for
+FILES = ("__init__", "sandbox", "fork_server", "confine")
 
 # ---- hostile programs: name -> (statuses it may end with, property that contains it, program) ----
-# PARENT, HOME, PORT are filled in: the process that runs the sandbox, a folder open to everyone, a listening port.
+# PARENT, HOME, PORT are filled in: the process that runs the sandbox, a folder open to everyone, a
+# listening port. A program gets little time where "timeout" is among its statuses.
 
 SNOOP = """
 import glob, os
-for path in glob.glob("/proc/*/environ") + ["/proc/PARENT/environ", "HOME/.ssh/id_rsa", "/etc/shadow", "/etc/passwd"]:
+paths = ["/proc/PARENT/environ", "HOME/.ssh/id_rsa", "/etc/shadow", "/etc/passwd"]
+for path in glob.glob("/proc/*/environ") + paths:
     try:
         print(open(path, errors="replace").read())
     except OSError:
@@ -39,7 +50,8 @@ print(os.environ)
 """
 WRITE = """
 import os
-for path in ("HOME/written", "HOME/open-to-all", "/dev/shm/canary-PORT", "/tmp/canary-PORT", "/var/tmp/canary-PORT"):
+shared = ["/dev/shm/canary-PORT", "/tmp/canary-PORT", "/var/tmp/canary-PORT"]
+for path in ["HOME/written", "HOME/open-to-all", *shared]:
     try:
         open(path, "a").write("x")
         print("wrote", path)
@@ -99,7 +111,8 @@ HOSTILE = {
         "timeout",
         "",
         "import signal, time\nfor s in range(1, 65):\n"
-        " try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\ntime.sleep(600)",
+        " try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\n"
+        "time.sleep(600)",
     ),
     "deep recursion": ("error", "", "def f(): f()\nf()"),
     "deep recursion without a limit": (
@@ -164,24 +177,43 @@ HOSTILE = {
 TELLTALE = {"reads secrets": SECRET, "writes outside": "wrote", "network": "connected"}
 
 DRIVER = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluation.sandbox import Sandbox
+PATIENT = float(sys.argv[2])
+
 def servers():
     found = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += sys.argv[1].encode() in (line := path.read_bytes()) and b"--serve" in line
+            line = path.read_bytes()
         except OSError:
-            pass
+            continue
+        found += sys.argv[1].encode() in line and b"fork_server.py" in line
     return found
-with Sandbox(1, timeout=0.7, memory=1 << 29) as sandbox:
-    answers, before = {}, servers()
-    for name, program in json.load(sys.stdin).items():
-        result = sandbox.run([program.replace("PARENT", str(os.getpid()))])[0]
-        answers[name] = (result.__dict__, servers() - before, sandbox.run(["print(1 + 1)"])[0].stdout)
-print(json.dumps([answers, servers()]))
+
+def left_in_the_end():
+    end = time.monotonic() + PATIENT
+    while servers() and time.monotonic() < end:
+        time.sleep(0.05)
+    return servers()
+
+answers = {}
+programs = json.load(sys.stdin)
+for timeout in (0.7, PATIENT):
+    with Sandbox(1, timeout=timeout, memory=1 << 29) as sandbox:
+        before = servers()
+        for name, (quick, program) in programs.items():
+            if quick != (timeout < PATIENT):
+                continue
+            result = sandbox.run([program.replace("PARENT", str(os.getpid()))])[0]
+            left = servers() - before
+            after = sandbox.run(["print(1 + 1)"])[0]
+            while after.status == "timeout":  # a busy machine
+                after = sandbox.run(["print(1 + 1)"])[0]
+            answers[name] = (result.__dict__, left, after.stdout)
+print(json.dumps([answers, left_in_the_end()]))
 """
 
 WORLDS = [
@@ -196,41 +228,54 @@ WORLDS = [
 
 @pytest.fixture(scope="module")
 def place():
-    """A folder that every user may enter, with a secret key, a file open to all, copies of the sandbox; and a port."""
+    """A folder that every user may enter, and a port.
+
+    The folder holds a secret key, a file open to all, and copies of the sandbox.
+    """
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     (folder / "home" / ".ssh").mkdir(parents=True)
     (folder / "home" / ".ssh" / "id_rsa").write_text(SECRET)
     (folder / "home" / "open-to-all").touch()
     for path in folder, folder / "home", folder / "home" / "open-to-all":
         path.chmod(0o777)
-    for name in ("copy", "weak"):
-        (folder / name / "evaluation").mkdir(mode=0o755, parents=True)
-        shutil.copyfile(ROOT / "evaluation/sandbox.py", folder / name / "evaluation/sandbox.py")
-        text = (ROOT / "evaluation/confine.py").read_text()
-        if name == "weak":  # seccomp and Landlock taken out: namespaces must do alone
-            for line in (
-                "    seccomp()\n",
-                '    restrict_files = landlock(options["paths"], options["box"])\n',
-            ):
-                assert text.count(line) == 1
-                text = text.replace(
-                    line, "    restrict_files = None\n" if "landlock" in line else ""
-                )
-        (folder / name / "evaluation/confine.py").write_text(text)
+    for copy in ("copy", "weak"):
+        (folder / copy / "evaluation").mkdir(mode=0o755, parents=True)
+        for name in FILES:
+            file = f"evaluation/{name}.py"
+            shutil.copyfile(ROOT / file, folder / copy / file)
+    weaken(folder / "weak/evaluation/confine.py")
     (folder / "driver.py").write_text(DRIVER)
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield folder, server.getsockname()[1]
     shutil.rmtree(folder)
 
 
+def weaken(file):
+    """Take seccomp and Landlock out of confine.py: namespaces must do alone."""
+    text = file.read_text()
+    for line, instead in (
+        ("    seccomp()\n", ""),
+        (
+            '    restrict_files = landlock(options["paths"], options["box"])\n',
+            "    restrict_files = None\n",
+        ),
+    ):
+        assert text.count(line) == 1
+        text = text.replace(line, instead)
+    file.write_text(text)
+
+
 def as_nobody():
-    """The command that becomes nobody, with a Python that nobody can run; skips where there is none."""
+    """The command that becomes nobody, and a Python that nobody can run; skips where it is not."""
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("becoming another user needs root and setpriv")
     become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         # setpriv itself still starts what nobody may not, so ask once more from inside
-        usable = "import os, sys; sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
+        usable = (
+            "import os, sys\n"
+            "sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
+        )
         test = [*become, python, "-c", usable]
         try:
             if subprocess.run(test, capture_output=True).returncode == 0:
@@ -241,7 +286,7 @@ def as_nobody():
 
 
 def as_container():
-    """The command of a container without capabilities where namespaces are forbidden; skips where it cannot be made."""
+    """The command of a container without capabilities or namespaces; skips where it cannot be."""
     if not (shutil.which("setpriv") and shutil.which("unshare")):
         pytest.skip("needs unshare and setpriv")
     command = [
@@ -269,21 +314,26 @@ def world_of(world, place):
 
 @pytest.fixture(scope="module", params=WORLDS)
 def answers(request, place):
-    """All hostile programs run by one sandbox in one world: world, name -> (result, processes left, next answer),
-    processes left at the end, what was stated as not enforced."""
+    """All hostile programs run in one world.
+
+    world, name -> (result, processes left, next answer), processes left at the end, what was
+    stated as not enforced.
+    """
     folder, port = place
     prefix, python, code = world_of(request.param, folder)
     programs = {
-        name: program.replace("HOME", f"{folder}/home").replace("PORT", str(port))
-        for name, (_, _, program) in HOSTILE.items()
+        name: (
+            "timeout" in statuses,
+            program.replace("HOME", f"{folder}/home").replace("PORT", str(port)),
+        )
+        for name, (statuses, _, program) in HOSTILE.items()
     }
     done = subprocess.run(
-        [*prefix, python, folder / "driver.py", code],
+        [*prefix, python, folder / "driver.py", code, str(PATIENT)],
         input=json.dumps(programs),
         text=True,
         capture_output=True,
         env=dict(os.environ, TOKEN=SECRET),
-        timeout=280,
     )
     assert done.returncode == 0, done.stderr
     found, left = json.loads(done.stdout)
@@ -299,7 +349,6 @@ def test_hostile(answers, name, place):
         pytest.skip(f"stated as not enforced here: {needs}")
     result, processes_left, after = found[name]
     assert result["status"] in statuses.split(), result
-    assert result["seconds"] < 3
     assert len(result["stdout"]) <= 4 << 20 and len(result["error"]) <= 1 << 16
     assert after == "2\n", "the evaluation did not go on"
     assert processes_left == 0
@@ -323,10 +372,9 @@ def test_what_each_world_states(answers):
     if world == "without namespaces":  # the rest needs Landlock and seccomp, which kernels may lack
         assert "total size of files" in missing
     if world == "namespaces alone" and not {"network", "total size of files"} & set(missing):
-        # where they work, namespaces need no other layer, if another user may read Python: its number of processes counts
-        readable = (
-            Path(sys.prefix).stat().st_mode & 1
-        )  # the folders above are made anew in the sandbox's own root
+        # Where they work, namespaces need no other layer, if another user may read Python: its
+        # number of processes counts. (The folders above are made anew in the sandbox's own root.)
+        readable = Path(sys.prefix).stat().st_mode & 1
         assert missing == ([] if readable else ["number of processes"])
 
 
@@ -355,13 +403,14 @@ def test_control_without_a_sandbox(name, place):
 
 
 def test_python_that_others_may_not_read():
-    """A virtual environment in a folder of mode 700 (mktemp -d, root's home): modules load late, too."""
+    """A virtual environment in a folder of mode 700 (mktemp -d, root's home); late modules, too."""
     with tempfile.TemporaryDirectory() as folder:  # of mode 700
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         packages = next(Path(folder).glob("lib/python*/site-packages"))
         (packages / "loads_late.py").write_text("answer = 42")
         done = subprocess.run(
-            [Path(folder, "bin/python"), ROOT / "evaluation/sandbox.py"],
+            [Path(folder, "bin/python"), "-m", "evaluation.sandbox", "--timeout", str(PATIENT)],
+            cwd=ROOT,
             text=True,
             capture_output=True,
             input="from loads_late import answer\nprint(answer)",
@@ -372,7 +421,8 @@ def test_python_that_others_may_not_read():
 def test_strict_refuses_what_it_cannot_enforce(place):
     prefix, python, code = world_of("without namespaces", place[0])
     done = subprocess.run(
-        [*prefix, python, code / "evaluation/sandbox.py", "--strict-sandbox"],
+        [*prefix, python, "-m", "evaluation.sandbox", "--strict-sandbox"],
+        cwd=code,
         input="print(1)",
         text=True,
         capture_output=True,
@@ -386,17 +436,22 @@ def test_strict_refuses_what_it_cannot_enforce(place):
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(2, timeout=2.0) as sandbox:
+    with Sandbox(2, timeout=PATIENT) as sandbox:
         yield sandbox
 
 
-def test_order_and_parallelism(sandbox):
-    start = time.monotonic()
-    results = sandbox.run(
-        [f"import time\ntime.sleep({0.8 - 0.2 * i})\nprint({i})" for i in range(4)]
-    )
-    assert [r.stdout for r in results] == ["0\n", "1\n", "2\n", "3\n"]
-    assert time.monotonic() - start < sum(r.seconds for r in results)
+def test_order_and_parallelism(sandbox, monkeypatch):
+    """Two programs are under way at the same time, or the barrier would break."""
+    both = threading.Barrier(2, timeout=PATIENT)
+    receive = sandbox_file.receive
+
+    def receive_together(channel):
+        both.wait()
+        return receive(channel)
+
+    monkeypatch.setattr(sandbox_file, "receive", receive_together)
+    programs = [f"import time\ntime.sleep({0.4 - 0.1 * i})\nprint({i})" for i in range(4)]
+    assert [r.stdout for r in sandbox.run(programs)] == ["0\n", "1\n", "2\n", "3\n"]
 
 
 def test_programs_do_not_see_each_other(sandbox):
@@ -417,12 +472,6 @@ def test_programs_do_not_see_each_other(sandbox):
         ("x = input()", "error", "", "RuntimeError"),
         ("exit(3)", "error", "", "SystemExit: 3"),
         ("if __name__ == '__main__': print(1)", "ok", "", ""),
-        (
-            "print('a' * 100, flush=True)\nwhile True: pass",
-            "timeout",
-            "a" * 100 + "\n",
-            "Timeout Error",
-        ),
         ("raise ValueError('one\\ntwo')", "error", "", "two"),
         ("x = [1,\n", "error", "", "SyntaxError: '[' was never closed"),
         ("\udcff", "error", "", None),
@@ -442,6 +491,14 @@ def test_results(sandbox, program, status, stdout, error):
     assert error is None or result.error == error
 
 
+def test_what_was_printed_before_the_time_was_over():
+    """The program is stopped after its time and no earlier, however busy the machine is."""
+    with Sandbox(timeout=2.0) as sandbox:
+        result = sandbox.run(["print('a' * 100, flush=True)\nwhile True: pass"])[0]
+    assert (result.status, result.error) == ("timeout", "Timeout Error")
+    assert result.stdout in ("a" * 100 + "\n", "") and result.seconds >= 2
+
+
 def test_a_crashed_server_is_replaced(sandbox):
     for process, _ in list(sandbox.servers):
         os.kill(process.pid, signal.SIGKILL)
@@ -451,45 +508,58 @@ def test_a_crashed_server_is_replaced(sandbox):
 
 
 def test_servers_end_with_a_killed_caller(place):
-    """kill -9 of the caller in the middle of a program: its servers and the program end by themselves."""
+    """kill -9 of the caller while programs run: its servers and the programs end by themselves."""
     folder, _ = place
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from evaluation.sandbox import Sandbox\n"
-        "with Sandbox(2, timeout=1.0) as s: print(flush=True); s.run(['while True: pass'] * 9)"
+        f"with Sandbox(2, timeout={PATIENT}) as sandbox:\n"
+        "    print(flush=True)\n"
+        "    input()\n"
+        "    sandbox.run(['while True: pass'] * 9)"
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, folder / "copy"],
+        text=True,
         stdout=subprocess.PIPE,
-        env=dict(os.environ, TMPDIR=str(folder)),
-    )  # a killed caller leaves its folder
-    caller.stdout.readline()
-    time.sleep(0.3)
+        stdin=subprocess.PIPE,
+        cwd=folder,
+        env=dict(os.environ, TMPDIR=str(folder)),  # a killed caller leaves its folder
+    )
 
-    def servers():
+    def processes():
         run = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-        return run.stdout.count(f"{folder}/copy/evaluation/sandbox.py --serve")
+        return run.stdout.count(f"{folder}/copy/evaluation/fork_server.py")
 
-    assert servers() >= 2
+    def wait_until(happened):
+        end = time.monotonic() + PATIENT
+        while not happened() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert happened()
+
+    caller.stdout.readline()
+    idle = processes()  # the caller waits meanwhile
+    assert idle >= 2
+    print(file=caller.stdin, flush=True)
+    # The programs never end, so however long this takes they are still there.
+    wait_until(lambda: processes() == idle + 2)
     caller.kill()
     caller.wait()
-    deadline = time.monotonic() + 10
-    while servers() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert servers() == 0
+    wait_until(lambda: processes() == 0)
 
 
 @pytest.mark.parametrize(
-    "program, code, stdout, stderr",
+    "program, seconds, code, stdout, stderr",
     [
-        ("print(1)", 0, "1\n", ""),
-        ("print(1)\n[][0]", 1, "1\n", "IndexError: list index out of range"),
-        ("while True: pass", 124, "", "Timeout Error"),
-        ("x = bytes(10**11)", 137, "", "MemoryError"),
+        ("print(1)", PATIENT, 0, "1\n", ""),
+        ("print(1)\n[][0]", PATIENT, 1, "1\n", "IndexError: list index out of range"),
+        ("while True: pass", 1, 124, "", "Timeout Error"),
+        ("x = bytes(10**11)", PATIENT, 137, "", "MemoryError"),
     ],
 )
-def test_command_line(program, code, stdout, stderr):
+def test_command_line(program, seconds, code, stdout, stderr):
     done = subprocess.run(
-        [sys.executable, ROOT / "evaluation/sandbox.py", "--timeout", "1"],
+        [sys.executable, "-m", "evaluation.sandbox", "--timeout", str(seconds)],
+        cwd=ROOT,
         input=program,
         text=True,
         capture_output=True,
@@ -499,7 +569,10 @@ def test_command_line(program, code, stdout, stderr):
 
 
 def test_does_not_import_torch():
-    code = "import sys; from evaluation import sandbox; sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    code = (
+        "import sys; from evaluation import sandbox\n"
+        "sys.exit('torch' in sys.modules or 'sympy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -579,7 +652,7 @@ def reason(recorded, ours):
 
 @pytest.mark.slow
 def test_recorded_outputs_of_the_authors(tmp_path):
-    """Every ```output block of the released 1B-Interpreter generations (GSM8K, MATH) run again: at least 97% equal."""
+    """Every ```output block of the released 1B-Interpreter generations, run again: 97% equal."""
     if not RECORDED.exists():
         pytest.skip("the authors' released outputs are not here")
     cases = []
@@ -594,7 +667,9 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     assert len(cases) > 1800
     with Sandbox(min(2, os.cpu_count())) as sandbox:
         results = sandbox.run([program for _, _, program, _ in cases])
-    with Sandbox(timeout=60) as sandbox:  # a busy machine must not make a time-out of what was none
+    with Sandbox(
+        timeout=PATIENT
+    ) as sandbox:  # a busy machine must not make a time-out of what was none
         for i, (_, _, program, recorded) in enumerate(cases):
             if results[i].status == "timeout" and "Timeout" not in recorded:
                 results[i] = sandbox.run([program])[0]
@@ -605,9 +680,10 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     ]
     (tmp_path / "differences.json").write_text(json.dumps(sorted(differences), indent=1))
     reasons = [why for why, *_ in differences]
+    counts = {why: reasons.count(why) for why in sorted(set(reasons))}
     print(
         f"\n{len(cases) - len(differences)} of {len(cases)} recorded outputs equal "
-        f"({1 - len(differences) / len(cases):.2%}); { ({why: reasons.count(why) for why in sorted(set(reasons))}) }; "
+        f"({1 - len(differences) / len(cases):.2%}); {counts}; "
         f"see {tmp_path / 'differences.json'}"
     )
     assert len(differences) <= 0.03 * len(cases)

@@ -1,4 +1,4 @@
-"""Prompts, question texts and true answers against hashes made by the harness behind the paper's numbers; downloads."""
+"""Prompts, questions and true answers against hashes made by the paper's harness; downloads."""
 
 import hashlib
 import http.server
@@ -13,10 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from common.errors import UserError  # noqa: E402
-from evaluation import tasks  # noqa: E402
+from evaluation import pinned, tasks  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
-PUBLISHED = [name for name in tasks.TASKS if name != "demo"]
 needs_data = pytest.mark.skipif(
     not DATA.exists(), reason=f"needs the public test sets and their hashes in {DATA}"
 )
@@ -30,7 +29,7 @@ def truth_of(task):
 
 
 @needs_data
-@pytest.mark.parametrize("task", PUBLISHED)
+@pytest.mark.parametrize("task", tasks.TASKS)
 def test_prompts_and_truths_are_the_harness_s(task):
     summary, truth = json.loads((DATA / "truth" / "summary.json").read_text())[task], truth_of(task)
     examples = tasks.load(task, DATA)
@@ -48,7 +47,7 @@ def test_prompts_and_truths_are_the_harness_s(task):
 
 @needs_data
 def test_prefix_is_shared_and_tool_prompt_has_no_shots():
-    for task in PUBLISHED:
+    for task in tasks.TASKS:
         prefix, examples = tasks.prefix(task, DATA), tasks.load(task, DATA, limit=3)
         assert len(examples) == 3
         assert all(example.prompt.startswith(prefix) for example in examples)
@@ -64,38 +63,57 @@ def test_prefix_is_shared_and_tool_prompt_has_no_shots():
 @needs_data
 def test_every_file_has_the_pinned_checksum_and_address():
     sources = (DATA / "SOURCES.md").read_text(encoding="utf-8")
-    for name, (address, sha256) in tasks.FILES.items():
+    for name, sha256 in pinned.SHA256.items():
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == sha256
-        owner, repository, commit = address.split("/")[:3]
+        owner, repository, commit = pinned.address(name).split("/")[:3]
         assert f"{owner}/{repository}, commit {commit}" in sources
-    read = {task.file for task in tasks.TASKS.values()} | {
-        task.shots for task in tasks.TASKS.values()
-    }
-    assert read - {""} == set(tasks.FILES)
+    files = {task.file for task in tasks.TASKS.values()}
+    shots = {task.shots for task in tasks.TASKS.values()}
+    assert files | shots == set(pinned.SHA256)
 
 
-def test_demo_takes_questions_as_stored(tmp_path):
+def test_addresses_at_the_sources():
+    harness = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"
+    promptpg = "lupantech/PromptPG/7cf61b1bec07222fc24b4f5a1410911f77c2d2c9"
+    for name, address in {
+        "eval/gsm8k.jsonl": f"{harness}/data/gsm8k/test.jsonl",
+        "eval/math_oai.jsonl": f"{harness}/data/math_oai/test.jsonl",
+        "eval/tabmwp_test1k.json": f"{promptpg}/data/tabmwp/problems_test1k.json",
+        "prompts/minerva_math.md": f"{harness}/prompts/cot/minerva_math.md",
+    }.items():
+        assert pinned.address(name) == address
+
+
+def test_a_file_of_ones_own_is_asked_as_it_stands(tmp_path):
     file = tmp_path / "test.jsonl"
-    file.write_text(
-        '{"question": "Problem: 3 + 4 = ? \\n", "answer": "yes"}\n{"question": "x", "answer": 12}\n'
-    )
-    examples = tasks.load("demo", file)
+    rows = [
+        {"question": "Problem: 3 + 4 = ? \n", "answer": "yes"},
+        {"question": "x", "answer": 12},
+        {"question": " y", "answer": "5 + 2 = 7\n#### 7"},
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    examples = tasks.load(str(file))
     assert [(example.prompt, example.gt) for example in examples] == [
         ("Problem: 3 + 4 = ? \n", "yes"),
         ("x", "12"),
+        (" y", "7"),
     ]
-    assert tasks.prefix("demo") == ""
-    with pytest.raises(UserError, match="test.jsonl"):
-        tasks.load("demo")
+    assert tasks.prefix(str(file)) == ""
+    assert tasks.label(str(file)) == "test" and tasks.label("gsm8k") == "gsm8k"
+    with pytest.raises(UserError, match="nowhere.jsonl, which is not there"):
+        tasks.load("nowhere.jsonl")
+    file.write_text('{"question": 3, "answer": 3}')
+    with pytest.raises(UserError, match="problem 1: got no usable question, wanted the fields of"):
+        tasks.load(str(file))
 
 
 def test_odd_rows_become_the_texts_of_the_protocol():
     """Forms that the pinned files may or may not hold, written out by hand from the protocol."""
     options = "['a ) a ) 4 cm ²', 'b ) b ) none']"
     text = tasks.mathqa_question({"problem": "how many ?", "options": options})
-    assert (
-        text
-        == "How many ?\nWhat of the following is the right choice? Explain your answer.\n(A) 4 cm ², (B) none"
+    assert text == (
+        "How many ?\nWhat of the following is the right choice? Explain your answer.\n"
+        "(A) 4 cm ², (B) none"
     )
     row = {
         "table_title": None,
@@ -135,13 +153,13 @@ def test_true_or_false_is_asked_for(tmp_path):
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # files and downloads
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """(base address, {path: body} served there, list of paths asked for); the cache is an empty folder."""
+    """(base address, {path: body} served there, paths asked for); the cache is an empty folder."""
     bodies, asked = {}, []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -165,26 +183,19 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    """GSM8K replaced by one problem and short shots, with their checksums; returns {path at the source: body}."""
+    """GSM8K replaced by one problem and short shots: {path at the source: body}."""
     bodies = {
         "eval/gsm8k.jsonl": b'{"question": "1 + 1?", "answer": "#### 2"}\n',
         "prompts/gsm8k.md": b"SHOTS",
     }
-    files = {
-        name: (tasks.FILES[name][0], hashlib.sha256(body).hexdigest())
-        for name, body in bodies.items()
-    }
-    monkeypatch.setattr(tasks, "FILES", files)
-    return {"/" + files[name][0]: body for name, body in bodies.items()}
+    sums = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
+    monkeypatch.setattr(pinned, "SHA256", sums)
+    return {"/" + pinned.address(name): body for name, body in bodies.items()}
 
 
 def test_download_once_then_cache(server, small, tmp_path):
     base, bodies, asked = server
     bodies.update(small)
-    assert (
-        "/ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5/data/gsm8k/test.jsonl"
-        in small
-    )
     first = tasks.load("gsm8k", base_url=base)
     assert first[0].prompt == "SHOTS\n\n\nQuestion: 1 + 1?\nAnswer:" and first[0].gt == "2"
     assert sorted(asked) == sorted(small)
@@ -218,10 +229,10 @@ def test_user_errors_name_file_and_line(tmp_path):
     file = tmp_path / "test.jsonl"
     file.write_text('{"question": "x", "answer": "1"}\n\n{"question": "x", "ans\n')
     with pytest.raises(UserError, match=r"test\.jsonl, line 3: got broken JSON"):
-        tasks.load("demo", file)
+        tasks.load(str(file))
     file.write_text('{"question": "x"}\n')
     with pytest.raises(UserError, match=r"problem 1: got no usable 'answer'"):
-        tasks.load("demo", file)
+        tasks.load(str(file))
     with pytest.raises(UserError, match="got nonesuch, wanted some of gsm8k math"):
         tasks.load("nonesuch")
     with pytest.raises(UserError, match="wanted a folder that holds eval/math_oai.jsonl"):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.tasks import read_rows
+from evaluation.pinned import read_rows
 from tools.bench.__main__ import interleaved, ratio
 from tools.bench.rows import resident
 

@@ -103,7 +103,7 @@ def find_reference(folder, saved):
     )
 
 
-def accuracy(folder, task="demo"):
+def accuracy(folder, task="test"):
     """[(tokens, share of right answers)] of a run's snapshots and its end, where eval_math.py has evaluated them."""
     points, saved = [], explore_run.run_arguments(folder)
     for step, path in explore_run.snapshots(folder):
