@@ -158,9 +158,8 @@ def environment(endpoint, cache, offline=False):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, vocabulary):
     server, made = Server(), tmp_path_factory.mktemp("made")
-    big = dict(
-        hidden_size=512, intermediate_size=1600, num_attention_heads=8, num_key_value_heads=8
-    )
+    big = {"hidden_size": 512, "intermediate_size": 1600}
+    big |= {"num_attention_heads": 8, "num_key_value_heads": 8}
     write_model(made / "single", vocabulary, **big)  # 24 MB: the client resumes in units of 10
     (made / "single/vocab.json").write_text("{}")
     (made / "single/README.md").write_text("# not needed")
@@ -348,6 +347,12 @@ def test_offline_reads_the_cache_alone(server, online, offline):
     )
     shard.symlink_to(target)
     assert len(server.log) == before
+
+
+def test_needs_no_torch():
+    """prepare.py starts without torch's second, and reads and downloads tokenizers so."""
+    code = "import sys; from hf import downloads, tokenizer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_folders_are_themselves(tmp_path):

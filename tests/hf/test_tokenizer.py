@@ -361,14 +361,14 @@ def test_train_bpe(tmp_path, digits):
 
 @pytest.mark.slow
 def test_train_bpe_is_the_same_in_another_process():
-    code = "from tests.test_tokenizer import *; print(train_bpe(training_text(), 800).hash)"
-    root = Path(__file__).parents[2]
+    code = "from test_tokenizer import *; print(train_bpe(training_text(), 800).hash)"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1])])
     run = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=root,
         capture_output=True,
         text=True,
-        env={**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "7"},
         check=True,
     )
     assert run.stdout.strip() == train_bpe(training_text(), 800).hash
@@ -671,6 +671,38 @@ def test_missing_and_broken_files(tmp_path, spm):
             Tokenizer.load(tmp_path / "tokenizer.model")
     with pytest.raises(UserError, match="at least 257"):
         train_bpe(["a"], 256)
+
+
+def test_hostile_tokenizer_models(tmp_path, spm):
+    """Refused in one line, and without reading a number of millions of digits or a huge file."""
+    file = tmp_path / "tokenizer.model"
+    whole = spm.read_bytes()
+    odd_byte = protobuf((1, protobuf((1, b"<0xZZ>"), (3, 6))))
+    hostile = {
+        "one endless number": b"\xff" * 5_000_000,
+        "a piece that is a number": protobuf((1, 7)),
+        "a piece without text": protobuf((1, protobuf((3, 1)))),
+        "text that is not UTF-8": protobuf((1, protobuf((1, b"\xff")))),
+        "a group": bytes([1 << 3 | 3]),
+        "a piece longer than the file": bytes([1 << 3 | 2]) + varint(1 << 60) + b"x",
+        "a byte that is none": odd_byte + protobuf((2, protobuf((3, 2))), (3, protobuf((4, 0)))),
+        "bos_id that is no number": whole + protobuf((2, protobuf((41, b"x")))),
+    }
+    for name, data in hostile.items():
+        file.write_bytes(data)
+        with pytest.raises(UserError, match="tokenizer.model") as error:
+            Tokenizer.load(file)
+        assert "\n" not in str(error.value), name
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes"):
+        Tokenizer.load(file)
+
+
+def test_deep_json_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize(
