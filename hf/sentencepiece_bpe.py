@@ -249,9 +249,10 @@ def protobuf(data):
         if wire_type == 0:
             value, at = varint(data, at)
         else:
-            size = {1: 8, 2: None, 5: 4}[wire_type]
-            if size is None:
+            if wire_type == 2:
                 size, at = varint(data, at)
+            else:
+                size = {1: 8, 5: 4}[wire_type]
             value = data[at : at + size]
             if len(value) < size:
                 raise ValueError("cut short")
@@ -261,14 +262,15 @@ def protobuf(data):
 
 def varint(data, at):
     """(value, where the next one begins). At most ten bytes, or a hostile file takes hours."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[at]
+    value = data[at] & 127
+    shift = 0
+    while data[at] > 127:
         at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-    raise ValueError("a number too long")
+        shift += 7
+        value |= (data[at] & 127) << shift
+        if shift > 63:
+            raise ValueError("a number too long")
+    return value, at + 1
 
 
 # ---- tokenizer.json out
