@@ -60,7 +60,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    folder = models.find(args.model, args.revision, data, env)
+    folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": 1,
         "data": data.hash,

@@ -44,7 +44,7 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    model, tokenizer_from, init = models.begin(args, data, env)
+    model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init}
     run = Run(args, inputs, env, model, tokenizer_from)
     if not run.summary:

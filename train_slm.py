@@ -65,7 +65,7 @@ def main():
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     selector = Selector(slm.Selection(args.k, args.score, args.scope), args, data, env)
-    model, tokenizer_from, init = models.begin(args, data, env)
+    model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init, **selector.references}
     run = Run(args, inputs, env, model, tokenizer_from)
     if not run.summary:

@@ -1,0 +1,1 @@
+"""Hugging Face folders and hub ids: configs, weights, tokenizers and model cards, in and out."""

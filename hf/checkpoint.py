@@ -1,6 +1,5 @@
-"""Hugging Face folders: config.json and weight files in, config.json and model.safetensors out, and their hash."""
+"""Hugging Face folders: config.json and weight files in, the same out, and their hash."""
 
-import contextlib
 import ctypes
 import hashlib
 import json
@@ -17,230 +16,178 @@ from torch import nn
 from common.errors import UserError
 from common.files import read_json, renamed_when_whole, write_atomic
 from hf.config import config_from_hf, config_to_hf
-from hf.downloads import WEIGHTS, shard_names
 from hf.tokenizer import Tokenizer
+from hf.weight_files import weight_files
 from model import Transformer, rope_frequencies
 
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
 
+# ---- in
+
+
 def parameter_shapes(config):
-    """{name: shape} of every tensor of the model, without allocating one."""
+    """{name: shape} of every tensor of the model, without allocating one; a tied head is no own."""
     with torch.device("meta"):
         model = Transformer(config)
-    return {
-        name: tuple(p.shape) for name, p in model.named_parameters()
-    }  # a tied head appears once
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def load(folder, dtype=torch.float32, device="cpu"):
-    """The model in a Hugging Face folder (config.json, model.safetensors or shards), its weights cast to `dtype`.
+    """The model in a Hugging Face folder, its weights cast to `dtype`.
 
-    Training starts from float32 copies even of a bfloat16 file: usual updates are smaller than bfloat16 can add. Tensor
-    by tensor, so that the peak of host memory is the model and one tensor. Raises UserError that names the file and the
-    tensor where something is missing, unexpected, misshapen or corrupt.
+    Training starts from float32 copies even of a bfloat16 file: usual updates are smaller than
+    bfloat16 can add. Tensor by tensor, so that the peak of host memory is the model and one tensor.
+    Raises UserError that names the file and the tensor where something is missing, unexpected,
+    misshapen or corrupt.
     """
     folder = Path(folder)
-    config = config_from_hf(read_json(folder / "config.json", "model"), folder / "config.json")
+    path = folder / "config.json"
+    config = config_from_hf(read_json(path, "model"), path)
     with torch.device("meta"):
         model = Transformer(config)
-    wanted = parameter_shapes(config)
-    seen, unexpected, broken = set(), [], []
+    missing = parameter_shapes(config)
+    seen = set()
+    unexpected = []
+    not_finite = []
     for path in weight_files(folder):
         for name, tensor in read_tensors(path):
-            if name == "lm_head.weight" and config.tie_word_embeddings:
-                continue  # the embedding again
-            if name not in wanted:
-                if not name.endswith(
-                    "rotary_emb.inv_freq"
-                ):  # old checkpoints hold it, it follows from config.json
-                    unexpected.append(name)
+            if is_implied(name, config):
                 continue
-            if tuple(tensor.shape) != wanted[name]:
-                raise UserError(
-                    f"{path}: tensor {name} has shape {tuple(tensor.shape)}, "
-                    f"config.json wants {wanted[name]}"
-                )
-            if tensor.dtype not in DTYPES:
-                raise UserError(
-                    f"{path}: tensor {name} has type {str(tensor.dtype).removeprefix('torch.')}, "
-                    f"wanted float32, bfloat16, float16 or float64"
-                )
             if name in seen:
                 raise UserError(f"{path}: tensor {name} stands in another shard too")
+            if name not in missing:
+                unexpected.append(name)
+                continue
+            check_tensor(path, name, tensor, missing.pop(name))
+            seen.add(name)
             tensor = tensor.to(device=device, dtype=dtype, copy=True)
-            if not all(
-                map(torch.isfinite, tensor.aminmax())
-            ):  # of all values it would make copies; NaN comes through
-                broken.append(name)
+            # NaN comes through the extremes; isfinite of all values would make copies
+            lowest, highest = tensor.aminmax()
+            if not (lowest.isfinite() and highest.isfinite()):
+                not_finite.append(name)
             owner, leaf = name.rsplit(".", 1)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
-            seen.add(name)
-    missing = sorted(set(wanted) - seen)
-    if missing or unexpected:
-        problem = [
-            f"{len(names)} {what} tensors ({listed(names)})"
-            for what, names in (("missing", missing), ("unexpected", sorted(unexpected)))
-            if names
-        ]
-        raise UserError(f"{folder}: {' and '.join(problem)} for the architecture in config.json")
-    if broken:
-        print(
-            f"warning: {folder}: {len(broken)} tensors hold non-finite values ({listed(broken)})",
-            file=sys.stderr,
-        )
+    refuse_misfits(folder, sorted(missing), sorted(unexpected))
+    if not_finite:
+        n, names = len(not_finite), listed(not_finite)
+        print(f"warning: {folder}: {n} tensors hold non-finite values ({names})", file=sys.stderr)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.frequencies = rope_frequencies(config)  # made on meta above
     return model
 
 
+def is_implied(name, config):
+    """Does the tensor say again what the model has from elsewhere?"""
+    if name == "lm_head.weight" and config.tie_word_embeddings:
+        return True
+    return name.endswith("rotary_emb.inv_freq")  # in checkpoints of old versions
+
+
+def check_tensor(path, name, tensor, shape):
+    """Raise UserError for a tensor of another shape, or of a type that is not a float's."""
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"{path}: tensor {name} has shape {tuple(tensor.shape)}, config.json wants {shape}"
+        )
+    if tensor.dtype not in DTYPES:
+        raise UserError(
+            f"{path}: tensor {name} has type {str(tensor.dtype).removeprefix('torch.')}, "
+            "wanted float32, bfloat16, float16 or float64"
+        )
+
+
+def refuse_misfits(folder, missing, unexpected):
+    """Raise UserError where tensors (names) are missing or unexpected."""
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing tensors ({listed(missing)})")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected tensors ({listed(unexpected)})")
+    if problems:
+        raise UserError(f"{folder}: {' and '.join(problems)} for the architecture in config.json")
+
+
 def listed(names):
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    """The first three names."""
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
-def weight_files(folder):
-    """The weight files of a Hugging Face folder, in order: safetensors first, pickled ones of old repositories else."""
-    for whole, index in WEIGHTS:
-        if (folder / whole).exists():
-            return [folder / whole]
-        if (folder / index).exists():
-            names = shard_names(folder / index)
-            for name in names:
-                if not (folder / name).exists():
-                    raise UserError(
-                        f"{folder / name}: this shard is named by {index} and does not exist"
-                    )
-            return [folder / name for name in names]
-    raise UserError(
-        f"{folder}: no weights, looked for model.safetensors, pytorch_model.bin and their indexes"
-    )
+# ---- weight files
 
 
 def read_tensors(path):
-    """Yields (name, tensor) of a weight file. Pickles are read with weights_only, so code in them is refused, not run.
+    """Yields (name, tensor) of a weight file.
 
-    The tensors are mapped from the file; each is to be copied or used up before the next one is asked for.
+    The tensors are mapped from the file; each is to be copied or used up before the next one is
+    asked for. Pickles are read with weights_only, so code in them is refused, not run. Raises
+    UserError.
     """
-    pickled = path.suffix != ".safetensors"
     try:
-        with contextlib.ExitStack() as opened:
-            if pickled:
-                mapped = zipfile.is_zipfile(
-                    path
-                )  # pickled ones from before PyTorch 1.6 cannot be mapped
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-                if not isinstance(state, dict):
-                    raise UserError(
-                        f"{path}: holds a {type(state).__name__}, wanted a pickled {{name: tensor}}"
-                    )
-                names, read = list(state), state.get
-            else:
-                file = opened.enter_context(safetensors.safe_open(path, "pt"))
-                names, read, mapped = sorted(file.keys()), file.get_tensor, True
-            for name in names:
-                tensor = read(name)
-                plain = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-                if not plain or tensor.layout != torch.strided or tensor.device.type != "cpu":
-                    raise UserError(
-                        f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}"
-                    )
-                if tensor.nbytes > path.stat().st_size:  # a view that repeats a few bytes
-                    raise UserError(
-                        f"{path}: tensor {name} claims more bytes ({tensor.nbytes}) than the file has"
-                    )
-                yield name, tensor.detach()
-                if mapped:
-                    forget_pages(tensor)
+        for name, tensor, mapped in stored_tensors(path):
+            check_plain(path, name, tensor)
+            yield name, tensor.detach()
+            if mapped:
+                forget_pages(tensor)
     except (UserError, OSError):
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
         raise UserError(
-            f"{path}: refused, it is damaged or holds more than tensors; nothing in it was run. Wanted "
-            f"safetensors, or a pickled {{name: tensor}}"
+            f"{path}: refused, it is damaged or holds more than tensors; nothing in it was run. "
+            "Wanted safetensors, or a pickled {name: tensor}"
         ) from None
     except Exception as error:  # a hostile pickle can break anything
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a whole weight file ({reason[:200]}); get it again") from None
 
 
+def stored_tensors(path):
+    """Yields (name, tensor, is it mapped from the file) as they stand in a weight file."""
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name), True
+        return
+    mapped = zipfile.is_zipfile(path)  # pickled ones from before PyTorch 1.6 cannot be mapped
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not isinstance(state, dict):
+        kind = type(state).__name__
+        raise UserError(f"{path}: holds a {kind}, wanted a pickled {{name: tensor}}")
+    for name, tensor in state.items():
+        yield name, tensor, mapped
+
+
+def check_plain(path, name, tensor):
+    """Raise UserError for what is not a plain tensor, or one that repeats a few bytes endlessly."""
+    named_tensor = isinstance(name, str) and isinstance(tensor, torch.Tensor)
+    if not named_tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise UserError(
+            f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}"
+        )
+    if tensor.nbytes > path.stat().st_size:
+        raise UserError(
+            f"{path}: tensor {name} claims more bytes ({tensor.nbytes}) than the file has"
+        )
+
+
 def forget_pages(tensor):
-    """Hand the memory of a tensor that is mapped from a file, and was not written to, back to the system: pages that
-    were read count as this process's memory for as long as the file is mapped. Linux; elsewhere nothing happens."""
-    first, end = (
-        -(-tensor.data_ptr() // mmap.PAGESIZE),
-        (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE,
-    )
-    if (
-        sys.platform == "linux" and tensor.is_contiguous() and first < end
-    ):  # whole pages of its own alone
-        ctypes.CDLL(None).madvise(
-            ctypes.c_void_p(first * mmap.PAGESIZE),
-            ctypes.c_size_t((end - first) * mmap.PAGESIZE),
-            mmap.MADV_DONTNEED,
-        )
+    """Hand the memory of a tensor that is mapped from a file back to the system (Linux only).
 
-
-def save(model, folder, dtype=None, shard_bytes=5_000_000_000, state=None, tokenizer_from=None):
-    """Write config.json, generation_config.json and model.safetensors (shards above `shard_bytes`) into `folder`.
-
-    transformers opens the result. Each file is renamed into place when it is whole. `state` replaces the model's own
-    tensors (a gathered state dict of the wrapped model). The tokenizer's files, and generation_config.json where there
-    is one, come from `tokenizer_from`. Tensors keep their type (`dtype` None): a trained model is written as the
-    float32 weights that the optimiser held, so that loading it is exact; whoever wants half the bytes casts a copy.
+    Pages that were read count as this process's memory for as long as the file is mapped. The
+    tensor must not have been written to.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    state = (
-        model.state_dict()
-        if state is None
-        else {k.removeprefix("lm."): v for k, v in state.items()}
-    )
-    sizes = {
-        k: v.numel() * (dtype or v.dtype).itemsize
-        for k, v in state.items()
-        if not (config.tie_word_embeddings and k == "lm_head.weight")
-    }
-    shards = [[]]
-    for name, size in sizes.items():
-        if shards[-1] and sum(sizes[k] for k in shards[-1]) + size > shard_bytes:
-            shards.append([])
-        shards[-1].append(name)
-    files = (
-        ["model.safetensors"]
-        if len(shards) == 1
-        else [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    )
-    for file, shard in zip(files, shards):
-        tensors = {
-            k: state[k].detach().to(dtype or state[k].dtype).cpu().contiguous() for k in shard
-        }
-        with renamed_when_whole(folder / file) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
-    if len(shards) > 1:
-        write_atomic(
-            folder / "model.safetensors.index.json",
-            json.dumps(
-                {
-                    "metadata": {"total_size": sum(sizes.values())},
-                    "weight_map": {k: file for file, shard in zip(files, shards) for k in shard},
-                },
-                indent=1,
-            ),
+    if sys.platform != "linux" or not tensor.is_contiguous():
+        return
+    # whole pages alone: the first and the last may hold a neighbour's bytes
+    page = mmap.PAGESIZE
+    first = -(-tensor.data_ptr() // page) * page
+    end = (tensor.data_ptr() + tensor.nbytes) // page * page
+    if first < end:
+        ctypes.CDLL(None).madvise(
+            ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED
         )
-    raw = config_to_hf(config)
-    raw["dtype"] = raw["torch_dtype"] = str(dtype or state[shards[0][0]].dtype).removeprefix(
-        "torch."
-    )
-    write_atomic(folder / "config.json", json.dumps(raw, indent=1))
-    ends = {k: raw[k] for k in ("bos_token_id", "eos_token_id") if raw.get(k) is not None}
-    generation = json.dumps({**ends, "do_sample": False}, indent=1)
-    if tokenizer_from is not None:
-        Tokenizer.load(tokenizer_from).save(folder)
-        base = Path(tokenizer_from) / "generation_config.json"
-        generation = base.read_bytes() if base.exists() else generation
-    write_atomic(folder / "generation_config.json", generation)
 
 
 def model_hash(folder):
@@ -251,3 +198,60 @@ def model_hash(folder):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+# ---- out
+
+
+def save(model, folder, dtype=None, shard_bytes=5_000_000_000, state=None, tokenizer_from=None):
+    """Write config.json, generation_config.json and model.safetensors into `folder`.
+
+    transformers opens the result. Weights above `shard_bytes` become shards with an index. Each
+    file is renamed into place when it is whole. `state` replaces the model's own tensors (a
+    gathered state dict of the wrapped model). The tokenizer's files, and generation_config.json
+    where there is one, come from `tokenizer_from`. Tensors keep their type (`dtype` None): a
+    trained model is written as the float32 weights that the optimiser held, so that loading it is
+    exact; whoever wants half the bytes casts a copy.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if state is None:
+        state = model.state_dict()
+    state = {name.removeprefix("lm."): tensor for name, tensor in state.items()}
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    save_weights(state, folder, dtype, shard_bytes)
+
+    raw = config_to_hf(model.config)
+    stored_as = dtype or next(iter(state.values())).dtype
+    raw["dtype"] = raw["torch_dtype"] = str(stored_as).removeprefix("torch.")
+    write_atomic(folder / "config.json", json.dumps(raw, indent=1))
+    ends = {key: raw[key] for key in ("bos_token_id", "eos_token_id") if raw.get(key) is not None}
+    generation = json.dumps({**ends, "do_sample": False}, indent=1)
+    if tokenizer_from is not None:
+        Tokenizer.load(tokenizer_from).save(folder)
+        base = Path(tokenizer_from) / "generation_config.json"
+        if base.exists():
+            generation = base.read_bytes()
+    write_atomic(folder / "generation_config.json", generation)
+
+
+def save_weights(state, folder, dtype, shard_bytes):
+    """Write {name: tensor} as model.safetensors, or as shards of up to `shard_bytes` each."""
+    from huggingface_hub import split_torch_state_dict_into_shards  # up to 0.2 s to import
+
+    # Shapes on meta are enough to plan, and nothing is cast before its shard's turn.
+    shapes = {
+        name: torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device="meta")
+        for name, tensor in state.items()
+    }
+    plan = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {
+            name: state[name].detach().to(shapes[name].dtype).cpu().contiguous() for name in names
+        }
+        with renamed_when_whole(folder / file) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=1))

@@ -1,11 +1,12 @@
 """config.json in and out."""
 
 import dataclasses
+from functools import partial
 
 from common.errors import UserError
 from model import Config
 
-ACTIVATIONS = {"silu", "swish"}
+ACTIVATIONS = ("silu", "swish")
 # what a config.json that does not say so means, by model_type: transformers' defaults
 DEFAULTS = {
     "llama": {"rms_norm_eps": 1e-6},
@@ -16,7 +17,8 @@ DEFAULTS = {
         "max_position_embeddings": 131072,
     },
 }
-# upper bounds, many times the largest model's: a hostile config.json must not make us allocate or loop for hours
+# upper bounds, many times the largest model's: a hostile config.json must not make us allocate or
+# loop for hours
 LIMITS = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 18,
@@ -28,125 +30,143 @@ LIMITS = {
     "max_position_embeddings": 1 << 31,
     "sliding_window": 1 << 31,
 }
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+# the numbers that each kind of rope scaling needs
 ROPE_KEYS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+ROPE_FIELDS = {"rope_theta", "rope_scaling", "rope_parameters"}
 
 
 def config_from_hf(raw, where="config.json"):
-    """`Config` from the object in a config.json. Raises UserError that names what the kit does not support."""
+    """`Config` from the object in a config.json.
 
-    def need(ok, what, got, wanted):
-        if not ok:
-            raise UserError(f"{where}: {what} is {str(got)[:80]!r}, supported: {wanted}")
-
+    Raises UserError that names what the kit does not support.
+    """
+    need = partial(require, where)
     need(isinstance(raw, dict), "the file", type(raw).__name__, "a JSON object")
-    need(
-        raw.get("model_type") in (*DEFAULTS,),
-        "model_type",
-        raw.get("model_type"),
-        ", ".join(DEFAULTS),
-    )
-    raw = {**DEFAULTS[raw["model_type"]], **raw}
-    need(
-        raw.get("hidden_act", "silu") in (*ACTIVATIONS,),
-        "hidden_act",
-        raw.get("hidden_act"),
-        "silu",
-    )
-    need(not raw.get("quantization_config"), "quantization_config", "set", "unquantised weights")
-    need(not raw.get("auto_map"), "auto_map", "set", "architectures without code of their own")
-    need(not raw.get("rope_interleaved"), "rope_interleaved", raw.get("rope_interleaved"), "false")
-    for key, limit in LIMITS.items():
-        value = raw.get(key)
-        if value is not None or key in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ):
-            need(
-                type(value) is int and 1 <= value <= limit,
-                key,
-                value,
-                f"a positive integer up to {limit}",
-            )
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
-        need(type(raw.get(key, False)) in (bool, type(None)), key, raw.get(key), "true or false")
+    model_type = raw.get("model_type")
+    # looked for in a tuple, as everything here: it may be a list, which no dict looks up
+    need(model_type in tuple(DEFAULTS), "model_type", model_type, ", ".join(DEFAULTS))
+    raw = {**DEFAULTS[model_type], **raw}
+    check_architecture(raw, need)
+    check_sizes(raw, need)
+    theta, scaling = read_rope(raw, need)
 
-    # transformers 5 writes rope_parameters with rope_theta in it, before it was rope_scaling and rope_theta beside it
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    need(
-        isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values()),
-        "the rope scaling",
-        rope,
-        "one kind for all layers",
-    )
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    need(kind in (*ROPE_KEYS,), "the rope type", kind, ", ".join(ROPE_KEYS))
-    theta = next(
-        (v for v in (rope.get("rope_theta"), raw.get("rope_theta"), 10000.0) if v is not None)
-    )
-    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
-    need(partial in (None, 1), "partial_rotary_factor", partial, "1")
-    numbers = {
-        "rms_norm_eps": raw["rms_norm_eps"],
-        "rope_theta": theta,
-        **{f"the rope scaling's {key}": rope.get(key) for key in ROPE_KEYS[kind]},
-    }
-    for what, value in numbers.items():
-        need(type(value) in (int, float) and 0 < value < 1e12, what, value, "a positive number")
-    if kind == "llama3":
-        need(
-            rope["low_freq_factor"] < rope["high_freq_factor"],
-            "the rope scaling's high_freq_factor",
-            rope["high_freq_factor"],
-            "more than low_freq_factor",
-        )
-
-    known = {f.name for f in dataclasses.fields(Config)} - {"extra", "rope_scaling", "rope_theta"}
-    given = {k: v for k, v in raw.items() if k in known and v is not None}
+    known = {f.name for f in dataclasses.fields(Config)} - {"extra"} - ROPE_FIELDS
+    given = {key: raw[key] for key in known if raw.get(key) is not None}
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     config = Config(
         **given,
         rope_theta=float(theta),
-        rope_scaling=None
-        if kind == "default"
-        else {"rope_type": kind, **{k: rope[k] for k in ROPE_KEYS[kind]}},
-        extra={
-            k: v
-            for k, v in raw.items()
-            if k not in known | {"rope_scaling", "rope_theta", "rope_parameters"}
-        },
+        rope_scaling=scaling,
+        extra={key: value for key, value in raw.items() if key not in known | ROPE_FIELDS},
     )
-    if config.model_type == "llama":
+    if model_type == "llama":  # transformers reads none in it either
         config.sliding_window = None
-    need(
-        config.num_attention_heads % config.num_key_value_heads == 0
-        and config.head_dim % 2 == 0
-        and config.hidden_size % config.num_attention_heads == 0,
-        "the head layout",
-        (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        ),
-        "a hidden_size that is a multiple of the query heads, they of the key/value heads, an even head_dim",
-    )
+    check_heads(config, need)
     return config
+
+
+def require(where, ok, what, got, wanted):
+    """Raise the UserError of a config.json whose `what` the kit does not support, unless `ok`."""
+    if not ok:
+        raise UserError(f"{where}: {what} is {str(got)[:80]!r}, supported: {wanted}")
+
+
+def check_architecture(raw, need):
+    """Refuse what would change the model's function and is not written in model.py."""
+    activation = raw.get("hidden_act", "silu")
+    need(activation in ACTIVATIONS, "hidden_act", activation, "silu")
+    need(not raw.get("quantization_config"), "quantization_config", "set", "unquantised weights")
+    need(not raw.get("auto_map"), "auto_map", "set", "architectures without code of their own")
+    interleaved = raw.get("rope_interleaved")
+    need(not interleaved, "rope_interleaved", interleaved, "false")
+
+
+def check_sizes(raw, need):
+    """Sizes are positive integers within LIMITS, switches true or false, epsilon a number."""
+    for key, limit in LIMITS.items():
+        value = raw.get(key)
+        if value is None and key not in REQUIRED:
+            continue
+        ok = type(value) is int and 1 <= value <= limit  # True is an int to isinstance
+        need(ok, key, value, f"a positive integer up to {limit}")
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+        value = raw.get(key)
+        need(value is None or type(value) is bool, key, value, "true or false")
+    need_positive(raw["rms_norm_eps"], "rms_norm_eps", need)
+
+
+def need_positive(value, what, need):
+    """A finite positive number (NaN compares as false)."""
+    ok = type(value) in (int, float) and 0 < value < 1e12
+    need(ok, what, value, "a positive number")
+
+
+def read_rope(raw, need):
+    """(theta, scaling) of the rotary embedding; scaling is None or {"rope_type": ..., numbers}.
+
+    transformers 5 writes rope_parameters with rope_theta in it, older versions rope_scaling with
+    rope_theta beside it.
+    """
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    one_kind = isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
+    need(one_kind, "the rope scaling", rope, "one kind for all layers")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    need(kind in tuple(ROPE_KEYS), "the rope type", kind, ", ".join(ROPE_KEYS))
+    partial_factor = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor"))
+    need(partial_factor in (None, 1), "partial_rotary_factor", partial_factor, "1")
+
+    theta = 10000.0
+    for place in (raw, rope):
+        if place.get("rope_theta") is not None:
+            theta = place["rope_theta"]
+    need_positive(theta, "rope_theta", need)
+    for key in ROPE_KEYS[kind]:
+        need_positive(rope.get(key), f"the rope scaling's {key}", need)
+    if kind == "default":
+        return theta, None
+    if kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        what = "the rope scaling's high_freq_factor"
+        need(low < high, what, high, "more than low_freq_factor")
+    return theta, {"rope_type": kind, **{key: rope[key] for key in ROPE_KEYS[kind]}}
+
+
+def check_heads(config, need):
+    """Refuse a head layout that attention cannot be computed with."""
+    width, heads = config.hidden_size, config.num_attention_heads
+    ok = (
+        heads % config.num_key_value_heads == 0
+        and config.head_dim % 2 == 0  # rotary positions turn pairs
+        and width % heads == 0
+    )
+    need(
+        ok,
+        "the head layout",
+        (width, heads, config.num_key_value_heads, config.head_dim),
+        "a hidden_size that is a multiple of the query heads, they of the key/value heads, "
+        "an even head_dim",
+    )
 
 
 def config_to_hf(config):
     """The config.json object that transformers reads back as the same model."""
-    raw = {**config.extra, **{k: v for k, v in dataclasses.asdict(config).items() if k != "extra"}}
-    raw["architectures"] = [
-        "MistralForCausalLM" if config.model_type == "mistral" else "LlamaForCausalLM"
-    ]
+    fields = dataclasses.asdict(config)
+    del fields["extra"]
+    raw = {**config.extra, **fields}
+    is_mistral = config.model_type == "mistral"
+    raw["architectures"] = ["MistralForCausalLM" if is_mistral else "LlamaForCausalLM"]
     raw["hidden_act"] = "silu"
-    if config.model_type != "mistral":
+    if not is_mistral:
         del raw["sliding_window"]
     return raw

@@ -1,11 +1,12 @@
-"""Names of models -> local folders: a folder is itself, a hub id is downloaded into huggingface-hub's cache.
+"""Names of models -> local folders: a folder is itself, a hub id is downloaded into a cache.
 
     resolve("TinyLlama/TinyLlama_v1.1")                        # config, tokenizer files, weights
     resolve("mistralai/Mistral-7B-v0.1", files="tokenizer")    # what prepare.py needs
     dataset_files("openai/gsm8k")                              # (commit, [(path, bytes), ...])
 
-No file is fetched that is not needed, none twice, and the weights last, after everything that could refuse them.
-huggingface-hub's environment variables hold: HF_TOKEN, HF_HUB_OFFLINE=1, HF_HUB_CACHE, HF_ENDPOINT.
+No file is fetched that is not needed, none twice, and the weights last, after everything that could
+refuse them. huggingface-hub's environment variables hold: HF_TOKEN, HF_HUB_OFFLINE=1, HF_HUB_CACHE,
+HF_ENDPOINT.
 """
 
 import errno
@@ -14,80 +15,103 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import read_json
-from hf.tokenizer import FILES
+from hf.tokenizer_files import DECIDING, FILES
+from hf.weight_files import WEIGHTS, shard_names
 
 COMMIT = re.compile("[0-9a-f]{40}")
-WEIGHTS = (
-    (
-        "model.safetensors",
-        "model.safetensors.index.json",
-    ),  # (whole, index of shards), the preferred first
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+REPEATED = ("vocab.json", "merges.txt")  # they say again what tokenizer.json says
+# Failures of this machine, not of the connection.
+OURS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+# A broken connection, rather than a server's answer. Names: the HTTP library depends on the client.
+BROKEN = (
+    "ReadError",
+    "ReadTimeout",
+    "RemoteProtocolError",
+    "ChunkedEncodingError",
+    "ConnectionError",
+    "IncompleteRead",
 )
 
 
-def resolve(name, revision=None, files="model"):
-    """The folder of a model: `name` itself where it exists, else the cached snapshot of the hub id OWNER/NAME.
+# ---- models
 
-    `revision`: branch, tag or commit of a hub id; default: main. `files`: "model", or "tokenizer" to leave out the
-    weights. Raises UserError that says what is missing, gated, unreachable, or not supported by the kit.
+
+def resolve(name, revision=None, files="model"):
+    """The folder of a model: `name` itself where it exists, else the cached snapshot of a hub id.
+
+    `revision`: branch, tag or commit of a hub id; default: main. `files`: "model", or "tokenizer"
+    to leave out the weights. Raises UserError that says what is missing, gated, unreachable, or not
+    supported by the kit.
     """
     if Path(name).exists():
         if revision:
             raise UserError(
-                f"--revision {revision}: {name} is a folder here, and a revision belongs to a hub id"
+                f"--revision {revision}: {name} is a folder here, "
+                "and a revision belongs to a hub id"
             )
         return Path(name)
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         raise UserError(
-            f"{name}: no such folder, and not a hub id (OWNER/NAME, such as microsoft/rho-math-1b-v0.1)"
+            f"{name}: no such folder, and not a hub id "
+            "(OWNER/NAME, such as microsoft/rho-math-1b-v0.1)"
         )
-    from hf.config import config_from_hf  # needs torch, a second to import
-
     config = get(name, "config.json", revision)
-    if files == "model" and not config:
+    if files == "model":
+        check_config(name, config)
+    # all files of one commit, whatever is pushed meanwhile
+    commit = config.parent.name if config else revision
+    folder = fetch_tokenizer(name, commit)
+    if files == "model":
+        get(name, "generation_config.json", commit)
+        fetch_weights(name, commit)
+    return folder
+
+
+def check_config(name, config):
+    """Refuse a model that the kit does not support, before more of it is downloaded."""
+    # It imports torch through model.py, a second that prepare.py need not pay.
+    from hf.config import config_from_hf
+
+    if not config:
         raise UserError(
             f"{name}: no config.json {where()}; it is not a model in Hugging Face's format"
         )
-    if files == "model":
-        config_from_hf(
-            read_json(config, "model"), f"{name}: config.json"
-        )  # what is not supported is not downloaded
-    commit = (
-        config.parent.name if config else revision
-    )  # all files of one commit, whatever is pushed meanwhile
-    found = [
-        path
-        for path in (get(name, file, commit) for file in ("tokenizer.json", "tokenizer.model"))
-        if path
-    ]
+    config_from_hf(read_json(config, "model"), f"{name}: config.json")
+
+
+def fetch_tokenizer(name, commit):
+    """The folder that a model's tokenizer files now lie in."""
+    deciding = [get(name, file, commit) for file in DECIDING]
+    found = [path for path in deciding if path]
     if not found:
         raise UserError(f"{name}: neither tokenizer.json nor tokenizer.model {where()}")
-    for file in (*FILES, *(["generation_config.json"] if files == "model" else [])):
-        if file not in (
-            "tokenizer.json",
-            "tokenizer.model",
-            "vocab.json",
-            "merges.txt",
-        ):  # the last two say it again
+    for file in FILES:
+        if file not in DECIDING + REPEATED:
             get(name, file, commit)
-    folder = found[0].parent
-    if files == "tokenizer":
-        return folder
+    return found[0].parent
+
+
+def fetch_weights(name, commit):
+    """One format of a model's weights: the first of WEIGHTS that the repository has."""
     for whole, index in WEIGHTS:
         if get(name, whole, commit):
-            return folder
-        if path := get(name, index, commit):
-            for shard in shard_names(path):
-                if not get(name, shard, commit):
-                    raise UserError(f"{name}: {shard}, which {index} names, is not {where()}")
-            return folder
+            return
+        path = get(name, index, commit)
+        if not path:
+            continue
+        for shard in shard_names(path):
+            if not get(name, shard, commit):
+                raise UserError(f"{name}: {shard}, which {index} names, is not {where()}")
+        return
     raise UserError(
-        f"{name}: no weights {where()}; looked for model.safetensors, pytorch_model.bin, their indexes"
+        f"{name}: no weights {where()}; "
+        "looked for model.safetensors, pytorch_model.bin, their indexes"
     )
 
 
 def where():
+    """Where a file was looked for, as the end of a sentence."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -95,92 +119,104 @@ def where():
     return "on the hub"
 
 
+# ---- data sets
+
+
 def dataset_files(name, revision=None):
     """(commit, [(path, bytes)]) of a data set's repository, asked of the hub. Raises UserError."""
     import huggingface_hub as hub
 
-    info = ask(
-        name,
-        "its list of files",
-        revision,
-        lambda: hub.HfApi().dataset_info(name, revision=revision, files_metadata=True),
-        "data set",
-    )
+    def request():
+        return hub.HfApi().dataset_info(name, revision=revision, files_metadata=True)
+
+    info = ask(name, "its list of files", revision, request, "data set")
     return info.sha, [(file.rfilename, file.size or 0) for file in info.siblings]
 
 
-def get(name, file, revision, **place):
-    """The cached path of a repository's file, downloaded if need be; None where the repository (offline: the cache) has
-    no such file. `place`: repo_type and local_dir, for data sets. Raises UserError."""
-    import huggingface_hub as hub  # a second to import, and needed for hub ids alone
+# ---- requests
 
-    if (
-        not place and revision and COMMIT.fullmatch(revision)
-    ):  # a commit cannot change: what is known needs no request
+
+def get(name, file, revision, **place):
+    """The cached path of a repository's file, downloaded if need be.
+
+    None where the repository (offline: the cache) has no such file. `place`: repo_type and
+    local_dir, for data sets. Raises UserError.
+    """
+    import huggingface_hub as hub  # slow to import, and needed for hub ids alone
+
+    # a commit cannot change: what is known of it needs no request
+    if not place and revision and COMMIT.fullmatch(revision):
         known = hub.try_to_load_from_cache(name, file, revision=revision)
-        if known is not None:
-            return Path(known) if isinstance(known, str) else None
-    found = ask(
-        name,
-        file,
-        revision,
-        lambda: hub.hf_hub_download(name, file, revision=revision, **place),
-        "data set" if place else "model",
-    )
-    return found and Path(found)
+        if isinstance(known, str):
+            return Path(known)
+        if known is not None:  # known to be absent
+            return None
+
+    def request():
+        return hub.hf_hub_download(name, file, revision=revision, **place)
+
+    path = ask(name, file, revision, request, "data set" if place else "model")
+    return Path(path) if path else None
 
 
 def ask(name, file, revision, request, kind):
-    """request(), or None where the repository (offline: the cache) has no such file. The client resumes broken
-    connections; what it does not is tried again. Raises UserError that says what is wrong in the user's terms."""
+    """request(), or None where the repository (offline: the cache) has no such file.
+
+    Raises UserError that says what is wrong in the user's terms; `kind`: "model" or "data set".
+    """
     from huggingface_hub import constants, errors
 
-    at = f" at revision {revision}" if revision and not COMMIT.fullmatch(revision) else ""
+    at = ""
+    if revision and not COMMIT.fullmatch(revision):
+        at = f" at revision {revision}"
     try:
-        for attempts_left in (2, 1, 0):
-            try:
-                return request()
-            except Exception as error:  # the client itself goes on after some kinds of broken connection, not after all
-                if attempts_left == 0 or not transient(error):
-                    raise
+        return persistent(request)
     except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{'datasets/' * (kind == 'data set')}{name}"
-        raise UserError(
-            f"{name} is gated: ask for access at {page}, then set HF_TOKEN or run `hf auth login`"
-        ) from None
+        folder = "datasets/" if kind == "data set" else ""
+        problem = (
+            f"{name} is gated: ask for access at {constants.ENDPOINT}/{folder}{name}, "
+            "then set HF_TOKEN or run `hf auth login`"
+        )
     except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{name}: no such {'folder, and no such ' * (kind == 'model')}{kind} on the hub (private ones "
-            f"need HF_TOKEN)"
-        ) from None
+        missing = "folder, and no such model" if kind == "model" else kind
+        problem = f"{name}: no such {missing} on the hub (private ones need HF_TOKEN)"
     except errors.LocalEntryNotFoundError as error:
         causes = chain(error)
         if any(isinstance(cause, errors.RevisionNotFoundError) for cause in causes):
-            raise UserError(f"{name}: the hub has no revision {revision} of it") from None
-        if not constants.HF_HUB_OFFLINE:
-            raise UserError(
-                f"{name}: {constants.ENDPOINT} could not be reached for {file} ({reason(causes[-1])}); "
-                f"run again to go on, or with HF_HUB_OFFLINE=1 to make do with the cache"
-            ) from None
-        if file == "config.json":
-            raise UserError(f"{name}{at}: no such folder, and no config.json {where()}") from None
-        return None
+            problem = f"{name}: the hub has no revision {revision} of it"
+        elif not constants.HF_HUB_OFFLINE:
+            problem = (
+                f"{name}: {constants.ENDPOINT} could not be reached for {file} "
+                f"({reason(causes[-1])}); run again to go on, "
+                "or with HF_HUB_OFFLINE=1 to make do with the cache"
+            )
+        elif file == "config.json":
+            problem = f"{name}{at}: no such folder, and no config.json {where()}"
+        else:
+            return None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{name}: the hub has no revision {revision} of it") from None
+        problem = f"{name}: the hub has no revision {revision} of it"
     except errors.EntryNotFoundError:
         return None
     except Exception as error:  # of the connection, by whatever HTTP library the client uses
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        if isinstance(error, OSError) and error.errno in OURS:
             raise
-        raise UserError(
-            f"{name}: the download of {file}{at} failed ({reason(error)}); files that are whole are "
-            f"kept, run again to go on"
-        ) from None
+        problem = (
+            f"{name}: the download of {file}{at} failed ({reason(error)}); "
+            "files that are whole are kept, run again to go on"
+        )
+    raise UserError(problem)
+
+
+def persistent(request, attempts=3):
+    """request(); tried again after kinds of broken connection that the client does not resume."""
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            attempts -= 1
+            if attempts == 0 or type(error).__name__ not in BROKEN:
+                raise
 
 
 def chain(error):
@@ -191,34 +227,7 @@ def chain(error):
     return causes
 
 
-def transient(error):
-    """Did the connection break, rather than the server answer? By name: the HTTP library depends on the client."""
-    return type(error).__name__ in (
-        "ReadError",
-        "ReadTimeout",
-        "RemoteProtocolError",
-        "ChunkedEncodingError",
-        "ConnectionError",
-        "IncompleteRead",
-    )
-
-
 def reason(error):
     """One line on an exception."""
-    return next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
-
-
-def shard_names(index):
-    """The files that an index of shards (PATH) names, sorted. Raises UserError unless they lie in the same folder."""
-    raw = read_json(index, "weights' index")
-    named = raw.get("weight_map") if isinstance(raw, dict) else None
-    if not isinstance(named, dict) or not named:
-        raise UserError(f"{index}: no weight_map in it")
-    for name in named.values():
-        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*\.(safetensors|bin)", name)):
-            raise UserError(
-                f"{index} names {str(name)[:80]!r}: shards are .safetensors or .bin files beside it"
-            )
-    return sorted(set(named.values()))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

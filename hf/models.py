@@ -1,4 +1,7 @@
-"""Which model a stage works with: from scratch, a folder or a hub id, with the vocabulary that the text was made with."""
+"""Which model a stage works with: from scratch, a folder or a hub id.
+
+Its vocabulary must be the one that the text was made with.
+"""
 
 from pathlib import Path
 
@@ -11,68 +14,73 @@ from hf.tokenizer import Tokenizer
 from model import Config, Transformer, initialise
 
 
-def begin(args, token_set, env):
+def initial_model(args, token_set, env):
     """The model that training starts from: `--init scratch`, a folder or a hub id.
 
-    Returns the model, the folder that its tokenizer files come from, and the hash of what it started from. Raises
-    UserError where the model's tokenizer is not the one that the token set was made with.
+    Returns the model, the folder that its tokenizer files come from, and the hash of what it
+    started from. Raises UserError where the model's tokenizer is not the token set's.
     """
     if args.init == "scratch":
-        tokenizer = Tokenizer.load(token_set.folder)
-        config = Config(
-            vocab_size=token_set.vocab_size,
-            hidden_size=args.d_model,
-            num_hidden_layers=args.n_layer,
-            intermediate_size=args.d_ff or max(16, args.d_model * 8 // 3 // 16 * 16),
-            num_attention_heads=args.n_head,
-            num_key_value_heads=args.n_kv_head or args.n_head,
-            head_dim=args.d_model // args.n_head,
-            max_position_embeddings=args.seq_len,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=tokenizer.eos_id,
-        )
-        if (
-            args.d_model % args.n_head
-            or config.head_dim % 2
-            or args.n_head % config.num_key_value_heads
-        ):
-            raise UserError(
-                f"--n-head {args.n_head} with --d-model {args.d_model} and --n-kv-head "
-                f"{config.num_key_value_heads}: wanted an even width per head and whole groups of heads"
-            )
-        return (
-            initialise(Transformer(config), args.seed).to(env.device),
-            token_set.folder,
-            f"scratch-{args.seed}",
-        )
-    folder = find(args.init, args.revision, token_set, env)
+        model = initialise(Transformer(scratch_config(args, token_set)), args.seed)
+        return model.to(env.device), token_set.folder, f"scratch-{args.seed}"
+    folder = folder_of(args.init, args.revision, token_set, env)
     return load(folder, device=env.device), folder, env.from_main(lambda: model_hash(folder))
 
 
-def find(name, revision, token_set, env):
-    """The folder of the model `name` (folder or hub id), whose vocabulary is the token set's. What does not fit is
-    refused before its weights are downloaded. Of several ranks the first downloads, the others read its cache."""
+def scratch_config(args, token_set):
+    """The `Config` that --d-model, --n-layer and their like describe. Raises UserError."""
+    n_kv_head = args.n_kv_head or args.n_head
+    head_dim = args.d_model // args.n_head
+    if args.d_model % args.n_head or head_dim % 2 or args.n_head % n_kv_head:
+        raise UserError(
+            f"--n-head {args.n_head} with --d-model {args.d_model} and --n-kv-head {n_kv_head}: "
+            "wanted an even width per head and whole groups of heads"
+        )
+    tokenizer = Tokenizer.load(token_set.folder)
+    # SwiGLU has three matrices: 8/3 of the width weigh as much as the usual two of four widths
+    d_ff = args.d_ff or max(16, args.d_model * 8 // 3 // 16 * 16)
+    return Config(
+        vocab_size=token_set.vocab_size,
+        hidden_size=args.d_model,
+        num_hidden_layers=args.n_layer,
+        intermediate_size=d_ff,
+        num_attention_heads=args.n_head,
+        num_key_value_heads=n_kv_head,
+        head_dim=head_dim,
+        max_position_embeddings=args.seq_len,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+    )
 
-    def get():
+
+def folder_of(name, revision, token_set, env):
+    """The folder of the model `name` (folder or hub id), whose vocabulary is the token set's.
+
+    What does not fit is refused before its weights are downloaded. Of several ranks the first
+    downloads, the others read its cache.
+    """
+
+    def checked():
         check_vocabulary(downloads.resolve(name, revision, "tokenizer"), token_set)
         return downloads.resolve(name, revision)
 
-    return env.main_first(get)
+    return env.main_first(checked)
 
 
 def check_vocabulary(folder, token_set):
     """Refuse a model whose tokenizer is not the one that the token set was made with."""
+    remedy = f"prepare the text again with prepare.py --tokenizer {folder}"
     got, wanted = Tokenizer.load(folder).hash, token_set.tokenizer_hash
     if got != wanted:
         raise UserError(
-            f"vocabulary: {folder} has tokenizer {got[:12]}, {token_set.folder} was made with "
-            f"{wanted[:12]}; prepare the text again with prepare.py --tokenizer {folder}"
+            f"vocabulary: {folder} has tokenizer {got[:12]}, "
+            f"{token_set.folder} was made with {wanted[:12]}; {remedy}"
         )
     config = Path(folder) / "config.json"
     vocab_size = config_from_hf(read_json(config, "model"), config).vocab_size
     if vocab_size < token_set.vocab_size:
         raise UserError(
-            f"vocabulary: {folder} has {vocab_size} rows of embeddings, {token_set.folder} has ids below "
-            f"{token_set.vocab_size}; prepare the text again with prepare.py --tokenizer {folder}"
+            f"vocabulary: {folder} has {vocab_size} rows of embeddings, "
+            f"{token_set.folder} has ids below {token_set.vocab_size}; {remedy}"
         )

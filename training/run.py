@@ -5,7 +5,6 @@ Nothing here knows about token selection: the method is in slm.py.
 
 import json
 import re
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from common.errors import UserError
 from common.files import read_json, renamed_when_whole, write_atomic
 from hf import checkpoint
+from hf.card import model_card
 from training import parallel
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
@@ -209,70 +209,16 @@ class Run:
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
 
     def card(self):
-        """The model card (README.md, with the hub's metadata on top) of what has been trained so far."""
-        args, inputs = vars(self.args), self.record["inputs"]
-        reference = next((sha for name, sha in inputs.items() if name.startswith("ref_")), None)
-        init, k = args["init"], args.get("k", 1.0)
-        scratch, revision = (
-            init == "scratch",
-            f" at revision {args['revision']}" if args["revision"] else "",
-        )
-        method = (
-            f"Selective Language Modeling (Rho-1, arXiv:2404.07965): every token was read, the loss was taken on "
-            f"the {k:.0%} of them that the score `{args['score']}` ranks first."
-            if k < 1
-            else "Plain causal language modelling: the loss was taken on every token."
-        )
-        rows = {
-            "base": "random weights" if scratch else init + revision,
-            "base, sha256 of its tensors": inputs["init"],
-            "training data": args["data"],
-            "training data, sha256": inputs["data"],
-            "reference, sha256 of its tensors": reference,
-            "k": k,
-            "score": args.get("score") if k < 1 else None,
-            "scope": args.get("scope") if k < 1 else None,
-            "window": f"{args['seq_len']} tokens",
-            "batch": f"{args['batch_size']} windows",
-            "steps": f"{self.step} of {args['steps']}",
-            "tokens read": f"{self.tokens_seen:,}",
-            "tokens learnt from": f"{self.tokens_selected:,}",
-            "validation data": args["val"],
-            "validation loss, nats per token": self.val_loss,
-            "type of the weights": "float32, as the optimiser held them",
-        }
-        head = ["library_name: transformers", "pipeline_tag: text-generation"]
-        head += [] if scratch or Path(init).exists() else [f"base_model: {init}"]
-        head += ["tags: [selective-language-modeling]"] if k < 1 else []
-        ranks = f", on {self.env.world} ranks" if self.env.world > 1 else ""
-        return "\n".join(
-            [
-                "---",
-                *head,
-                "---",
-                "",
-                f"# {Path(args['out']).name}",
-                "",
-                method,
-                "",
-                "| | |",
-                "|---|---|",
-                *(f"| {name} | {value} |" for name, value in rows.items() if value is not None),
-                "",
-                f"Made by the command below{ranks}, with the settings below it.",
-                "",
-                "```",
-                shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-                "```",
-                "",
-                "```json",
-                json.dumps(self.record, indent=1),
-                "```",
-                "",
-                f"The licence of {'' if scratch else 'the base and of '}the "
-                "data holds for the weights.",
-                "",
-            ]
+        """The model card of what has been trained so far."""
+        return model_card(
+            vars(self.args),
+            self.record,
+            command=sys.argv,
+            ranks=self.env.world,
+            step=self.step,
+            tokens_seen=self.tokens_seen,
+            tokens_selected=self.tokens_selected,
+            val_loss=self.val_loss,
         )
 
     def show_summary(self):

@@ -1,4 +1,4 @@
-"""Configs of the models that the kit is for, read as transformers reads them; hostile checkpoints; checkpoints out."""
+"""Configs of the models that the kit is for, hostile checkpoints, and checkpoints out."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from hf import checkpoint
 from hf.config import config_from_hf, config_to_hf
 from hf.tokenizer import Tokenizer
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # config.json
 
 LLAMA_2 = {
@@ -150,7 +150,8 @@ LLAMA_3_2 = {
     "torch_dtype": "bfloat16",
     "vocab_size": 128256,
 }
-# the published config.json's fields that matter, and the number of parameters that the model cards state, in billions
+# the published config.json's fields that matter, and the number of parameters that the model cards
+# state, in billions
 PUBLISHED = {
     "TinyLlama/TinyLlama_v1.1": ({**TINYLLAMA, "sliding_window": None}, 1.1),
     "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": (TINYLLAMA, 1.1),
@@ -195,8 +196,9 @@ DEFAULTED = ("sliding_window", "num_key_value_heads", "rms_norm_eps", "rope_thet
     ],
 )
 def test_configs_mean_what_transformers_reads_in_them(raw, tmp_path):
-    """As published (rope_theta on top), and as transformers writes the same config (from version 5 on with rope_theta
-    in rope_parameters); also what is left to its defaults."""
+    """As published (rope_theta on top), and as transformers writes the same config (from version 5
+    on with rope_theta in rope_parameters); also what is left to its defaults.
+    """
     (tmp_path / "config.json").write_text(json.dumps(raw))
     theirs = AutoConfig.from_pretrained(tmp_path)
     ours = config_from_hf(raw)
@@ -262,7 +264,7 @@ def test_config_values_that_are_refused(change, message):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # weights in
 
 
@@ -305,7 +307,9 @@ def folder(vocabulary, tmp_path):
 
 
 def refused(folder, message):
-    """The model is refused in one line that names the folder, by loading and by hashing where that reads it."""
+    """The model is refused in one line that names the folder, by loading and by hashing where that
+    reads it.
+    """
     with pytest.raises(UserError, match=message) as error:
         checkpoint.load(folder)
     assert (
@@ -495,13 +499,14 @@ def test_a_stage_says_it_in_one_line(folder, stage, vocabulary, tmp_path):
         assert "model.safetensors: not a whole weight file" in err and not (tmp_path / "o").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # weights out
 
 
 def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
-    """From a bfloat16 base: the run's folder and its snapshot open in transformers with equal logits and ids, load here
-    bit for bit, and say what they are."""
+    """From a bfloat16 base: the run's folder and its snapshot open in transformers with equal
+    logits and ids, load here bit for bit, and say what they are.
+    """
     import yaml  # of huggingface-hub
 
     data = write_set(tmp_path / "d", vocabulary, 2001)
@@ -563,7 +568,8 @@ import sys, re
 from pathlib import Path
 import torch
 from hf import checkpoint
-status = lambda key: int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+def status(key):
+    return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 checkpoint.load(sys.argv[1])  # a tiny model: what is imported on the way is there now
 before = max(status("VmRSS"), status("VmHWM"))
 model = checkpoint.load(sys.argv[2])
@@ -577,7 +583,9 @@ print(status("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
 )
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "pickled"])
 def test_peak_memory_of_loading(form, folder, tmp_path):
-    """Below 1.3 times the model, mapped pages of the file included (a bfloat16 file becomes a float32 model)."""
+    """Below 1.3 times the model, mapped pages of the file included (a bfloat16 file becomes a
+    float32 model).
+    """
     config = model_file.Config(
         vocab_size=16000,
         hidden_size=1024,

@@ -1,4 +1,4 @@
-"""Hub ids -> folders, against a stand-in hub on this machine and against a cache with the network forbidden."""
+"""Hub ids -> folders, against a stand-in hub on this machine and a cache without network."""
 
 import hashlib
 import http.server
@@ -30,8 +30,9 @@ for line in sys.stdin:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """repositories: {name: {revision: {file: bytes}}}; gated: names; cut: {file: bytes sent before the connection is
-    dropped, once}; log: [(method, name, revision, file, Range)]."""
+    """repositories: {name: {revision: {file: bytes}}}; gated: names; cut: {file: bytes sent before
+    the connection is dropped, once}; log: [(method, name, revision, file, Range)].
+    """
 
     daemon_threads = True
 
@@ -116,8 +117,9 @@ def files_in(folder):
 
 
 class Client:
-    """resolve(...) -> {"folder": ...} or {"error": ...}, in a process of its own: huggingface-hub reads its environment
-    when it is imported."""
+    """resolve(...) -> {"folder": ...} or {"error": ...}, in a process of its own: huggingface-hub
+    reads its environment when it is imported.
+    """
 
     def __init__(self, endpoint, cache, offline=False):
         self.process = subprocess.Popen(
@@ -158,9 +160,8 @@ def environment(endpoint, cache, offline=False):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, vocabulary):
     server, made = Server(), tmp_path_factory.mktemp("made")
-    big = dict(
-        hidden_size=512, intermediate_size=1600, num_attention_heads=8, num_key_value_heads=8
-    )
+    big = {"hidden_size": 512, "intermediate_size": 1600}
+    big |= {"num_attention_heads": 8, "num_key_value_heads": 8}
     write_model(made / "single", vocabulary, **big)  # 24 MB: the client resumes in units of 10
     (made / "single/vocab.json").write_text("{}")
     (made / "single/README.md").write_text("# not needed")
@@ -350,6 +351,12 @@ def test_offline_reads_the_cache_alone(server, online, offline):
     assert len(server.log) == before
 
 
+def test_needs_no_torch():
+    """prepare.py starts without torch's second, and reads and downloads tokenizers so."""
+    code = "import sys; from hf import downloads, tokenizer; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_folders_are_themselves(tmp_path):
     assert (
         downloads.resolve(tmp_path)
@@ -362,15 +369,16 @@ def test_folders_are_themselves(tmp_path):
 
 @pytest.mark.slow
 def test_stages_take_hub_ids_on_several_ranks_too(server, vocabulary, tmp_path):
-    """train_ref.py on two ranks downloads once; score.py scores the hub model; another vocabulary is refused before
-    the weights."""
+    """train_ref.py on two ranks downloads once; score.py scores the hub model; another vocabulary
+    is refused before the weights.
+    """
     write_set(tmp_path / "d", vocabulary, 2000)
     env = environment(server.endpoint, tmp_path / "cache")
     before = len(server.log)
     finish(
         launch(
-            "train_ref.py --data d --init tiny/sharded --revision v1 --out o --seq-len 16 --batch-size 4 "
-            "--steps 2 --device cpu",
+            "train_ref.py --data d --init tiny/sharded --revision v1 --out o --seq-len 16 "
+            "--batch-size 4 --steps 2 --device cpu",
             tmp_path,
             ranks=2,
             env=env,
@@ -381,7 +389,8 @@ def test_stages_take_hub_ids_on_several_ranks_too(server, vocabulary, tmp_path):
     assert "base_model: tiny/sharded" in (tmp_path / "o/README.md").read_text()
     finish(
         launch(
-            "score.py --model tiny/sharded --revision v1 --data d --out l.bin --seq-len 16 --device cpu",
+            "score.py --model tiny/sharded --revision v1 --data d --out l.bin --seq-len 16 "
+            "--device cpu",
             tmp_path,
             env=env,
         )

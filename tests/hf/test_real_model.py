@@ -1,4 +1,4 @@
-"""A real pretrained model through the whole kit: equal to transformers, continued with SLM, opened again elsewhere."""
+"""A real model through the whole kit: equal to transformers, continued with SLM, opened again."""
 
 import json
 import pydoc_data.topics
@@ -108,7 +108,8 @@ def test_one_adamw_step_equals_transformers(capsys):
             if hasattr(model, "logits")
             else model(tokens[:, :-1]).logits
         )
-        # the first step is lr * g / (|g| + eps): eps above the gradients' own rounding, or it compares signs of noise
+        # the first step is lr * g / (|g| + eps): eps above the gradients' own rounding, or it
+        # compares signs of noise
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-3)
         F.cross_entropy(logits[0], tokens[0, 1:]).backward()
         optimizer.step()
@@ -122,7 +123,8 @@ def test_one_adamw_step_equals_transformers(capsys):
     )
     show(
         capsys,
-        f"one AdamW step: parameters within {parameters:.1e}, gradients within {slopes:.1e} (relative norm)",
+        f"one AdamW step: parameters within {parameters:.1e}, "
+        f"gradients within {slopes:.1e} (relative norm)",
     )
     assert after[0].keys() == after[1].keys() and parameters <= 1e-6 and slopes <= 1e-4
 
@@ -146,7 +148,8 @@ def test_continued_with_slm_its_loss_falls_and_transformers_agrees(stage, tmp_pa
     assert (
         stage(
             train_ref,
-            f"--data problems --init {folder} --out ref --steps 4 --lr 2e-5 --warmup 2 --eval-every 0 "
+            f"--data problems --init {folder} --out ref --steps 4 --lr 2e-5 --warmup 2 "
+            "--eval-every 0 "
             f"{shape}",
         )[0]
         == 0
@@ -162,7 +165,8 @@ def test_continued_with_slm_its_loss_falls_and_transformers_agrees(stage, tmp_pa
     losses = [loss for loss in losses if loss is not None]
     with capsys.disabled():
         print(
-            f"\n  loss on the text it continues on: {' -> '.join(f'{loss:.3f}' for loss in losses)}",
+            "\n  loss on the text it continues on: "
+            + " -> ".join(f"{loss:.3f}" for loss in losses),
             end="",
         )
     assert losses[-1] < losses[0] - 0.05

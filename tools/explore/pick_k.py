@@ -36,7 +36,7 @@ def sample(ref_loss, data, model, n_windows, env):
     stored = Stored(ref_loss, data, T)
     windows = np.array(explore_run.spaced(range(data.n_windows(T)), n_windows))
     valid = data.valid(windows, T)
-    folder = models.find(model, None, data, env)
+    folder = models.folder_of(model, None, data, env)
     loss = explore_run.look(folder, data, explore_run.batched(windows, 32), T, env)["loss"]
     return loss - stored.batch(windows, valid), valid, data.labels(windows, T)
 
