@@ -9,7 +9,8 @@ import pytest
 
 from conftest import ROOT, SHARED
 from data import TokenSet
-from tools.plan import __main__ as plan
+from tools.plan.recipe import commands_of, stage_of
+from tools.plan.stages import Plan
 
 EXPECTED = {  # recipe: student, K, tokens read, learning rate, as the paper has them (PAPER.md, table "Settings")
     "rho_math_1b": ("slm-k0.6", 0.6, 15e9, 8e-5),
@@ -31,8 +32,8 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
     """What PLAN=1 prints goes through the stages' own parsers; batch, tokens, rate and k are the paper's."""
     if k == "1.0":
         monkeypatch.setenv("K", "1.0")
-    commands = plan.commands_of(ROOT / "runs" / f"{recipe}.sh", 8)
-    names = [plan.stage_of(words)[0] for words in commands]
+    commands = commands_of(ROOT / "runs" / f"{recipe}.sh", 8)
+    names = [stage_of(words)[0] for words in commands]
     assert names[0] == "prepare.py" and "eval_math.py" in names
     if recipe in INTERPRETERS:
         train = next(flags_of(w) for w in commands if "train_ref.py" in w)
@@ -63,8 +64,8 @@ def test_every_stage_fits_the_machines_that_are_named():
         ("rho_math_7b", "h100", 8),
         ("rho_math_7b", "h100", 32),
     ):
-        made = plan.Plan(gpu, n_gpus)
-        for words in plan.commands_of(ROOT / "runs" / f"{recipe}.sh", n_gpus):
+        made = Plan(gpu, n_gpus)
+        for words in commands_of(ROOT / "runs" / f"{recipe}.sh", n_gpus):
             made.add(words)
         assert [row["fits"] for row in made.rows if "fits" in row] == [True, True], recipe
 
