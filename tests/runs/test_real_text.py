@@ -1,7 +1,6 @@
 """runs/real_text: which text goes where, what is refused, and that the report says what the logs say."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -16,9 +15,7 @@ import pytest
 from common.errors import UserError
 from conftest import ROOT, SHARED
 
-spec = importlib.util.spec_from_file_location("real_text", ROOT / "runs" / "real_text.py")
-real_text = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(real_text)
+import runs.real_text as real_text  # noqa: E402
 
 PROBLEMS = [(f"How much is {i} + {i}?", f"{i}+{i}={2 * i}\n#### {2 * i}") for i in range(200)]
 LATEX = [f"\\section{{Rings {i}}}\n" + "Let $R$ be a ring. " * (5 + i % 3) for i in range(40)]
