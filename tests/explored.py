@@ -21,8 +21,8 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="session")
-def run(vocabulary, tmp_path_factory):
+@pytest.fixture(scope="session", name="run")
+def explored_run(vocabulary, tmp_path_factory):
     """A small selective run with snapshots on labelled text of two sources, some of it masked, and stored losses with
     many ties: the folder that holds data, base, ref, ref_loss.bin and slm."""
     root = tmp_path_factory.mktemp("explore")

@@ -12,10 +12,9 @@ import tarfile
 import numpy as np
 import pytest
 
+import runs.real_text as real_text
 from common.errors import UserError
 from conftest import ROOT, SHARED
-
-import runs.real_text as real_text  # noqa: E402
 
 PROBLEMS = [(f"How much is {i} + {i}?", f"{i}+{i}={2 * i}\n#### {2 * i}") for i in range(200)]
 LATEX = [f"\\section{{Rings {i}}}\n" + "Let $R$ be a ring. " * (5 + i % 3) for i in range(40)]

@@ -44,6 +44,19 @@ def test_every_row_is_a_step(row, tmp_path):
         assert np.isfinite(scored[1:]).all()
 
 
+def test_forms_share_their_parameters_and_nothing_else(tmp_path):
+    """What one form sets in its blocks reaches no other form's, whichever was made last."""
+    args, env = prepared()
+    rows = bench_rows.Rows(args, env, tmp_path)
+    forms = {(head, backward) for head, backward, _ in bench_rows.OURS.values()}
+    modules = {form: rows.ours(*form)[0] for form in forms}
+    for module in modules.values():
+        assert {*module.parts} <= {*module.modules()}
+        assert {*module.parameters()} == {*modules["full", "exact"].parameters()}
+    assert not modules["full", "exact"].parts
+    assert 0 < len(modules["kept", "exact"].parts) < len(modules["kept", "pruned"].parts)
+
+
 def test_exact_rows_take_the_same_step(tmp_path):
     after = []
     for row in ("slm_full", "slm_kept", "slm_lean"):
@@ -109,9 +122,9 @@ def test_the_command_writes_the_table_and_its_json(tmp_path):
     "flags, message",
     [
         ("--rows clm,fast", "--rows: got fast"),
-        ("--k 0", "--k: got 0.0, wanted 0 < k <= 1"),
+        ("--k 0", "--k: got 0, wanted a share above 0"),
         ("--repeats 0", "--repeats: got 0"),
-        ("--sizes 0", "--sizes: got [0]"),
+        ("--sizes 0", "--sizes: got 0"),
     ],
 )
 def test_refused_in_one_line(flags, message, monkeypatch, capsys):

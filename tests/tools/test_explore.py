@@ -13,7 +13,7 @@ import slm
 from common.errors import UserError
 from conftest import write_model
 from data import Stored, TokenSet
-from explored import env, run  # noqa: F401 (a fixture)
+from explored import env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import dynamics, pick_k

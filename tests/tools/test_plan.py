@@ -114,7 +114,7 @@ def test_what_does_not_fit_gets_the_smallest_change():
     [
         (TRAIN.format(TINY, 2048, 500, 1, ""), "not shared out evenly"),
         (f"train_slm.py --init {TINY} --data e --out o", "--tokens e=N"),
-        ("train_slm.py --no-such-flag 1", "does not take these flags"),
+        ("train_slm.py --no-such-flag 1", "no-such-flag"),
         ("train_ref.py --data d", "wanted a --init"),
         ("score.py --data d", "wanted a --model"),
         ("train_ref.py --data d --init scratch --batch-size 0", "--batch-size: got 0"),

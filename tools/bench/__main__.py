@@ -24,6 +24,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 
+from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from tools.bench import text, train
@@ -33,35 +34,37 @@ PARTS = ("tokenizer", "train", "score", "loader", "prepare", "generate")  # in t
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
+    parser.usage = "python -m tools.bench WHAT... [--FLAG VALUE ...]"
     add = parser.add_argument
-    add("what", nargs="+", choices=[*PARTS, "all"])
+    add("what", nargs="+", choices=[*PARTS, "all"], help="what is measured")
     add("--json", help="write the results here too (FILE)")
     add("--preset", default="cpu-30m", choices=[*PRESETS], help="model and batch")
-    add("--seq-len", type=int, help="tokens per window; default: the preset's")
-    add("--batch-size", type=int, help="windows per step; default: the preset's")
-    add("--vocab-size", type=int, help="V; default: the preset's")
+    add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
+    add("--batch-size", type=whole(1), help="windows per step; default: the preset's")
+    add("--vocab-size", type=whole(1), help="V; default: the preset's")
     add("--rows", help=f"of train, by comma: {','.join(ROWS)}")
     add("--grow", action="store_true", help="train: against T, V and windows per step")
-    add("--k", type=float, default=0.6, help="share of the tokens that is kept")
-    add("--repeats", type=int, default=5, help="measured rounds, after one of warm-up")
+    add("--k", type=share, default=0.6, help="share of the tokens that is kept")
+    add("--repeats", type=whole(1), default=5, help="measured rounds, after one of warm-up")
     add("--model", help="generate, tokenizer, prepare: a Hugging Face folder")
     add(
         "--data-dir",
         help="folder of texts. generate: holds eval/ and prompts/; tokenizer: corpus/; "
         "prepare: corpus/ and eval/",
     )
-    add("--sizes", type=int, nargs="+", default=[10, 100], help="prepare: megabytes of text")
-    add("--device", default="auto", help="auto, cpu, cuda")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    add("--compile", default="auto", choices=["auto", "on", "off"], help="auto: on a GPU")
-    add("--threads", type=int, default=1, help="CPU threads")
+    add("--sizes", type=whole(1), nargs="+", default=[10, 100], help="prepare: megabytes of text")
+    add_machine(parser)
+    parser.set_defaults(threads=1)
+    add(
+        "--compile",
+        default="auto",
+        choices=["auto", "on", "off"],
+        help="torch.compile; auto is on a GPU",
+    )
     add("--memory-of", help=argparse.SUPPRESS)  # a row, in this process alone
     args = parser.parse_args(argv)
-    check(args)
+    args.rows = rows_of(args.rows)
     preset = PRESETS[args.preset]
     args.seq_len = args.seq_len or preset.seq_len
     args.batch_size = args.batch_size or preset.batch_size
@@ -74,18 +77,13 @@ def arguments(argv=None):
     return args
 
 
-def check(args):
-    """Raises UserError for numbers that cannot be meant, and for rows that there are not."""
-    if args.repeats < 1:
-        raise UserError(f"--repeats: got {args.repeats}, wanted at least 1")
-    if not 0 < args.k <= 1:
-        raise UserError(f"--k: got {args.k}, wanted 0 < k <= 1")
-    if min(args.sizes) < 1:
-        raise UserError(f"--sizes: got {args.sizes}, wanted at least 1")
-    args.rows = args.rows.split(",") if args.rows else list(ROWS)
-    unknown = sorted(set(args.rows) - set(ROWS))
+def rows_of(text):
+    """The rows that --rows names, by comma; all of them without it."""
+    rows = text.split(",") if text else list(ROWS)
+    unknown = sorted(set(rows) - set(ROWS))
     if unknown:
         raise UserError(f"--rows: got {', '.join(unknown)}, wanted some of {', '.join(ROWS)}")
+    return rows
 
 
 def parts_of(args):

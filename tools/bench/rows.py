@@ -1,6 +1,7 @@
 """The rows of tools.bench: training steps, ours and transformers', a forward pass, scoring."""
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
@@ -19,8 +20,8 @@ import slm
 from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
-from training.optimizer import make_optimizer
 from training.loss import FastLoss
+from training.optimizer import make_optimizer
 
 
 class Preset(NamedTuple):
@@ -122,18 +123,19 @@ class Rows:
         return initialise(model, 0) if self.env.device.type == "cpu" else model
 
     def ours(self, head, backward="exact"):
-        """(training module, its optimiser). All forms share one model and one optimiser."""
+        """(training module, its optimiser). All forms share their parameters and one optimiser.
 
-        def wrapped():
-            module = FastLoss(self.once("model", self.our_model), head, backward)
-            if not any(name.startswith("wrapped") for name in self.made):
-                parallel.compile_blocks(module, self.args, self.env)
+        Their modules are their own, for FastLoss puts other parts into the blocks.
+        """
+
+        def make():
+            plain = self.once("model", self.our_model)
+            shared = {id(p): p for p in plain.parameters()}  # deepcopy then copies none of them
+            module = FastLoss(copy.deepcopy(plain, shared), head, backward)
+            parallel.compile_blocks(module, self.args, self.env)
             return module
 
-        module = self.once(f"wrapped {head} {backward}", wrapped)
-        for part in module.modules():  # what another form left behind
-            if hasattr(part, "rows"):
-                part.rows = None
+        module = self.once(f"{head} {backward}", make)
         return module, self.once("optimiser", lambda: make_optimizer(module, self.args))
 
     def theirs(self, name):
@@ -174,7 +176,8 @@ class Rows:
         count = slm.n_keep(self.n, k)
 
         def select(losses):
-            return slm.choose(slm.Tokens(losses, self.ref_loss), self.valid, k)
+            tokens = slm.Tokens(loss=losses, ref_loss=self.ref_loss)
+            return slm.Selection(k).mask(tokens, self.valid)
 
         with self.env.autocast():
             total, _, _ = module(self.x, self.y, select, count=count)
@@ -220,6 +223,7 @@ class Rows:
         data = self.once("token set", self.tokens_to_score)
         out = self.folder / "ref_loss.bin"
         args = SimpleNamespace(
+            model="a random model",
             out=str(out),
             seq_len=self.args.seq_len,
             batch_size=self.args.batch_size,

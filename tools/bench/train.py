@@ -182,7 +182,7 @@ def bench_loader(args, env):
         def load():
             (windows,) = loader.micro_batches(next(steps), args.batch_size)
             x, y, valid = data.batch(windows, args.seq_len)
-            slm.count_kept([valid], args.k)
+            slm.Selection(args.k).count(valid)
             for array in (x, y, valid, stored.batch(windows, valid)):
                 env.tensor(array)
 

@@ -36,7 +36,7 @@ class Line:
         for folder in self.folders:
             if not (folder / "summary.json").exists():
                 raise UserError(
-                    f"--run: {folder} is not finished; go on with the command that began it"
+                    f"--run: {folder} is not finished; the command that began it goes on"
                 )
         self.summaries = [read_json(folder / "summary.json", "run") for folder in self.folders]
         if any(summary["val_loss"] is None for summary in self.summaries):
@@ -81,14 +81,19 @@ def cost_per_token(saved):
     """Cost of a token that is read; `saved`: the run's args.json."""
     if saved.get("scope") != "batch" or saved["micro_batch_size"] >= saved["batch_size"]:
         return 1.0
-    if saved["score"] in slm.STATIC:  # the student's losses are not needed to choose
+    if selection_of(saved).static:  # the student's losses are not needed to choose
         return 1.0
     return 4 / 3
 
 
+def selection_of(saved):
+    """The slm.Selection of a run; one of train_ref.py keeps every token."""
+    return slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope"))
+
+
 def fixed_cost(folder, saved, i, references):
     """Cost of the reference and of scoring for the i-th seed's run, in tokens of the student."""
-    if saved.get("k", 1) == 1 or slm.NEEDS.get(saved["score"]) in ((), ("noise",)):
+    if not {"ref_loss", "ref_entropy"}.intersection(selection_of(saved).needs):
         return 0.0
     if references:
         reference = references[min(i, len(references) - 1)]

@@ -25,12 +25,16 @@ def kept_tokens(micro_batches, valid, loss, ref_loss, k, scope):
 
     Ranked within each micro-batch or window; `micro_batches`: lists of windows, N in all.
     """
+    selection = slm.Selection(k, "excess", scope)
     kept = []
     start = 0
     for windows in micro_batches:
         part = slice(start, start + len(windows))
-        tokens = slm.Tokens(torch.from_numpy(loss[part]), torch.from_numpy(ref_loss[part]))
-        kept.append(slm.choose(tokens, torch.from_numpy(valid[part]), k, "excess", scope))
+        tokens = slm.Tokens(
+            loss=torch.from_numpy(loss[part]),
+            ref_loss=torch.from_numpy(ref_loss[part]),
+        )
+        kept.append(selection.mask(tokens, torch.from_numpy(valid[part])))
         start = part.stop
     return torch.cat(kept).numpy()
 

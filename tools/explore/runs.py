@@ -44,9 +44,7 @@ def snapshots(folder):
     if (folder / "summary.json").exists():
         found.append((saved["steps"], folder))
     if not found:
-        raise UserError(
-            f"--run: {folder} holds no model yet; finish it with the command that began it"
-        )
+        raise UserError(f"--run: {folder} holds no model yet; the command that began it goes on")
     return found
 
 

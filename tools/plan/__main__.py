@@ -15,9 +15,9 @@ Hours follow from the MFU that you state: it is an assumption, not a measurement
 saves in the backward pass, preparing text and evaluation are not counted.
 """
 
-import argparse
 import shlex
 
+from common.command_line import Parser, not_negative, share, whole
 from common.errors import UserError, cli
 from tools.plan.recipe import commands_of
 from tools.plan.stages import GPUS, Plan
@@ -34,10 +34,8 @@ COLUMNS = {  # name: width
 
 
 def arguments(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
+    parser.usage = "python -m tools.plan [RECIPE] [--FLAG VALUE ...]"
     add = parser.add_argument
     add("recipe", nargs="?", help="a recipe of runs/ that knows PLAN=1; or:")
     add(
@@ -54,12 +52,12 @@ def arguments(argv=None):
         help="size of a token set, where neither its folder nor --max-tokens of the command that "
         "makes it says",
     )
-    add("--gpu", default="h100", choices=[*GPUS])
-    add("--n-gpus", type=int, default=8)
-    add("--price-per-hour", type=float, default=2.5, help="of one GPU, in any currency")
+    add("--gpu", default="h100", choices=[*GPUS], help="its memory and its peak")
+    add("--n-gpus", type=whole(1), default=8, help="of them")
+    add("--price-per-hour", type=not_negative, default=2.5, help="of one GPU, in any currency")
     add(
         "--mfu",
-        type=float,
+        type=share,
         default=0.3,
         help="share of the GPU's peak that is reached (an assumption)",
     )
@@ -67,11 +65,6 @@ def arguments(argv=None):
     if not args.recipe and not args.command:
         raise UserError(
             "tools.plan: got neither a recipe nor --command; name one, such as runs/rho_math_1b.sh"
-        )
-    if args.n_gpus < 1 or not 0 < args.mfu <= 1:
-        raise UserError(
-            f"--n-gpus {args.n_gpus} --mfu {args.mfu}: "
-            f"wanted at least one GPU, and a share above 0 up to 1"
         )
     return args
 

@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import Config, Transformer
-from training import heads
-from training.loss import FastLoss
+from training import heads, loss
 
 
 class Live(TorchDispatchMode):
@@ -72,11 +71,15 @@ class Step(NamedTuple):
 def known_rows():
     """Which rows are kept is data, and there is none here: any `count` rows."""
     real = heads.rows_of
-    heads.rows_of = lambda kept, count: torch.arange(count)
+    heads.rows_of = loss.rows_of = any_rows
     try:
         yield
     finally:
-        heads.rows_of = real
+        heads.rows_of = loss.rows_of = real
+
+
+def any_rows(kept, count):
+    return torch.arange(count)
 
 
 def run_step(config, micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate):
@@ -84,7 +87,7 @@ def run_step(config, micro_batch, seq_len, k, head, backward, checkpointing, bf1
     with known_rows(), FakeTensorMode():
         model = Transformer(config)
         model.checkpointing = checkpointing
-        module = FastLoss(model, head, backward)
+        module = loss.FastLoss(model, head, backward)
         x = torch.zeros(micro_batch, seq_len, dtype=torch.long)
         count = x.numel() if k == 1 else max(1, int(k * x.numel() + 0.5))
         live = Live()

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import common.device  # noqa: F401  first: it sets how torch's threads wait
@@ -14,7 +13,7 @@ import score
 import train_ref
 import train_slm
 from common.errors import UserError
-from training.arguments import check_arguments
+from training.arguments import settle
 
 STAGES = {
     "prepare.py": prepare,
@@ -66,7 +65,9 @@ def stage_of(words):
     name = names[at]
     command = " ".join(words[at:])[:200]
     try:
-        args = parsed(name, words[at + 1 :])
+        args = STAGES[name].arguments(words[at + 1 :])
+    except UserError as error:
+        raise UserError(f"{command}: {error}") from None
     except SystemExit:
         raise UserError(f"{command}: {name} does not take these flags (see above)") from None
     if name != "prepare.py":
@@ -76,17 +77,5 @@ def stage_of(words):
                 raise UserError(f"{command}: wanted a --{flag}")
     args.out = args.out or "(no --out)"
     if name.startswith("train_"):
-        check_arguments(args)
+        settle(args)
     return name, args
-
-
-def parsed(name, argv):
-    """The arguments of a stage. Raises SystemExit as argparse does."""
-    if name == "prepare.py":
-        return prepare.arguments(argv)
-    saved = sys.argv
-    sys.argv = [name, *argv]
-    try:
-        return STAGES[name].arguments()
-    finally:
-        sys.argv = saved
