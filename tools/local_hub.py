@@ -3,7 +3,7 @@
 It has the data sets and models that the recipes name, in the files, folders and fields of the real
 ones, with text made here: a few hundred records each.
 
-    python -m tools.local_hub FOLDER      # fills FOLDER if need be; its address is in FOLDER/address
+    python -m tools.local_hub FOLDER    # fills FOLDER if need be; its address: FOLDER/address
     HF_ENDPOINT=$(cat FOLDER/address) python prepare.py --source hf:openai/gsm8k:main:train ...
 """
 

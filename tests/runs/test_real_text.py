@@ -1,4 +1,4 @@
-"""runs/real_text: which text goes where, what is refused, and that the report says what the logs say."""
+"""runs/real_text: which text goes where, what is refused, and that the report is the logs'."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ def archive(chapters):
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the split
 
 
@@ -70,7 +70,7 @@ def test_split_depends_on_the_texts_alone():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the files
 
 
@@ -145,7 +145,7 @@ def test_sections_by_hand():
 
 
 def test_sections_rebuild_the_pinned_file():
-    """Chapters put together again from the pinned file's sections give that file back, byte for byte."""
+    """Chapters put together again from the pinned file's sections give that file back."""
     path = SHARED / "corpus" / "stacks_project.jsonl"
     if not path.exists():
         pytest.skip(f"{path} is not here")
@@ -188,7 +188,7 @@ def test_real_problems_split_evenly():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the report
 
 
@@ -223,7 +223,8 @@ def test_report_is_computed_from_the_logs(tmp_path):
         for line in text.splitlines()
         if line.startswith("|")
     }
-    # half-way between 4.2 and 3.8 lies CLM's best, 4.0: 1,500 tokens; 500 of the reference and 3,000 / 3 of scoring
+    # Half-way between 4.2 and 3.8 lies CLM's best, 4.0: 1,500 tokens. The reference takes 500,
+    # scoring 3,000 / 3.
     assert rows["SLM, k = 0.6", "0.002"] == ["3.800", "3.750", "2,000", "1,500", "3,000"]
     assert rows["SLM, k = 0.4", "0.002"] == ["3.900", "3.750", "2,000", "1,500", "3,000"]
     assert rows["CLM, every token", "0.001"] == ["4.000", "4.250", "2,000", "2,000", "2,000"]
@@ -238,7 +239,7 @@ def test_report_is_computed_from_the_logs(tmp_path):
         real_text.best_rate(out, "slm", ["1e-3"], "1")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the recipe
 
 

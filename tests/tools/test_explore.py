@@ -1,4 +1,4 @@
-"""tools/explore without its page: what models say of tokens, dynamics, curves, ablations, the suggestion for k."""
+"""tools/explore without its page: losses, dynamics, curves, ablations, the suggestion for k."""
 
 import json
 import re

@@ -13,7 +13,7 @@ import torch
 import slm
 from conftest import write_set
 from data import Loader, Stored, TokenSet
-from explored import env, explored_run  # noqa: F401  (the fixture `run`)
+from explored import call, env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import page as page_file
@@ -33,10 +33,8 @@ def test_characters_that_are_spread_over_tokens():
     party = "🎉".encode()
     tokens = [b"a", party[:2], party[2:] + b"b", b"\xff", b"c"]
     assert page_file.spell(tokens) == ["a", "⟨F0⟩⟨9F⟩", "🎉b", "⟨FF⟩", "c"]
-    assert page_file.spell([party[:3]]) == ["⟨F0⟩⟨9F⟩⟨8E⟩"] and page_file.spell([b"", b"x"]) == [
-        "",
-        "x",
-    ]
+    assert page_file.spell([party[:3]]) == ["⟨F0⟩⟨9F⟩⟨8E⟩"]
+    assert page_file.spell([b"", b"x"]) == ["", "x"]
     assert page_file.spell(["\0\u202e\u200d\n\u2028é".encode()]) == ["␀⟨U+202E⟩\u200d↵\n⟨U+2028⟩é"]
     assert "".join(page_file.spell([bytes([b]) for b in "שלום 👩‍🎓".encode()])).endswith("🎓")
 
@@ -88,34 +86,39 @@ def browser():
 
 @pytest.fixture(scope="module")
 def html(run):
-    with pytest.MonkeyPatch.context() as patch:
-        documents = " ".join(map(str, range(1, 60)))
-        arguments = (
-            f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin --out {run}/page.html "
-            f"--windows 48 --threads 1 --passage {run}/passage.svg --documents {documents}"
-        )
-        patch.setattr("sys.argv", ["explore", *arguments.split()])
-        tools_explore.main()
+    documents = " ".join(map(str, range(1, 60)))
+    call(
+        tools_explore,
+        f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
+        f"--out {run}/page.html --windows 48 --threads 1 --passage {run}/passage.svg "
+        f"--documents {documents}",
+    )
     return run / "page.html"
 
 
 def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
-    drawn = ElementTree.parse(
-        run / "passage.svg"
-    ).getroot()  # hostile text and all, it is well-formed XML
+    # Hostile text and all, it is well-formed XML.
+    drawn = ElementTree.parse(run / "passage.svg").getroot()
     parts = {
         name: list(drawn.iter("{http://www.w3.org/2000/svg}" + name))
         for name in ("rect", "text", "script")
     }
     text = "".join(e.text for e in parts["text"])
     assert parts["script"] == [] and "script>" in text and "onerror" in text and "apples" in text
-    width = lambda e: round(float(e.get("width")) / passage.CHAR)
+
+    def width(element):
+        """Of a box, in characters."""
+        return round(float(element.get("width")) / passage.CHAR)
+
     underlined = sum(width(e) for e in parts["rect"] if e.get("height") == "2")
     coloured = sum(width(e) for e in parts["rect"][1:] if e.get("height") != "2")
     data, kept = TokenSet(run / "data"), kept_by_slm(run, 0, "excess", "micro", 0.6)
     page = json.loads(html.read_text().split('id="data">')[1].split("</script>")[0])
     token = np.frombuffer(base64.b64decode(page["token"]), "<u2")
-    word = lambda i: page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
+
+    def word(i):
+        return page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
+
     shown = [r * 32 + j for r, start, end, _ in page["pieces"][:59] for j in range(start, end)]
     assert underlined == sum(len(word(i)) for i in shown if i in kept) and underlined > 100
     assert coloured == sum(
@@ -145,7 +148,8 @@ def page(browser, html):
 def put(page, control, value):
     page.evaluate(
         """([id, value]) => { const e = document.getElementById(id); e.value = value;
-        e.dispatchEvent(new Event(e.tagName === "INPUT" ? "input" : "change", {bubbles: true})); }""",
+        const kind = e.tagName === "INPUT" ? "input" : "change";
+        e.dispatchEvent(new Event(kind, {bubbles: true})); }""",
         [control, str(value)],
     )
 
@@ -155,7 +159,7 @@ def kept_in(page):
 
 
 def kept_by_slm(run, snapshot, score_name, scope, k):
-    """What slm.Selection keeps of the page's windows, from the model's and the stored values; positions in the page."""
+    """Positions in the page that slm.Selection keeps, from the model's and the stored values."""
     data, T = TokenSet(run / "data"), 32
     saved = explore_run.run_arguments(run / "slm")
     micro_batches, batch = page_file.choose_windows(saved, data, 48)
@@ -203,7 +207,8 @@ def test_the_controls_change_what_is_shown(page, run):
     page.locator("#k").focus()
     page.keyboard.press("ArrowLeft")
     assert len(kept_in(page)) < len(before) and page.text_content("#k_out") == "0.55"
-    colours = "[...document.querySelectorAll('.t[data-i]')].map(t => getComputedStyle(t).backgroundColor).join()"
+    colours = """[...document.querySelectorAll('.t[data-i]')]
+        .map(t => getComputedStyle(t).backgroundColor).join()"""
     seen = {page.evaluate(colours)}
     page.locator("#snap").focus()
     page.keyboard.press("ArrowLeft")
@@ -320,15 +325,24 @@ def test_nothing_is_wider_than_the_screen(page, width):
 
 
 def test_text_is_readable_on_every_colour(page):
-    """WCAG's contrast ratio of text on its background, at least 4.5, in both themes and all modes."""
-    ratio = """() => { const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-        const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(linear);
-          return .2126 * r + .7152 * g + .0722 * b + .05; };
-        const paper = getComputedStyle(document.body).backgroundColor; let worst = 99;
-        for (const t of document.querySelectorAll('.t')) { const s = getComputedStyle(t);
-          const a = light(s.color), b = light(/, 0\\)/.test(s.backgroundColor) ? paper : s.backgroundColor);
-          worst = Math.min(worst, Math.max(a, b) / Math.min(a, b)); }
-        return worst; }"""
+    """WCAG's contrast ratio of text on its background is 4.5 or more in all themes and modes."""
+    ratio = """() => {
+        const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        const light = c => {
+          const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(linear);
+          return .2126 * r + .7152 * g + .0722 * b + .05;
+        };
+        const paper = getComputedStyle(document.body).backgroundColor;
+        let worst = 99;
+        for (const t of document.querySelectorAll('.t')) {
+          const s = getComputedStyle(t);
+          const clear = /, 0\\)/.test(s.backgroundColor);
+          const a = light(s.color);
+          const b = light(clear ? paper : s.backgroundColor);
+          worst = Math.min(worst, Math.max(a, b) / Math.min(a, b));
+        }
+        return worst;
+      }"""
     for _ in ("light", "dark"):
         for mode in ("excess", "loss", "ref", "entropy", "kept"):
             page.select_option("#mode", mode)

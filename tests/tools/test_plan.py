@@ -42,8 +42,10 @@ def test_shapes_have_the_published_numbers_of_parameters():
     ],
 )
 def test_the_papers_hours_as_mfu(parameters, tokens, hours, mfu):
-    """6 N D over GPU seconds times 989 TFLOP/s is the MFU; planning at it gives the hours back, with
-    attention counted on both sides."""
+    """6 N D over GPU seconds times 989 TFLOP/s is the MFU; planning at it gives the hours back.
+
+    Attention is counted on both sides.
+    """
     assert 6 * parameters * tokens / (32 * hours * 3600 * 989e12) == pytest.approx(mfu, abs=0.0006)
     name, config, seq_len = (TINY, TINYLLAMA, 2048)
     if parameters > 2e9:
