@@ -50,9 +50,8 @@ def test_split_shares_and_leaks_nothing():
     )
     assert {t for t in sets["base"] + sets["corpus"] if t.startswith("\\section")} == set(LATEX)
     assert len([t for t in sets["corpus"] if t.startswith("\\section")]) == 20
-    assert sets["curated"][0].startswith("How") and not any(
-        "\\section" in t for t in sets["curated"] + sets["val"]
-    )
+    assert sets["curated"][0].startswith("How")
+    assert not any("\\section" in t for t in sets["curated"] + sets["val"])
 
 
 def test_split_depends_on_the_texts_alone():
@@ -136,9 +135,8 @@ def test_sections_by_hand():
     got = [json.loads(line) for line in real_text.sections(archive(chapters)).decode().splitlines()]
     assert [row["source"] for row in got] == ["curves.tex#0", "curves.tex#1", "curves.tex#3"]
     assert got[1]["text"] == "\\section{One}\n" + "a" * 300 + " \\section{not at a line's start}"
-    assert got[2]["text"].startswith("\\section{Two}") and got[2]["text"].endswith(
-        "\\end{document}"
-    )
+    assert got[2]["text"].startswith("\\section{Two}")
+    assert got[2]["text"].endswith("\\end{document}")
     del chapters["curves.tex"]
     with pytest.raises(UserError, match="holds no curves.tex"):
         real_text.sections(archive(chapters))

@@ -39,7 +39,8 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
         monkeypatch.setenv("K", "1.0")
     commands = commands_of(ROOT / "runs" / f"{recipe}.sh", 8)
     names = [stage_of(words)[0] for words in commands]
-    assert names[0] == "prepare.py" and "eval_math.py" in names
+    assert names[0] == "prepare.py"
+    assert "eval_math.py" in names
     if recipe in INTERPRETERS:
         train = next(flags_of(w) for w in commands if "train_ref.py" in w)
         assert (train["--lr"], train["--schedule"], train["--epochs"], train["--batch-size"]) == (
@@ -56,7 +57,8 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
     last = next((flags_of(w) for w in commands if "train_slm.py" in w), None) or next(
         flags_of(w) for w in commands if "train_ref.py" in w
     )
-    assert float(last["--lr"]) == lr and int(last["--batch-size"]) * int(last["--seq-len"]) == 2**20
+    assert float(last["--lr"]) == lr
+    assert int(last["--batch-size"]) * int(last["--seq-len"]) == 2**20
     assert float(last.get("--k", 1)) == (paper_k if k == "paper" else 1.0)
     assert abs(int(last["--steps"]) * 2**20 - tokens) < 2**20
 

@@ -42,8 +42,10 @@ def test_characters_that_are_spread_over_tokens():
 def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
     page = {"words": ["</script><script>alert(1)</script>", "<!--", "&\u2028", "💥"]}
     html = page_file.fill(page)
-    assert html.count("<script") == 2 and html.count("</script>") == 2
-    assert "<!--" not in html and "alert(1)<" not in html
+    assert html.count("<script") == 2
+    assert html.count("</script>") == 2
+    assert "<!--" not in html
+    assert "alert(1)<" not in html
     block = html.split('id="data">')[1].split("</script>")[0]
     assert json.loads(block) == page
     code, _, err = stage(
@@ -51,21 +53,24 @@ def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
         f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/absent.bin "
         f"--out {tmp_path}/p.html",
     )
-    assert code == 2 and "absent.bin does not exist" in err and err.count("\n") == 1
+    assert code == 2
+    assert "absent.bin does not exist" in err
+    assert err.count("\n") == 1
 
 
 def test_the_windows_shown_are_micro_batches_of_the_run(run, vocabulary, tmp_path):
     saved, data = explore_run.run_arguments(run / "slm"), TokenSet(run / "data")
     loader = Loader(data.n_windows(32), 6, 0)
     shown, batch = page_file.choose_windows(saved, data, 12)
-    assert np.array_equal(
-        shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)]
-    ) and batch == [0, 0, 1, 1]
+    assert np.array_equal(shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)])
+    assert batch == [0, 0, 1, 1]
     shown, batch = page_file.choose_windows(saved, data, 3)  # less than a batch: no batch scope
-    assert np.array_equal(shown, loader.micro_batches(7, 3)[:1]) and batch is None
+    assert np.array_equal(shown, loader.micro_batches(7, 3)[:1])
+    assert batch is None
     other = write_set(tmp_path / "other", vocabulary, 300)
     shown, batch = page_file.choose_windows(saved, other, 7)
-    assert [list(s) for s in shown] == [[0, 1, 2], [3, 4, 5], [6]] and batch == [0, 0, 1]
+    assert [list(s) for s in shown] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert batch == [0, 0, 1]
 
 
 # ---- the page in a browser
@@ -104,7 +109,10 @@ def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
         for name in ("rect", "text", "script")
     }
     text = "".join(e.text for e in parts["text"])
-    assert parts["script"] == [] and "script>" in text and "onerror" in text and "apples" in text
+    assert parts["script"] == []
+    assert "script>" in text
+    assert "onerror" in text
+    assert "apples" in text
 
     def width(element):
         """Of a box, in characters."""
@@ -120,12 +128,15 @@ def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
         return page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
 
     shown = [r * 32 + j for r, start, end, _ in page["pieces"][:59] for j in range(start, end)]
-    assert underlined == sum(len(word(i)) for i in shown if i in kept) and underlined > 100
+    assert underlined == sum(len(word(i)) for i in shown if i in kept)
+    assert underlined > 100
     assert coloured == sum(
         len(word(i)) for i in shown if data.valid([page["windows"][i // 32]], 32)[0, i % 32]
     )
     warm, cold = passage.colour(2.0), passage.colour(-2.0)
-    assert passage.colour(0.0) == "#ffffff" and warm != cold and passage.colour(9) == "#f08a24"
+    assert passage.colour(0.0) == "#ffffff"
+    assert warm != cold
+    assert passage.colour(9) == "#f08a24"
 
 
 @pytest.fixture
@@ -141,7 +152,8 @@ def page(browser, html):
     page.goto(html.as_uri())
     page.wait_for_selector(".t.k")
     yield page
-    assert page.problems == [] and page.asked == [html.as_uri()]
+    assert page.problems == []
+    assert page.asked == [html.as_uri()]
     page.close()
 
 
@@ -206,7 +218,8 @@ def test_the_controls_change_what_is_shown(page, run):
     before = kept_in(page)
     page.locator("#k").focus()
     page.keyboard.press("ArrowLeft")
-    assert len(kept_in(page)) < len(before) and page.text_content("#k_out") == "0.55"
+    assert len(kept_in(page)) < len(before)
+    assert page.text_content("#k_out") == "0.55"
     colours = """[...document.querySelectorAll('.t[data-i]')]
         .map(t => getComputedStyle(t).backgroundColor).join()"""
     seen = {page.evaluate(colours)}
@@ -226,7 +239,8 @@ def test_the_controls_change_what_is_shown(page, run):
     page.click("#none")
     assert page.evaluate(shown) == 0
     page.check('[data-kind="hostile"]')
-    assert 0 < page.evaluate(shown) < everything and page.inner_html("#histogram") != histogram
+    assert 0 < page.evaluate(shown) < everything
+    assert page.inner_html("#histogram") != histogram
     page.click("#all")
     page.select_option("#source", label="word problems")
     assert 0 < page.evaluate(shown) < everything
@@ -234,7 +248,8 @@ def test_the_controls_change_what_is_shown(page, run):
     order = "[...document.querySelectorAll('article:not([hidden])')].map(a => a.mean)"
     page.select_option("#sort", "high")
     high = page.evaluate(order)
-    assert high == sorted(high, reverse=True) and len(set(high)) > 3
+    assert high == sorted(high, reverse=True)
+    assert len(set(high)) > 3
     page.select_option("#sort", "low")
     assert page.evaluate(order) == sorted(high)
 
@@ -251,15 +266,19 @@ def test_hover_and_keyboard_show_a_tokens_numbers(page, run):
     page.hover(f".t[data-i='{i}']")
     text = page.inner_text("#details")
     reference = float(Stored(run / "ref_loss.bin", data, 32).values[position])
-    assert f"{found['loss'][0, j]:.3f}" in text and f"{reference:.3f}" in text
-    assert f"{found['top_p'][0, j, 0]:.2f}" in text and data.kinds[data.kind[position]] in text
+    assert f"{found['loss'][0, j]:.3f}" in text
+    assert f"{reference:.3f}" in text
+    assert f"{found['top_p'][0, j, 0]:.2f}" in text
+    assert data.kinds[data.kind[position]] in text
     focused = "document.activeElement.dataset.i"
     page.click(f".t[data-i='{i}']")
     assert page.evaluate(focused) == str(i)
     page.keyboard.press("ArrowRight")
-    assert page.evaluate(focused) == str(i + 1) and page.inner_text("#details") != text
+    assert page.evaluate(focused) == str(i + 1)
+    assert page.inner_text("#details") != text
     page.keyboard.press("ArrowLeft")
-    assert page.evaluate(focused) == str(i) and page.inner_text("#details") == text
+    assert page.evaluate(focused) == str(i)
+    assert page.inner_text("#details") == text
     page.keyboard.press("ArrowDown")
     assert int(page.evaluate(focused)) > i + 1
     page.keyboard.press("End")
