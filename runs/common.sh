@@ -1,12 +1,12 @@
 # Read by the recipes beside it; nothing of the experiments is in here.
 #   GPUS=8 bash runs/X.sh            GPUs of this machine, under torchrun (default 8)
-#   LAUNCH="torchrun --nnodes 4 --nproc-per-node 8 ..."     another way to start the stages that use GPUs
-#   PLAN=1 bash runs/X.sh            prints the commands and runs none; python -m tools.plan reads them
-#   K=1.0 bash runs/X.sh             the baseline: plain causal training (CLM), no reference and no scoring
-#   SCALE=tiny bash runs/X.sh        the whole of it on a CPU: tiny models, a local hub, a few steps
-#   EXTRA="--checkpointing"          more flags for the training stages; MICRO=1 sets their micro-batch
-#   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else they are downloaded
-# Interrupted, a recipe goes on where it stopped: every command takes up what is there.
+#   LAUNCH="torchrun --nnodes 4 --nproc-per-node 8 ..."     starts the stages that use GPUs instead
+#   PLAN=1 bash runs/X.sh            prints the commands, runs none; python -m tools.plan reads them
+#   K=1.0 bash runs/X.sh             the baseline: plain causal training (CLM), no reference
+#   SCALE=tiny bash runs/X.sh        all of it on a CPU: tiny models, a local hub, a few steps
+#   EXTRA="--checkpointing"          more flags of the training stages; MICRO=1: their micro-batch
+#   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else downloaded
+# Interrupted, the same command goes on where it stopped.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
 EXTRA=${EXTRA:-}
 case ${K:-} in 1 | 1. | 1.00) K=1.0 ;; esac
@@ -26,17 +26,23 @@ run() {
     [ -n "${PLAN:-}" ] || "$@"
 }
 
+start_hub() {
+    rm -f "$TINY/hub/address"
+    mkdir -p "$TINY/hub"
+    "$PYTHON" -m tools.local_hub "$TINY/hub" &
+    hub=$!
+    trap 'kill $hub 2>/dev/null || true' EXIT
+    until [ -s "$TINY/hub/address" ]; do
+        kill -0 $hub 2>/dev/null || { echo "$0: the local hub did not start" >&2; exit 1; }
+        sleep 0.2
+    done
+    HF_ENDPOINT=$(cat "$TINY/hub/address")
+    export HF_ENDPOINT HF_HOME=$TINY/hub-cache HF_HUB_OFFLINE=0
+}
+
 if [ "$SCALE" = tiny ]; then
     : "${TINY:=out/tiny}"
     D=$TINY/data/$RECIPE O=$TINY/out/$RECIPE LAUNCH=$PYTHON
     EVAL="$EVAL --limit 2 --max-new-tokens 8 --threads 1"
-    if [ -z "${PLAN:-}" ]; then
-        rm -f "$TINY/hub/address"; mkdir -p "$TINY/hub"
-        "$PYTHON" -m tools.local_hub "$TINY/hub" &
-        hub=$!
-        trap 'kill $hub' EXIT
-        until [ -s "$TINY/hub/address" ]; do kill -0 $hub && sleep 0.2; done
-        HF_ENDPOINT=$(cat "$TINY/hub/address")
-        export HF_ENDPOINT HF_HOME=$TINY/hub-cache HF_HUB_OFFLINE=0
-    fi
+    [ -n "${PLAN:-}" ] || start_hub
 fi

@@ -1,30 +1,25 @@
 #!/usr/bin/env bash
-# The demo's full comparison, over several seeds: CLM, SLM, random tokens, CLM with the curated set mixed in (once and
-# eight times), the reference, and CLM and SLM fine-tuned afterwards as the reference was. Same base, same batches.
+# The demo's full comparison, over several seeds: CLM, SLM, random tokens, CLM with the curated set
+# mixed in (once and eight times), the reference, and CLM and SLM fine-tuned afterwards as the
+# reference was. Same base, same batches.
 #
-#   bash runs/demo.sh                                    # seeds 21 to 25, about 40 minutes on two slow cores
+#   bash runs/demo.sh                       # seeds 21 to 25, about 40 minutes on two slow cores
 #   bash runs/demo.sh --seeds "1 2" --jobs 1
 #
-# Interrupted, it goes on where it stopped. The table is printed at the end (python -m demo.table).
+# Interrupted, the same command goes on. The table is printed at the end (python -m demo.table).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. runs/seeds.sh
 SEEDS="21 22 23 24 25" JOBS=2
-while [ $# -gt 0 ]; do
-  case $1 in
-    --seeds) SEEDS=$2; shift 2 ;;
-    --jobs) JOBS=$2; shift 2 ;;
-    *) echo "runs/demo.sh: unknown argument $1; known: --seeds \"1 2 3\" --jobs N" >&2; exit 2 ;;
-  esac
-done
+parse_seeds "$@"
 
 one_seed() {
-  set -euo pipefail
   local S=$1 D=data/demo-seed$1 O=out/demo-seed$1
   [ "$S" != 0 ] || { D=data/demo; O=out/demo; }
-  tune="--data $D/curated --val $D/val --steps 400 --lr 2e-3 --seed $S --threads 1"
-  mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
-  export OMP_NUM_THREADS=1   # one thread for each seed: two side by side do more than one with two threads
-  python train_slm.py --k 0.6 --seed $S                    # makes data, base, reference, scores and CLM first
+  local tune="--data $D/curated --val $D/val --steps 400 --lr 2e-3 --seed $S --threads 1"
+  local mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
+  # The first makes data, base, reference, scores and CLM, too.
+  python train_slm.py --k 0.6 --seed $S
   python train_slm.py --k 0.6 --score random --seed $S
   python train_ref.py $tune --init $O/clm --out $O/clm-tuned
   python train_ref.py $tune --init $O/slm --out $O/slm-tuned
@@ -37,8 +32,7 @@ one_seed() {
     python eval_math.py --model $O/$run --tasks $D/test.jsonl
   done
 }
-export -f one_seed
+
 mkdir -p out
-echo "logs: $(for s in $SEEDS; do printf 'out/demo-seed%s.log ' "$s"; done)"
-echo $SEEDS | tr ' ' '\n' | xargs -P "$JOBS" -I{} bash -c 'one_seed {} > out/demo-seed{}.log 2>&1 || { tail -n 5 out/demo-seed{}.log >&2; exit 255; }'
+each_seed out/demo
 python -m demo.table --seeds $SEEDS

@@ -1,61 +1,63 @@
 #!/usr/bin/env bash
-# What pruning the backward pass is worth: exact and pruned selective training, and plain training, after equal tokens
-# and after equal time. Same base, reference, learning rate and order of the windows.
+# What pruning the backward pass is worth: exact and pruned selective training, and plain training,
+# after equal tokens and after equal time. Base, reference, learning rate and order of the windows
+# are the same.
 #
 #   bash runs/equal_time.sh demo                    # seeds 21 to 25
-#   bash runs/equal_time.sh real                    # seeds 0 to 2, after runs/real_text.sh, whose data it uses
+#   bash runs/equal_time.sh real                    # seeds 0 to 2, on the data of runs/real_text.sh
 #   bash runs/equal_time.sh real --seeds "0 1" --jobs 1
 #
-# On a shared machine seconds say little, so the time of a step is measured first as a ratio, for a model of this very
-# shape (tools.bench, all forms by turns in one process, median of 15 rounds). The fastest form then gets one pass over
-# the corpus, the others as many steps as fit into the same time, each with its own whole schedule of the learning rate.
+# On a shared machine seconds say little, so the time of a step is measured first as a ratio, for a
+# model of this very shape (tools.bench: all forms by turns in one process, median of 15 rounds).
+# The fastest form then gets one pass over the corpus, the others as many steps as fit into the same
+# time, each with its own whole schedule of the learning rate.
+#
 # Interrupted, the same command goes on; delete out/equal-time/NAME.json to measure the step again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-NAME=${1:-} JOBS=2 SEEDS=""
+. runs/seeds.sh
+NAME=${1:-} JOBS=2
 case $NAME in
   demo) SEEDS="21 22 23 24 25" PRESET=demo FULL=1200 ;;
   real) SEEDS="0 1 2" PRESET=real-text FULL=368 ;;
   *) echo "runs/equal_time.sh: got '$NAME', wanted demo or real" >&2; exit 2 ;;
 esac
 shift
-while [ $# -gt 0 ]; do
-  case $1 in
-    --seeds) SEEDS=$2; shift 2 ;;
-    --jobs) JOBS=$2; shift 2 ;;
-    *) echo "runs/equal_time.sh: unknown argument $1; known: --seeds \"1 2\" --jobs N" >&2; exit 2 ;;
-  esac
-done
+parse_seeds "$@"
 if [ "$NAME" = real ] && [ ! -f out/real/ref_loss.json ]; then
-  echo "runs/equal_time.sh: out/real/ref_loss.json does not exist; run runs/real_text.sh first" >&2; exit 2
+  echo "runs/equal_time.sh: out/real/ref_loss.json does not exist; run runs/real_text.sh first" >&2
+  exit 2
 fi
-export NAME FULL OMP_NUM_THREADS=1
-OUT=out/equal-time; mkdir -p $OUT
-ROWS=clm_chunked,slm_kept,slm_pruned,slm_pruned_all          # what the default head makes of each
-[ -f $OUT/$NAME.json ] || python -m tools.bench train --preset $PRESET --rows $ROWS --repeats 15 --json $OUT/$NAME.json
+OUT=out/equal-time
+mkdir -p $OUT
+ROWS=clm_chunked,slm_kept,slm_pruned                    # what the default head makes of each
+[ -f $OUT/$NAME.json ] ||
+  python -m tools.bench train --preset $PRESET --rows $ROWS --repeats 15 --json $OUT/$NAME.json
 
-steps() {                                                     # row of the bench: steps in the fastest form's time
+steps() {                               # row of the bench: steps in the fastest's time
   python -c 'import json, sys
 rows = json.load(open(sys.argv[1]))["train"]
-print(round(int(sys.argv[3]) * min(r["step_s"] for r in rows.values()) / rows[sys.argv[2]]["step_s"]))' \
-    $OUT/$NAME.json "$1" "$FULL"
+fastest = min(row["step_s"] for row in rows.values())
+print(round(int(sys.argv[3]) * fastest / rows[sys.argv[2]]["step_s"]))' $OUT/$NAME.json "$1" "$FULL"
 }
-CLM=$(steps clm_chunked) SLM=$(steps slm_kept) PRUNED=$(steps slm_pruned) PRUNED_ALL=$(steps slm_pruned_all)
-export CLM SLM PRUNED PRUNED_ALL
+CLM=$(steps clm_chunked) SLM=$(steps slm_kept) PRUNED=$(steps slm_pruned)
+export NAME OUT FULL CLM SLM PRUNED
 
-student() {                                                   # method, steps
+student() {                             # method, steps
   local select="--k 0.6 --ref-loss $O/ref_loss.bin"
-  case $1 in clm) select="--k 1.0" ;; pruned*) select="$select --backward $1" ;; esac
-  python train_slm.py --data $D/corpus --val $D/val --init $O/base $select --steps $2 --seed $S --threads 1 $MORE \
-    --resume --out out/equal-time/$NAME/$1-$2-seed$S
+  case $1 in
+    clm) select="--k 1.0" ;;
+    pruned) select="$select --backward pruned" ;;
+  esac
+  python train_slm.py --data $D/corpus --val $D/val --init $O/base $select --steps $2 --seed $S \
+    --threads 1 $MORE --out $OUT/$NAME/$1-$2-seed$S
 }
 one_seed() {
-  set -euo pipefail
-  local S=$1
+  S=$1
   if [ $NAME = demo ]; then
     D=data/demo-seed$S O=out/demo-seed$S MORE=""
     [ $S != 0 ] || { D=data/demo; O=out/demo; }
-    python train_ref.py --seed $S --threads 1                 # data, base, reference
+    python train_ref.py --seed $S --threads 1           # data, base, reference
     python score.py --model $O/ref --data $D/corpus --out $O/ref_loss.bin --threads 1
   else
     D=data/real O=out/real MORE="--lr 4e-3 --seq-len 256 --eval-every 60"
@@ -63,23 +65,20 @@ one_seed() {
   for steps in $FULL $CLM; do student clm $steps; done
   for steps in $FULL $SLM; do student slm $steps; done
   for steps in $FULL $PRUNED; do student pruned $steps; done
-  for steps in $FULL $PRUNED_ALL; do student pruned_all $steps; done
 }
-export -f one_seed student
-echo "logs: $(for s in $SEEDS; do printf "$OUT/$NAME-seed%s.log " "$s"; done)"
-echo $SEEDS | tr ' ' '\n' | xargs -P "$JOBS" -I{} bash -c "one_seed {} > $OUT/$NAME-seed{}.log 2>&1 || \
-  { tail -n 5 $OUT/$NAME-seed{}.log >&2; exit 255; }"
+export -f student
+each_seed $OUT/$NAME
 
-lines() {                                                     # method, steps: the runs of all seeds
+lines() {                               # method, steps: the runs of all seeds
   local runs=""
   for s in $SEEDS; do runs="$runs,$OUT/$NAME/$1-$2-seed$s"; done
   echo "${runs#,}"
 }
-compare() {                                                   # what is equal, steps of each method
+compare() {                             # what is equal, steps of each method
   printf '\nafter equal %s, seeds %s\n' "$1" "$SEEDS"
-  python -m tools.explore curves --baseline "CLM, $2 steps" --run "CLM, $2 steps=$(lines clm $2)" \
-    --run "SLM exact, $3 steps=$(lines slm $3)" --run "SLM pruned, $4 steps=$(lines pruned $4)" \
-    --run "SLM pruned_all, $5 steps=$(lines pruned_all $5)" --out $OUT/$NAME-$1
+  python -m tools.explore curves --baseline "CLM, $2 steps" \
+    --run "CLM, $2 steps=$(lines clm $2)" --run "SLM exact, $3 steps=$(lines slm $3)" \
+    --run "SLM pruned, $4 steps=$(lines pruned $4)" --out $OUT/$NAME-$1
 }
-compare tokens $FULL $FULL $FULL $FULL
-compare time $CLM $SLM $PRUNED $PRUNED_ALL
+compare tokens $FULL $FULL $FULL
+compare time $CLM $SLM $PRUNED

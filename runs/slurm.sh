@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Selective training on several nodes of a Slurm cluster: torchrun's own flags, nothing of the kit's.
+# Selective training on several nodes of a Slurm cluster: torchrun's own flags, no others.
 #
 #     sbatch --nodes 4 runs/slurm.sh --k 0.6 --data data/owm --init TinyLlama/TinyLlama_v1.1 \
-#         --ref-loss out/owm/ref_loss.bin --out out/slm --seq-len 2048 --batch-size 512 --micro-batch-size 4 --lr 8e-5
+#         --ref-loss out/owm/ref_loss.bin --out out/slm --lr 8e-5 --seq-len 2048 --batch-size 512 \
+#         --micro-batch-size 4
 #
-# All nodes must see the same working folder. Stopped by the time limit, it is queued again and goes on (--resume), also
-# on another number of nodes: the order of the windows does not depend on it. Other stages: STAGE=score.py sbatch ...
+# All nodes must see the same working folder. Stopped by the time limit, it is queued again and goes
+# on, also on another number of nodes: the order of the windows does not depend on it. Other stages:
+# STAGE=score.py sbatch ...
 #SBATCH --job-name=slm
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -17,6 +19,6 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-8}" --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d \
-    --rdzv-endpoint "$head:29500" "${STAGE:-train_slm.py}" --resume "$@" &
+srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-8}" --rdzv-id "$SLURM_JOB_ID" \
+    --rdzv-backend c10d --rdzv-endpoint "$head:29500" "${STAGE:-train_slm.py}" "$@" &
 wait $!                                                 # its exit code is the job's

@@ -21,10 +21,13 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(scope="session")
-def run(vocabulary, tmp_path_factory):
-    """A small selective run with snapshots on labelled text of two sources, some of it masked, and stored losses with
-    many ties: the folder that holds data, base, ref, ref_loss.bin and slm."""
+@pytest.fixture(scope="session", name="run")
+def explored_run(vocabulary, tmp_path_factory):
+    """The folder that holds data, base, ref, ref_loss.bin and slm, a small selective run.
+
+    It has snapshots; its text is labelled, of two sources and partly masked; the stored losses have
+    many ties.
+    """
     root = tmp_path_factory.mktemp("explore")
     documents = (
         HOSTILE * 3 + ["Tom has 3 apples and buys 4 more. How many apples? 3+4=7 #### 7\n"] * 25
@@ -48,27 +51,28 @@ def run(vocabulary, tmp_path_factory):
     )
     write_model(root / "base", vocabulary, seed=1, num_hidden_layers=1)
     write_model(root / "ref", vocabulary, seed=2, num_hidden_layers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        for module, arguments in (
-            (
-                score,
-                f"--model {root}/ref --data {root}/data --out {root}/ref_loss.bin --seq-len 32 --entropy",
-            ),
-            (
-                train_slm,
-                f"--data {root}/data --val {root}/data --init {root}/base --ref-loss {root}/ref_loss.bin "
-                f"--out {root}/slm --seq-len 32 --batch-size 6 --micro-batch-size 3 --steps 8 "
-                f"--snapshots 2 --lr 1e-2 --eval-every 2",
-            ),
-        ):
-            if module is train_slm:
-                for name in ("ref_loss.bin", "ref_entropy.bin"):
-                    values = np.memmap(root / name, "<f2", "r+")
-                    values[:] = np.rint(values * 4) / 4  # ties, and NaN stays NaN
-                    values.flush()
-            patch.setattr("sys.argv", [module.__name__, *arguments.split()])
-            module.main()
+    call(
+        score,
+        f"--model {root}/ref --data {root}/data --out {root}/ref_loss.bin --seq-len 32 --entropy",
+    )
+    for name in ("ref_loss.bin", "ref_entropy.bin"):
+        values = np.memmap(root / name, "<f2", "r+")
+        values[:] = np.rint(values * 4) / 4  # ties, and NaN stays NaN
+        values.flush()
+    call(
+        train_slm,
+        f"--data {root}/data --val {root}/data --init {root}/base "
+        f"--ref-loss {root}/ref_loss.bin --out {root}/slm --seq-len 32 --batch-size 6 "
+        f"--micro-batch-size 3 --steps 8 --snapshots 2 --lr 1e-2 --eval-every 2",
+    )
     return root
+
+
+def call(module, arguments):
+    """Run a stage or a tool in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [module.__name__, *arguments.split()])
+        module.main()
 
 
 def env():

@@ -1,7 +1,6 @@
-"""runs/real_text: which text goes where, what is refused, and that the report says what the logs say."""
+"""runs/real_text: which text goes where, what is refused, and that the report is the logs'."""
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -13,12 +12,9 @@ import tarfile
 import numpy as np
 import pytest
 
+import runs.real_text as real_text
 from common.errors import UserError
 from conftest import ROOT, SHARED
-
-spec = importlib.util.spec_from_file_location("real_text", ROOT / "runs" / "real_text.py")
-real_text = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(real_text)
 
 PROBLEMS = [(f"How much is {i} + {i}?", f"{i}+{i}={2 * i}\n#### {2 * i}") for i in range(200)]
 LATEX = [f"\\section{{Rings {i}}}\n" + "Let $R$ be a ring. " * (5 + i % 3) for i in range(40)]
@@ -35,7 +31,7 @@ def archive(chapters):
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the split
 
 
@@ -54,9 +50,8 @@ def test_split_shares_and_leaks_nothing():
     )
     assert {t for t in sets["base"] + sets["corpus"] if t.startswith("\\section")} == set(LATEX)
     assert len([t for t in sets["corpus"] if t.startswith("\\section")]) == 20
-    assert sets["curated"][0].startswith("How") and not any(
-        "\\section" in t for t in sets["curated"] + sets["val"]
-    )
+    assert sets["curated"][0].startswith("How")
+    assert not any("\\section" in t for t in sets["curated"] + sets["val"])
 
 
 def test_split_depends_on_the_texts_alone():
@@ -74,7 +69,7 @@ def test_split_depends_on_the_texts_alone():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the files
 
 
@@ -140,16 +135,15 @@ def test_sections_by_hand():
     got = [json.loads(line) for line in real_text.sections(archive(chapters)).decode().splitlines()]
     assert [row["source"] for row in got] == ["curves.tex#0", "curves.tex#1", "curves.tex#3"]
     assert got[1]["text"] == "\\section{One}\n" + "a" * 300 + " \\section{not at a line's start}"
-    assert got[2]["text"].startswith("\\section{Two}") and got[2]["text"].endswith(
-        "\\end{document}"
-    )
+    assert got[2]["text"].startswith("\\section{Two}")
+    assert got[2]["text"].endswith("\\end{document}")
     del chapters["curves.tex"]
     with pytest.raises(UserError, match="holds no curves.tex"):
         real_text.sections(archive(chapters))
 
 
 def test_sections_rebuild_the_pinned_file():
-    """Chapters put together again from the pinned file's sections give that file back, byte for byte."""
+    """Chapters put together again from the pinned file's sections give that file back."""
     path = SHARED / "corpus" / "stacks_project.jsonl"
     if not path.exists():
         pytest.skip(f"{path} is not here")
@@ -192,7 +186,7 @@ def test_real_problems_split_evenly():
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the report
 
 
@@ -227,7 +221,8 @@ def test_report_is_computed_from_the_logs(tmp_path):
         for line in text.splitlines()
         if line.startswith("|")
     }
-    # half-way between 4.2 and 3.8 lies CLM's best, 4.0: 1,500 tokens; 500 of the reference and 3,000 / 3 of scoring
+    # Half-way between 4.2 and 3.8 lies CLM's best, 4.0: 1,500 tokens. The reference takes 500,
+    # scoring 3,000 / 3.
     assert rows["SLM, k = 0.6", "0.002"] == ["3.800", "3.750", "2,000", "1,500", "3,000"]
     assert rows["SLM, k = 0.4", "0.002"] == ["3.900", "3.750", "2,000", "1,500", "3,000"]
     assert rows["CLM, every token", "0.001"] == ["4.000", "4.250", "2,000", "2,000", "2,000"]
@@ -242,7 +237,7 @@ def test_report_is_computed_from_the_logs(tmp_path):
         real_text.best_rate(out, "slm", ["1e-3"], "1")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the recipe
 
 

@@ -1,7 +1,8 @@
-"""runs/*.sh: each recipe is planned at full size, and run from start to end with tiny models on a local hub."""
+"""runs/*.sh: each recipe is planned at full size, and run with tiny models on a local hub."""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +10,11 @@ import pytest
 
 from conftest import ROOT, SHARED
 from data import TokenSet
-from tools.plan import __main__ as plan
+from tools.plan.recipe import commands_of, stage_of
+from tools.plan.stages import Plan
 
-EXPECTED = {  # recipe: student, K, tokens read, learning rate, as the paper has them (PAPER.md, table "Settings")
+# recipe: student, K, tokens read, learning rate, as the paper has them (PAPER.md, "Settings")
+EXPECTED = {
     "rho_math_1b": ("slm-k0.6", 0.6, 15e9, 8e-5),
     "rho_math_7b": ("slm-k0.7", 0.7, 15e9, 2e-5),
     "rho_general_1b": ("slm-k0.6", 0.6, 80e9, 1e-4),
@@ -28,12 +31,16 @@ def flags_of(words):
 @pytest.mark.parametrize("k", ["paper", "1.0"])
 @pytest.mark.parametrize("recipe", [*EXPECTED, *INTERPRETERS])
 def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
-    """What PLAN=1 prints goes through the stages' own parsers; batch, tokens, rate and k are the paper's."""
+    """What PLAN=1 prints goes through the stages' own parsers.
+
+    Batch, tokens, rate and k are the paper's.
+    """
     if k == "1.0":
         monkeypatch.setenv("K", "1.0")
-    commands = plan.commands_of(ROOT / "runs" / f"{recipe}.sh", 8)
-    names = [plan.stage_of(words)[0] for words in commands]
-    assert names[0] == "prepare.py" and "eval_math.py" in names
+    commands = commands_of(ROOT / "runs" / f"{recipe}.sh", 8)
+    names = [stage_of(words)[0] for words in commands]
+    assert names[0] == "prepare.py"
+    assert "eval_math.py" in names
     if recipe in INTERPRETERS:
         train = next(flags_of(w) for w in commands if "train_ref.py" in w)
         assert (train["--lr"], train["--schedule"], train["--epochs"], train["--batch-size"]) == (
@@ -50,9 +57,35 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
     last = next((flags_of(w) for w in commands if "train_slm.py" in w), None) or next(
         flags_of(w) for w in commands if "train_ref.py" in w
     )
-    assert float(last["--lr"]) == lr and int(last["--batch-size"]) * int(last["--seq-len"]) == 2**20
+    assert float(last["--lr"]) == lr
+    assert int(last["--batch-size"]) * int(last["--seq-len"]) == 2**20
     assert float(last.get("--k", 1)) == (paper_k if k == "paper" else 1.0)
     assert abs(int(last["--steps"]) * 2**20 - tokens) < 2**20
+
+
+@pytest.mark.parametrize("recipe, arguments", [("demo.sh", "--jobs 1"), ("ablations.sh", "score")])
+def test_a_stage_that_fails_ends_the_experiment(recipe, arguments, tmp_path):
+    """What comes after it is not run, nor is another seed, and no table is printed."""
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")
+    python = tmp_path / "python"  # stands for all stages: notes its arguments, and fails for one
+    python.write_text(
+        f"""#!/usr/bin/env bash
+echo "$*" >> {tmp_path}/called
+case "$*" in *"--score random"*) echo "error: the reason" >&2; exit 2 ;; esac
+"""
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", tmp_path / "runs" / recipe, *arguments.split(), "--seeds", "1 2"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "error: the reason" in done.stderr
+    called = (tmp_path / "called").read_text().splitlines()
+    assert "--score random" in called[-1]
+    assert not any("seed2" in line or "--seed 2" in line for line in called)
 
 
 @pytest.mark.slow
@@ -63,8 +96,8 @@ def test_every_stage_fits_the_machines_that_are_named():
         ("rho_math_7b", "h100", 8),
         ("rho_math_7b", "h100", 32),
     ):
-        made = plan.Plan(gpu, n_gpus)
-        for words in plan.commands_of(ROOT / "runs" / f"{recipe}.sh", n_gpus):
+        made = Plan(gpu, n_gpus)
+        for words in commands_of(ROOT / "runs" / f"{recipe}.sh", n_gpus):
             made.add(words)
         assert [row["fits"] for row in made.rows if "fits" in row] == [True, True], recipe
 

@@ -1,4 +1,4 @@
-"""tools/bench.py: its rows do what they say, its numbers are consistent, and both agree with what can be counted."""
+"""tools.bench: its rows do what they say, and its numbers agree with what can be counted."""
 
 import json
 import subprocess
@@ -14,36 +14,47 @@ from common.errors import cli
 from conftest import ROOT
 from tools.bench import __main__ as bench
 from tools.bench import rows as bench_rows
+from tools.bench import timing
 
 SHAPE = "--preset demo --seq-len 16 --batch-size 2 --repeats 2 --device cpu --threads 1"
 
 
-def prepared(what="train"):
-    args = bench.arguments(f"{what} {SHAPE}".split())
+def prepared():
+    args = bench.arguments(f"train {SHAPE}".split())
     return args, Env(args)
 
 
-@pytest.mark.parametrize("row", bench.ROWS)
+@pytest.mark.parametrize("row", bench_rows.ROWS)
 def test_every_row_is_a_step(row, tmp_path):
-    """Training rows change weights, `forward` and `score` do not; selective ones keep k of the tokens."""
+    """Training rows change all weights, `forward` and `score` change none."""
     args, env = prepared()
     rows = bench_rows.Rows(args, env, tmp_path)
-    model = (
-        rows.theirs("student")[0]
-        if row in ("clm_transformers", "slm_usual")
-        else rows.ours("full")[0].lm
-    )
+    if row in ("clm_transformers", "slm_usual"):
+        model = rows.theirs("student")[0]
+    else:
+        model = rows.ours("full")[0].lm
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rows.step(row)()
     changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert changed == ([] if row in ("forward", "score") else list(before))
     if row == "score":
         scored = np.fromfile(tmp_path / "ref_loss.bin", "<f2")
-        assert (
-            np.isnan(scored[0])
-            and np.isfinite(scored[1:]).all()
-            and len(scored) == bench_rows.SCORED * 32 + 1
-        )
+        assert len(scored) == bench_rows.SCORED * 2 * 16 + 1
+        assert np.isnan(scored[0])
+        assert np.isfinite(scored[1:]).all()
+
+
+def test_forms_share_their_parameters_and_nothing_else(tmp_path):
+    """What one form sets in its blocks reaches no other form's, whichever was made last."""
+    args, env = prepared()
+    rows = bench_rows.Rows(args, env, tmp_path)
+    forms = {(head, backward) for head, backward, _ in bench_rows.OURS.values()}
+    modules = {form: rows.ours(*form)[0] for form in forms}
+    for module in modules.values():
+        assert {*module.parts} <= {*module.modules()}
+        assert {*module.parameters()} == {*modules["full", "exact"].parameters()}
+    assert not modules["full", "exact"].parts
+    assert 0 < len(modules["kept", "exact"].parts) < len(modules["kept", "pruned"].parts)
 
 
 def test_exact_rows_take_the_same_step(tmp_path):
@@ -52,16 +63,28 @@ def test_exact_rows_take_the_same_step(tmp_path):
         args, env = prepared()
         rows = bench_rows.Rows(args, env, tmp_path)
         rows.step(row)()
-        after.append(torch.cat([p.detach().flatten() for p in rows.ours("full")[0].parameters()]))
+        weights = rows.ours("full")[0].parameters()
+        after.append(torch.cat([p.detach().flatten() for p in weights]))
     assert all((a - after[0]).abs().max() < 1e-6 for a in after)
 
 
 def test_ratios_are_taken_round_by_round():
-    assert bench.ratio([2.0, 3.0, 10.0], [1.0, 2.0, 5.0]) == (2.0, 1.5, 2.0)
+    assert timing.ratio([2.0, 3.0, 10.0], [1.0, 2.0, 5.0]) == (2.0, 1.5, 2.0)
+
+
+def test_every_round_calls_each_and_the_warm_up_does_not_count():
+    args, env = prepared()
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = timing.interleaved(runs, args, env)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+    rounds = [calls[i : i + 3] for i in range(0, len(calls), 3)]
+    assert [sorted(each) for each in rounds] == [["a", "b", "c"]] * 3
+    assert len({tuple(each) for each in rounds}) > 1
 
 
 def test_memory_counts_what_a_step_allocates(monkeypatch):
-    """A row that only holds 64 MB for a moment: that is its activation memory, measured as every row's is."""
+    """A row that only holds 67 MB for a moment: that is its activation memory."""
     args, env = prepared()
 
     def hold(self):
@@ -74,42 +97,41 @@ def test_memory_counts_what_a_step_allocates(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_writes_the_table_and_its_json(tmp_path):
+    flags = f"train score loader {SHAPE} --rows clm,slm_kept,forward".split()
+    file = tmp_path / "b.json"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tools.bench",
-            "train",
-            "score",
-            "loader",
-            *SHAPE.split(),
-            "--rows",
-            "clm,slm_kept,forward",
-            "--json",
-            str(tmp_path / "b.json"),
-        ],
+        [sys.executable, "-m", "tools.bench", *flags, "--json", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "b.json").read_text())
-    assert (
-        list(results["train"]) == ["clm", "slm_kept", "forward"]
-        and results["machine"] in done.stdout
-    )
+    results = json.loads(file.read_text())
+    assert list(results["train"]) == ["clm", "slm_kept", "forward"]
+    assert results["machine"] in done.stdout
     for row in results["train"].values():
-        assert (
-            row["tok_per_s"] == pytest.approx(32 / row["step_s"])
-            and row["low"] <= row["ratio"] <= row["high"]
-        )
+        assert row["tok_per_s"] == pytest.approx(32 / row["step_s"])
+        assert row["low"] <= row["ratio"] <= row["high"]
         assert row["peak_memory_bytes"] > row["activation_bytes"]
-    assert results["train"]["clm"]["ratio"] == 1 and 0 < results["loader"]["share_of_step"] < 1
+    assert results["train"]["clm"]["ratio"] == 1
+    assert results["loader"]["share_of_step"] > 0
     assert results["score"]["share_of_forward"] > 0
 
 
-def test_a_row_that_does_not_exist_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", *f"train --rows clm,fast {SHAPE}".split()])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--rows clm,fast", "--rows: got fast"),
+        ("--k 0", "--k: got 0, wanted a share above 0"),
+        ("--repeats 0", "--repeats: got 0"),
+        ("--sizes 0", "--sizes: got 0"),
+    ],
+)
+def test_refused_in_one_line(flags, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *f"train {SHAPE} {flags}".split()])
     with pytest.raises(SystemExit) as stop:
         cli(bench.main)
-    assert stop.value.code == 2 and "--rows: got fast" in capsys.readouterr().err
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""tools/explore without its page: what models say of tokens, dynamics, curves, ablations, the suggestion for k."""
+"""tools/explore without its page: losses, dynamics, curves, ablations, the suggestion for k."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import slm
 from common.errors import UserError
 from conftest import write_model
 from data import Stored, TokenSet
-from explored import env, run  # noqa: F401 (a fixture)
+from explored import env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import dynamics, pick_k
@@ -51,7 +51,9 @@ def test_snapshots_and_their_losses(run, explore):
         explore_run.look(found[1][1], data, batches, 32, env())["loss"], got["loss"], atol=1e-5
     )
     code, _, err = explore(f"dynamics --run {run} --data {run}/data --out x")
-    assert code == 2 and "is not a run" in err and err.count("\n") == 1
+    assert code == 2
+    assert "is not a run" in err
+    assert err.count("\n") == 1
 
 
 # ---- dynamics (section 2.1)
@@ -75,10 +77,12 @@ def test_the_change_is_the_fitted_lines_and_not_the_ends():
     losses = rng.rand(7, 500) * 2
     change = np.polyfit(np.arange(7), losses, 1)[0] * 6
     wanted = np.select([change < -0.2, change > 0.2, losses[-1] <= losses[-1].mean()], [0, 3, 1], 2)
-    assert (dynamics.classify(losses) == wanted).all() and len(set(wanted)) == 4
+    assert (dynamics.classify(losses) == wanted).all()
+    assert len(set(wanted)) == 4
     late = np.array([[1, 1, 1, 1, 1, 0.7], [2] * 6]).T  # falls by 0.3 at the end, its line by 0.21
     early = np.array([[0.7, 1, 1, 1, 1, 0.7], [2] * 6]).T  # ends where it began
-    assert list(dynamics.classify(late)) == [0, 2] and list(dynamics.classify(early)) == [1, 2]
+    assert list(dynamics.classify(late)) == [0, 2]
+    assert list(dynamics.classify(early)) == [1, 2]
     with pytest.raises(UserError, match="at least 2"):
         dynamics.classify(losses[:1])
 
@@ -95,20 +99,19 @@ def test_dynamics_of_a_run(run, explore, tmp_path):
     models = [path for _, path in explore_run.snapshots(run / "slm")]
     losses = [explore_run.look(path, data, [windows], 32, env())["loss"][valid] for path in models]
     category = dynamics.classify(np.stack(losses))
-    assert result["tokens"] == valid.sum() and result["steps"] == [0, 4, 8]
+    assert result["tokens"] == valid.sum()
+    assert result["steps"] == [0, 4, 8]
     wanted = {c: (category == i).mean() for i, c in enumerate(dynamics.CATEGORIES)}
     assert result["shares"]["all"] == pytest.approx(wanted, abs=1e-3)
-    assert (
-        set(result["shares"]) == {"all", "plain", "hostile"}
-        and "| the paper | 26% | 51% | 11% | 12% |" in out
-    )
-    assert (tmp_path / "d.png").stat().st_size > 10_000 and "<svg" in (
-        tmp_path / "d.svg"
-    ).read_text()
+    assert set(result["shares"]) == {"all", "plain", "hostile"}
+    assert "| the paper | 26% | 51% | 11% | 12% |" in out
+    assert (tmp_path / "d.png").stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "d.svg").read_text()
     code, _, err = explore(
         f"dynamics --run {run}/slm/step-000004 --data {run}/data --out {tmp_path}/d"
     )
-    assert code == 2 and "is not a run" in err
+    assert code == 2
+    assert "is not a run" in err
 
 
 # ---- curves
@@ -193,16 +196,21 @@ def test_tokens_and_cost_to_reach_the_baseline(vocabulary, tmp_path, explore):
     assert result["SLM"]["times_fewer_tokens"] == [round(400 / 150, 2)]
     assert result["SLM"]["fixed_cost"] == [round(fixed)]
     assert result["SLM"]["times_less_cost"] == [round(400 / (fixed + 150), 2)]
-    assert result["random"]["fixed_cost"] == [0] and result["random"]["tokens_to_reach"] == [None]
-    assert "never" in out and all(
+    assert result["random"]["fixed_cost"] == [0]
+    assert result["random"]["tokens_to_reach"] == [None]
+    assert "never" in out
+    assert all(
         (tmp_path / f"c{name}").stat().st_size > 5000
         for name in (".png", ".svg", "-training.png", "-training.svg", "-kept.png", "-kept.svg")
     )
     (tmp_path / "ref/summary.json").unlink()
     code, _, err = explore(f"curves --run SLM={slm_run} --out {tmp_path}/c")
-    assert code == 2 and "--reference" in err and err.count("\n") == 1
+    assert code == 2
+    assert "--reference" in err
+    assert err.count("\n") == 1
     code, _, err = explore(f"curves --run CLM={clm} --baseline clm --out {tmp_path}/c")
-    assert code == 2 and "wanted one of CLM" in err
+    assert code == 2
+    assert "wanted one of CLM" in err
 
 
 # ---- ablations
@@ -220,7 +228,8 @@ def test_the_narrow_reference_sees_one_template(stage, tmp_path):
         r"A: \1\+\2=(\d+)\n \4-\3=(\d+)\n #### \5\n"
     )
     found = [pattern.fullmatch(text) for text in texts]
-    assert len(texts) == 800 and all(found)
+    assert len(texts) == 800
+    assert all(found)
     assert all(
         int(m[1]) + int(m[2]) == int(m[4]) and int(m[4]) - int(m[3]) == int(m[5]) for m in found
     )
@@ -236,10 +245,13 @@ def test_an_ablations_table(stage, tmp_path):
     assert code == 0, err
     assert "| excess | 1.600 (1.500 to 1.700) | – | 1.5 (1.5 to 1.5) |" in out
     assert "| random | 4.500 (4.000 to 5.000) | – | – |" in out
-    assert "left out: " in out and "demo-seed2/steps3/ref_and" in out and "| both" not in out
+    assert "left out: " in out
+    assert "demo-seed2/steps3/ref_and" in out
+    assert "| both" not in out
     assert (tmp_path / "figures/ablation-score.png").exists()
     code, _, err = stage(runs.ablations, "table --name k --seeds 9")
-    assert code == 2 and "none of the runs is finished" in err
+    assert code == 2
+    assert "none of the runs is finished" in err
 
 
 # ---- pick-k
@@ -247,7 +259,8 @@ def test_an_ablations_table(stage, tmp_path):
 
 def test_the_suggestion_is_the_share_that_the_reference_does_not_lose(run, explore):
     excess = np.concatenate([np.full(560, 0.01), np.full(40, -0.19), np.full(400, -2.0)])
-    assert pick_k.suggestion(excess) == 0.6 and pick_k.suggestion(np.full(9, -5.0)) == 0.01
+    assert pick_k.suggestion(excess) == 0.6
+    assert pick_k.suggestion(np.full(9, -5.0)) == 0.01
     code, out, err = explore(
         f"pick-k --ref-loss {run}/ref_loss.bin --data {run}/data --model {run}/base --windows 9999"
     )
@@ -260,4 +273,5 @@ def test_the_suggestion_is_the_share_that_the_reference_does_not_lose(run, explo
     )
     excess = (loss.numpy() - Stored(run / "ref_loss.bin", data, 32).batch(windows, valid))[valid]
     assert f"--k {round((excess > -0.2).mean(), 2):g} " in out
-    assert f"{valid.sum():,} targets" in out and "| hostile |" in out
+    assert f"{valid.sum():,} targets" in out
+    assert "| hostile |" in out

@@ -1,4 +1,4 @@
-"""The token page of tools/explore: its text, and the page itself in a real browser."""
+"""The token page of tools/explore in a real browser, and its picture of a passage."""
 
 import base64
 import json
@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import slm
-from conftest import write_set
-from data import Loader, Stored, TokenSet
-from explored import env, run  # noqa: F401 (a fixture)
+from data import Stored, TokenSet
+from explored import call, env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import page as page_file
@@ -24,50 +23,6 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
     None,
 )
-
-
-# ---- the page: its text
-
-
-def test_characters_that_are_spread_over_tokens():
-    party = "🎉".encode()
-    tokens = [b"a", party[:2], party[2:] + b"b", b"\xff", b"c"]
-    assert page_file.spell(tokens) == ["a", "⟨F0⟩⟨9F⟩", "🎉b", "⟨FF⟩", "c"]
-    assert page_file.spell([party[:3]]) == ["⟨F0⟩⟨9F⟩⟨8E⟩"] and page_file.spell([b"", b"x"]) == [
-        "",
-        "x",
-    ]
-    assert page_file.spell(["\0\u202e\u200d\n\u2028é".encode()]) == ["␀⟨U+202E⟩\u200d↵\n⟨U+2028⟩é"]
-    assert "".join(page_file.spell([bytes([b]) for b in "שלום 👩‍🎓".encode()])).endswith("🎓")
-
-
-def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
-    page = {"words": ["</script><script>alert(1)</script>", "<!--", "&\u2028", "💥"]}
-    html = page_file.fill(page)
-    assert html.count("<script") == 2 and html.count("</script>") == 2
-    assert "<!--" not in html and "alert(1)<" not in html
-    block = html.split('id="data">')[1].split("</script>")[0]
-    assert json.loads(block) == page
-    code, _, err = stage(
-        tools_explore,
-        f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/absent.bin "
-        f"--out {tmp_path}/p.html",
-    )
-    assert code == 2 and "absent.bin does not exist" in err and err.count("\n") == 1
-
-
-def test_the_windows_shown_are_micro_batches_of_the_run(run, vocabulary, tmp_path):
-    saved, data = explore_run.run_arguments(run / "slm"), TokenSet(run / "data")
-    loader = Loader(data.n_windows(32), 6, 0)
-    shown, batch = page_file.choose_windows(saved, data, 12)
-    assert np.array_equal(
-        shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)]
-    ) and batch == [0, 0, 1, 1]
-    shown, batch = page_file.choose_windows(saved, data, 3)  # less than a batch: no batch scope
-    assert np.array_equal(shown, loader.micro_batches(7, 3)[:1]) and batch is None
-    other = write_set(tmp_path / "other", vocabulary, 300)
-    shown, batch = page_file.choose_windows(saved, other, 7)
-    assert [list(s) for s in shown] == [[0, 1, 2], [3, 4, 5], [6]] and batch == [0, 0, 1]
 
 
 # ---- the page in a browser
@@ -88,41 +43,52 @@ def browser():
 
 @pytest.fixture(scope="module")
 def html(run):
-    with pytest.MonkeyPatch.context() as patch:
-        documents = " ".join(map(str, range(1, 60)))
-        arguments = (
-            f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin --out {run}/page.html "
-            f"--windows 48 --threads 1 --passage {run}/passage.svg --documents {documents}"
-        )
-        patch.setattr("sys.argv", ["explore", *arguments.split()])
-        tools_explore.main()
+    documents = " ".join(map(str, range(1, 60)))
+    call(
+        tools_explore,
+        f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
+        f"--out {run}/page.html --windows 48 --threads 1 --passage {run}/passage.svg "
+        f"--documents {documents}",
+    )
     return run / "page.html"
 
 
 def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
-    drawn = ElementTree.parse(
-        run / "passage.svg"
-    ).getroot()  # hostile text and all, it is well-formed XML
+    # Hostile text and all, it is well-formed XML.
+    drawn = ElementTree.parse(run / "passage.svg").getroot()
     parts = {
         name: list(drawn.iter("{http://www.w3.org/2000/svg}" + name))
         for name in ("rect", "text", "script")
     }
     text = "".join(e.text for e in parts["text"])
-    assert parts["script"] == [] and "script>" in text and "onerror" in text and "apples" in text
-    width = lambda e: round(float(e.get("width")) / passage.CHAR)
+    assert parts["script"] == []
+    assert "script>" in text
+    assert "onerror" in text
+    assert "apples" in text
+
+    def width(element):
+        """Of a box, in characters."""
+        return round(float(element.get("width")) / passage.CHAR)
+
     underlined = sum(width(e) for e in parts["rect"] if e.get("height") == "2")
     coloured = sum(width(e) for e in parts["rect"][1:] if e.get("height") != "2")
     data, kept = TokenSet(run / "data"), kept_by_slm(run, 0, "excess", "micro", 0.6)
     page = json.loads(html.read_text().split('id="data">')[1].split("</script>")[0])
     token = np.frombuffer(base64.b64decode(page["token"]), "<u2")
-    word = lambda i: page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
+
+    def word(i):
+        return page["spelt"].get(str(i), page["words"][token[i]]).replace("\n", "")
+
     shown = [r * 32 + j for r, start, end, _ in page["pieces"][:59] for j in range(start, end)]
-    assert underlined == sum(len(word(i)) for i in shown if i in kept) and underlined > 100
+    assert underlined == sum(len(word(i)) for i in shown if i in kept)
+    assert underlined > 100
     assert coloured == sum(
         len(word(i)) for i in shown if data.valid([page["windows"][i // 32]], 32)[0, i % 32]
     )
     warm, cold = passage.colour(2.0), passage.colour(-2.0)
-    assert passage.colour(0.0) == "#ffffff" and warm != cold and passage.colour(9) == "#f08a24"
+    assert passage.colour(0.0) == "#ffffff"
+    assert warm != cold
+    assert passage.colour(9) == "#f08a24"
 
 
 @pytest.fixture
@@ -138,14 +104,16 @@ def page(browser, html):
     page.goto(html.as_uri())
     page.wait_for_selector(".t.k")
     yield page
-    assert page.problems == [] and page.asked == [html.as_uri()]
+    assert page.problems == []
+    assert page.asked == [html.as_uri()]
     page.close()
 
 
 def put(page, control, value):
     page.evaluate(
         """([id, value]) => { const e = document.getElementById(id); e.value = value;
-        e.dispatchEvent(new Event(e.tagName === "INPUT" ? "input" : "change", {bubbles: true})); }""",
+        const kind = e.tagName === "INPUT" ? "input" : "change";
+        e.dispatchEvent(new Event(kind, {bubbles: true})); }""",
         [control, str(value)],
     )
 
@@ -155,7 +123,7 @@ def kept_in(page):
 
 
 def kept_by_slm(run, snapshot, score_name, scope, k):
-    """What slm.Selection keeps of the page's windows, from the model's and the stored values; positions in the page."""
+    """Positions in the page that slm.Selection keeps, from the model's and the stored values."""
     data, T = TokenSet(run / "data"), 32
     saved = explore_run.run_arguments(run / "slm")
     micro_batches, batch = page_file.choose_windows(saved, data, 48)
@@ -202,8 +170,10 @@ def test_the_controls_change_what_is_shown(page, run):
     before = kept_in(page)
     page.locator("#k").focus()
     page.keyboard.press("ArrowLeft")
-    assert len(kept_in(page)) < len(before) and page.text_content("#k_out") == "0.55"
-    colours = "[...document.querySelectorAll('.t[data-i]')].map(t => getComputedStyle(t).backgroundColor).join()"
+    assert len(kept_in(page)) < len(before)
+    assert page.text_content("#k_out") == "0.55"
+    colours = """[...document.querySelectorAll('.t[data-i]')]
+        .map(t => getComputedStyle(t).backgroundColor).join()"""
     seen = {page.evaluate(colours)}
     page.locator("#snap").focus()
     page.keyboard.press("ArrowLeft")
@@ -221,7 +191,8 @@ def test_the_controls_change_what_is_shown(page, run):
     page.click("#none")
     assert page.evaluate(shown) == 0
     page.check('[data-kind="hostile"]')
-    assert 0 < page.evaluate(shown) < everything and page.inner_html("#histogram") != histogram
+    assert 0 < page.evaluate(shown) < everything
+    assert page.inner_html("#histogram") != histogram
     page.click("#all")
     page.select_option("#source", label="word problems")
     assert 0 < page.evaluate(shown) < everything
@@ -229,7 +200,8 @@ def test_the_controls_change_what_is_shown(page, run):
     order = "[...document.querySelectorAll('article:not([hidden])')].map(a => a.mean)"
     page.select_option("#sort", "high")
     high = page.evaluate(order)
-    assert high == sorted(high, reverse=True) and len(set(high)) > 3
+    assert high == sorted(high, reverse=True)
+    assert len(set(high)) > 3
     page.select_option("#sort", "low")
     assert page.evaluate(order) == sorted(high)
 
@@ -246,15 +218,19 @@ def test_hover_and_keyboard_show_a_tokens_numbers(page, run):
     page.hover(f".t[data-i='{i}']")
     text = page.inner_text("#details")
     reference = float(Stored(run / "ref_loss.bin", data, 32).values[position])
-    assert f"{found['loss'][0, j]:.3f}" in text and f"{reference:.3f}" in text
-    assert f"{found['top_p'][0, j, 0]:.2f}" in text and data.kinds[data.kind[position]] in text
+    assert f"{found['loss'][0, j]:.3f}" in text
+    assert f"{reference:.3f}" in text
+    assert f"{found['top_p'][0, j, 0]:.2f}" in text
+    assert data.kinds[data.kind[position]] in text
     focused = "document.activeElement.dataset.i"
     page.click(f".t[data-i='{i}']")
     assert page.evaluate(focused) == str(i)
     page.keyboard.press("ArrowRight")
-    assert page.evaluate(focused) == str(i + 1) and page.inner_text("#details") != text
+    assert page.evaluate(focused) == str(i + 1)
+    assert page.inner_text("#details") != text
     page.keyboard.press("ArrowLeft")
-    assert page.evaluate(focused) == str(i) and page.inner_text("#details") == text
+    assert page.evaluate(focused) == str(i)
+    assert page.inner_text("#details") == text
     page.keyboard.press("ArrowDown")
     assert int(page.evaluate(focused)) > i + 1
     page.keyboard.press("End")
@@ -320,15 +296,24 @@ def test_nothing_is_wider_than_the_screen(page, width):
 
 
 def test_text_is_readable_on_every_colour(page):
-    """WCAG's contrast ratio of text on its background, at least 4.5, in both themes and all modes."""
-    ratio = """() => { const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-        const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(linear);
-          return .2126 * r + .7152 * g + .0722 * b + .05; };
-        const paper = getComputedStyle(document.body).backgroundColor; let worst = 99;
-        for (const t of document.querySelectorAll('.t')) { const s = getComputedStyle(t);
-          const a = light(s.color), b = light(/, 0\\)/.test(s.backgroundColor) ? paper : s.backgroundColor);
-          worst = Math.min(worst, Math.max(a, b) / Math.min(a, b)); }
-        return worst; }"""
+    """WCAG's contrast ratio of text on its background is 4.5 or more in all themes and modes."""
+    ratio = """() => {
+        const linear = v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        const light = c => {
+          const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(linear);
+          return .2126 * r + .7152 * g + .0722 * b + .05;
+        };
+        const paper = getComputedStyle(document.body).backgroundColor;
+        let worst = 99;
+        for (const t of document.querySelectorAll('.t')) {
+          const s = getComputedStyle(t);
+          const clear = /, 0\\)/.test(s.backgroundColor);
+          const a = light(s.color);
+          const b = light(clear ? paper : s.backgroundColor);
+          worst = Math.min(worst, Math.max(a, b) / Math.min(a, b));
+        }
+        return worst;
+      }"""
     for _ in ("light", "dark"):
         for mode in ("excess", "loss", "ref", "entropy", "kept"):
             page.select_option("#mode", mode)

@@ -1,4 +1,4 @@
-"""tools/plan.py: against the paper's hours, against counting by hand, and against measured memory."""
+"""tools.plan: against the paper's hours, against counting by hand, and against measured memory."""
 
 import pytest
 
@@ -7,12 +7,14 @@ from conftest import ROOT
 from model import Config
 from tools.bench import __main__ as bench
 from tools.bench import rows as bench_rows
+from tools.bench import train as bench_train
 from tools.plan import __main__ as plan
-from tools.plan import memory as plan_memory
+from tools.plan.memory import counts, memory, run_step, step_bytes
+from tools.plan.recipe import commands_of
+from tools.plan.stages import MISTRAL, TINYLLAMA, Plan, flops_per_token
 
-TINYLLAMA, MISTRAL = (
-    plan.KNOWN[name] for name in ("TinyLlama/TinyLlama_v1.1", "mistralai/Mistral-7B-v0.1")
-)
+TINY = "TinyLlama/TinyLlama_v1.1"
+LARGE = "mistralai/Mistral-7B-v0.1"
 TRAIN = (
     "train_slm.py --init {} --data d --ref-loss r.bin --k 0.6 --out o --seq-len {} --batch-size {} "
     "--micro-batch-size {} {}"
@@ -20,16 +22,14 @@ TRAIN = (
 
 
 def planned(command, gpu="h100", n_gpus=32, tokens=15e9, **options):
-    made = plan.Plan(gpu, n_gpus, tokens={"d": int(tokens)}, **options)
+    made = Plan(gpu, n_gpus, tokens={"d": int(tokens)}, **options)
     made.add(command.split())
     return made.rows[-1]
 
 
 def test_shapes_have_the_published_numbers_of_parameters():
-    assert (
-        plan_memory.counts(TINYLLAMA)[0] == 1_100_048_384
-        and plan_memory.counts(MISTRAL)[0] == 7_241_732_096
-    )
+    assert counts(TINYLLAMA)[0] == 1_100_048_384
+    assert counts(MISTRAL)[0] == 7_241_732_096
 
 
 @pytest.mark.parametrize(
@@ -42,54 +42,42 @@ def test_shapes_have_the_published_numbers_of_parameters():
     ],
 )
 def test_the_papers_hours_as_mfu(parameters, tokens, hours, mfu):
-    """6 N D over GPU seconds times 989 TFLOP/s; and planning at the MFU that also counts attention gives the hours back."""
+    """6 N D over GPU seconds times 989 TFLOP/s is the MFU; planning at it gives the hours back.
+
+    Attention is counted on both sides.
+    """
     assert 6 * parameters * tokens / (32 * hours * 3600 * 989e12) == pytest.approx(mfu, abs=0.0006)
-    name, config, seq_len = (
-        ("TinyLlama/TinyLlama_v1.1", TINYLLAMA, 2048)
-        if parameters < 2e9
-        else ("mistralai/Mistral-7B-v0.1", MISTRAL, 4096)
-    )
-    batch = 2**20 // seq_len
-    with_attention = mfu * plan.flops_per_token(config, seq_len) / (6 * parameters)
-    row = planned(
-        TRAIN.format(name, seq_len, batch, 1, "--parallel fsdp"), tokens=tokens, mfu=with_attention
-    )
+    name, config, seq_len = (TINY, TINYLLAMA, 2048)
+    if parameters > 2e9:
+        name, config, seq_len = (LARGE, MISTRAL, 4096)
+    with_attention = mfu * flops_per_token(config, seq_len) / (6 * parameters)
+    command = TRAIN.format(name, seq_len, 2**20 // seq_len, 1, "--parallel fsdp")
+    row = planned(command, tokens=tokens, mfu=with_attention)
     assert row["hours"] == pytest.approx(hours, rel=0.01)
     assert row["steps"] == -(-int(tokens) // 2**20)
 
 
 def test_flops_by_hand():
-    assert plan.flops_per_token(TINYLLAMA, 2048) == pytest.approx(
-        6 * (1.1000e9 - 65.5e6) + 12 * 22 * 2048 * 2048, rel=1e-3
-    )
-    row = planned(
-        "score.py --model TinyLlama/TinyLlama_v1.1 --data d --out r.bin --seq-len 2048",
-        tokens=3e9,
-        mfu=0.5,
-    )
-    forward = planned(
-        TRAIN.format("TinyLlama/TinyLlama_v1.1", 2048, 512, 1, ""), tokens=3e9, mfu=0.5
-    )
-    assert row["hours"] == pytest.approx(forward["hours"] / 3, rel=1e-3) and row["disk"] == 6e9
+    by_hand = 6 * (1.1000e9 - 65.5e6) + 12 * 22 * 2048 * 2048
+    assert flops_per_token(TINYLLAMA, 2048) == pytest.approx(by_hand, rel=1e-3)
+    scoring = f"score.py --model {TINY} --data d --out r.bin --seq-len 2048"
+    scored = planned(scoring, tokens=3e9, mfu=0.5)
+    trained = planned(TRAIN.format(TINY, 2048, 512, 1, ""), tokens=3e9, mfu=0.5)
+    assert scored["hours"] == pytest.approx(trained["hours"] / 3, rel=1e-3)
+    assert scored["disk"] == 6e9
 
 
 def test_static_parts_and_what_ranks_share():
-    n = plan_memory.counts(TINYLLAMA)[0]
-    alone, _ = plan_memory.memory(TINYLLAMA, 1, 2048)
-    assert (alone["weights"], alone["gradients"], alone["optimiser"], alone["ranks"]) == (
-        4 * n,
-        4 * n,
-        8 * n,
-        0,
-    )
-    light, _ = plan_memory.memory(TINYLLAMA, 1, 2048, moments="bfloat16")
+    n = counts(TINYLLAMA)[0]
+    alone, _ = memory(TINYLLAMA, 1, 2048)
+    static = {"weights": 4 * n, "gradients": 4 * n, "optimiser": 8 * n, "ranks": 0}
+    assert {part: alone[part] for part in static} == static
+    light, _ = memory(TINYLLAMA, 1, 2048, moments="bfloat16")
     assert light == {**alone, "optimiser": 4 * n}
-    ddp, peak_ddp = plan_memory.memory(TINYLLAMA, 1, 2048, ranks=8)
-    fsdp, peak = plan_memory.memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp")
-    assert (
-        ddp["ranks"] == 4 * n
-        and sum(fsdp[part] for part in ("weights", "gradients", "optimiser")) == 2 * n
-    )
+    ddp, peak_ddp = memory(TINYLLAMA, 1, 2048, ranks=8)
+    fsdp, peak = memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp")
+    assert ddp["ranks"] == 4 * n
+    assert sum(fsdp[part] for part in ("weights", "gradients", "optimiser")) == 2 * n
     assert peak_ddp - 18 * n < peak < peak_ddp - 12 * n  # DDP holds 20 N of states and buckets
 
 
@@ -100,33 +88,36 @@ def test_depth_is_a_line():
         (2, 32, 0.6, "kept", "exact", False, False, False),
         (2, 32, 1.0, "lean", "exact", True, True, True),
     ):
-        trunk, *peaks = plan_memory.run_step(five, *settings)
-        told = plan_memory.step_bytes(five, *settings)
-        assert told[0] == trunk and told[2] == pytest.approx(max(peaks), rel=0.02)
+        trunk, *peaks = run_step(five, *settings)
+        told = step_bytes(five, *settings)
+        assert told[0] == trunk
+        assert told[2] == pytest.approx(max(peaks), rel=0.02)
 
 
 def test_what_does_not_fit_gets_the_smallest_change():
-    small = "TinyLlama/TinyLlama_v1.1"
-    row = planned(TRAIN.format(small, 2048, 512, 2, ""), gpu="4090", n_gpus=1)
-    assert not row["fits"] and row["change"] == "--micro-batch-size 1"
-    row = planned(TRAIN.format(small, 4096, 512, 2, ""), gpu="4090", n_gpus=1)
-    assert not row["fits"] and row["change"] == "--checkpointing"
-    again = planned(TRAIN.format(small, 4096, 512, 2, row["change"]), gpu="4090", n_gpus=1)
-    assert again["fits"] and again["hours"] == pytest.approx(row["hours"] * 4 / 3)
-    large = planned(TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), n_gpus=8)
-    assert not large["fits"] and large["change"] == "--checkpointing --parallel fsdp"
-    alone = planned(
-        TRAIN.format("mistralai/Mistral-7B-v0.1", 4096, 256, 1, ""), gpu="4090", n_gpus=1
-    )
-    assert "more GPUs" in alone["change"] and "87 GB" in alone["change"]
+    row = planned(TRAIN.format(TINY, 2048, 512, 2, ""), gpu="4090", n_gpus=1)
+    assert not row["fits"]
+    assert row["change"] == "--micro-batch-size 1"
+    row = planned(TRAIN.format(TINY, 4096, 512, 2, ""), gpu="4090", n_gpus=1)
+    assert not row["fits"]
+    assert row["change"] == "--checkpointing"
+    again = planned(TRAIN.format(TINY, 4096, 512, 2, row["change"]), gpu="4090", n_gpus=1)
+    assert again["fits"]
+    assert again["hours"] == pytest.approx(row["hours"] * 4 / 3)
+    large = planned(TRAIN.format(LARGE, 4096, 256, 1, ""), n_gpus=8)
+    assert not large["fits"]
+    assert large["change"] == "--checkpointing --parallel fsdp"
+    alone = planned(TRAIN.format(LARGE, 4096, 256, 1, ""), gpu="4090", n_gpus=1)
+    assert "more GPUs" in alone["change"]
+    assert "87 GB" in alone["change"]
 
 
 @pytest.mark.parametrize(
     "command, message",
     [
-        (TRAIN.format("TinyLlama/TinyLlama_v1.1", 2048, 500, 1, ""), "not shared out evenly"),
-        ("train_slm.py --init TinyLlama/TinyLlama_v1.1 --data e --out o", "--tokens e=N"),
-        ("train_slm.py --no-such-flag 1", "does not take these flags"),
+        (TRAIN.format(TINY, 2048, 500, 1, ""), "not shared out evenly"),
+        (f"train_slm.py --init {TINY} --data e --out o", "--tokens e=N"),
+        ("train_slm.py --no-such-flag 1", "no-such-flag"),
         ("train_ref.py --data d", "wanted a --init"),
         ("score.py --data d", "wanted a --model"),
         ("train_ref.py --data d --init scratch --batch-size 0", "--batch-size: got 0"),
@@ -141,48 +132,40 @@ def test_refused_in_one_line(command, message, capsys):
 def test_a_recipe_is_read_without_running(tmp_path, capsys):
     recipe = tmp_path / "r.sh"
     recipe.write_text(
-        '[ -n "$PLAN" ] || exit 1\necho "$ python prepare.py --source hf:a/b --tokenizer x --max-tokens 1000000 --out d"\n'
-        'echo "$ torchrun --nproc-per-node $GPUS train_ref.py --data d --init scratch --n-layer 2 --epochs 3 '
-        '--batch-size 8 --out o --seq-len 128"\necho "$ python eval_math.py --model o"\n'
+        """[ -n "$PLAN" ] || exit 1
+echo "$ python prepare.py --source hf:a/b --tokenizer x --max-tokens 1000000 --out d"
+echo "$ torchrun --nproc-per-node $GPUS train_ref.py --data d --init scratch --n-layer 2 \
+    --epochs 3 --batch-size 8 --out o --seq-len 128"
+echo "$ python eval_math.py --model o"
+"""
     )
     plan.main([str(recipe), "--n-gpus", "2"])
     shown = capsys.readouterr().out
-    assert (
-        "train_ref.py o" in shown
-        and "0.003B" in shown
-        and "2,930" in shown
-        and "eval_math.py (not planned)" in shown
-    )
+    for part in ("train_ref.py o", "0.003B", "2,930", "eval_math.py (not planned)"):
+        assert part in shown
 
 
 def test_one_command_without_an_out_is_planned(capsys):
     """The second example of the module's docstring."""
-    plan.main(
-        [
-            "--command",
-            "train_slm.py --init TinyLlama/TinyLlama_v1.1 --data d --k 0.6 --seq-len 2048 --batch-size 512 "
-            "--micro-batch-size 2 --moments bfloat16",
-            "--tokens",
-            "d=1e9",
-            "--gpu",
-            "4090",
-            "--n-gpus",
-            "1",
-        ]
+    command = (
+        f"train_slm.py --init {TINY} --data d --k 0.6 --seq-len 2048 --batch-size 512 "
+        f"--micro-batch-size 2 --moments bfloat16"
     )
+    plan.main(["--command", command, *"--tokens d=1e9 --gpu 4090 --n-gpus 1".split()])
     shown = capsys.readouterr().out
-    assert "optimiser 4.4" in shown and shown.rstrip().endswith("fits")
+    assert "optimiser 4.4" in shown
+    assert shown.rstrip().endswith("fits")
 
 
 def test_a_recipe_that_knows_no_plan_is_not_run(tmp_path):
     recipe = tmp_path / "r.sh"
     recipe.write_text(f"touch {tmp_path}/ran\n")
     with pytest.raises(UserError, match="does not know PLAN=1"):
-        plan.commands_of(recipe, 1)
+        commands_of(recipe, 1)
     assert not (tmp_path / "ran").exists()
     for name in ("demo.sh", "ablations.sh", "real_text.sh", "equal_time.sh", "slurm.sh"):
         with pytest.raises(UserError, match="does not know PLAN=1"):
-            plan.commands_of(ROOT / "runs" / name, 1)
+            commands_of(ROOT / "runs" / name, 1)
 
 
 @pytest.mark.slow
@@ -199,7 +182,7 @@ def test_a_recipe_that_knows_no_plan_is_not_run(tmp_path):
 def test_memory_against_measured_peaks(row, shape):
     args = bench.arguments(f"train --preset cpu-30m --device cpu {shape}".split())
     head, backward, selective = bench_rows.OURS[row]
-    _, told = plan_memory.memory(
+    _, told = memory(
         bench_rows.config_of(args),
         args.batch_size,
         args.seq_len,
@@ -208,8 +191,6 @@ def test_memory_against_measured_peaks(row, shape):
         backward=backward,
         k=args.k if selective else 1.0,
     )
-    measured = bench.memory_in_own_process(row, args)["peak_memory_bytes"]
-    print(
-        f"{row} {shape}: planned {told / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB, {told / measured - 1:+.1%}"
-    )
-    assert abs(told / measured - 1) < 0.15
+    measured = bench_train.memory_in_own_process(row, args)["peak_memory_bytes"]
+    error = told / measured - 1
+    assert abs(error) < 0.15, f"planned {told:.3g} bytes, measured {measured:.3g}, {error:+.1%}"

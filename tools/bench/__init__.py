@@ -1,0 +1,1 @@
+"""Speed and memory beside plain training and the usual ways of doing the same."""

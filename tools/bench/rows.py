@@ -1,14 +1,16 @@
-"""The rows of tools/bench.py: whole training steps of ours and of transformers, a bare forward pass, scoring."""
+"""The rows of tools.bench: training steps, ours and transformers', a forward pass, scoring."""
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
-import common.device
+import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 import numpy as np
 import torch
@@ -18,32 +20,28 @@ import slm
 from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
-from training.optimizer import make_optimizer
 from training.loss import FastLoss
+from training.optimizer import make_optimizer
 
-PRESETS = {  # V, width, MLP width, layers, heads, key/value heads, tied; T, windows per step
-    "demo": (512, 96, 256, 2, 6, 6, True, 128, 8),
-    "real-text": (2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
-    "cpu-30m": (32000, 384, 1024, 8, 6, 2, True, 512, 4),
-    "tinyllama-1b": (32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
+
+class Preset(NamedTuple):
+    vocab_size: int
+    width: int
+    d_ff: int
+    layers: int
+    heads: int
+    kv_heads: int
+    tied: bool  # are input and output embedding one matrix?
+    seq_len: int
+    batch_size: int  # windows per step
+
+
+PRESETS = {
+    "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
+    "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
+    "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
+    "tinyllama-1b": Preset(32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
 }
-SCORED = 4  # batches that one call of the row `score` scores: still more notes and flushes than in a real run
-
-
-def config_of(args):
-    _, width, d_ff, layers, heads, kv_heads, tied, *_ = PRESETS[args.preset]
-    return Config(
-        vocab_size=args.vocab_size,
-        hidden_size=width,
-        intermediate_size=d_ff,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        tie_word_embeddings=tied,
-        max_position_embeddings=args.seq_len,
-    )
-
-
 OURS = {  # row: head, backward, selective
     "clm": ("full", "exact", False),
     "clm_chunked": ("lean", "exact", False),
@@ -51,68 +49,112 @@ OURS = {  # row: head, backward, selective
     "slm_kept": ("kept", "exact", True),
     "slm_lean": ("lean", "exact", True),
     "slm_pruned": ("kept", "pruned", True),
-    "slm_pruned_all": ("kept", "pruned_all", True),
 }
+ROWS = (
+    "clm_transformers",
+    "clm",
+    "clm_chunked",
+    "slm_usual",
+    "slm_full",
+    "slm_kept",
+    "slm_lean",
+    "slm_pruned",
+    "forward",
+    "score",
+)
+# Batches that one call of the row `score` scores: still more notes and flushes than in a real run.
+SCORED = 4
+
+
+def config_of(args):
+    preset = PRESETS[args.preset]
+    return Config(
+        vocab_size=args.vocab_size,
+        hidden_size=preset.width,
+        intermediate_size=preset.d_ff,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        num_key_value_heads=preset.kv_heads,
+        tie_word_embeddings=preset.tied,
+        max_position_embeddings=args.seq_len,
+    )
 
 
 class Rows:
-    """The steps that are measured, on random tokens. What they need is made at the first use: our model, transformers'
-    model with the same shapes, a reference."""
+    """The steps that are measured, on random tokens.
+
+    What they need is made at the first use: our model, transformers' model with the same shapes, a
+    reference.
+    """
 
     def __init__(self, args, env, folder):
-        self.args, self.env, self.folder = args, env, Path(folder)
-        self.config, self.made, self.models = config_of(args), {}, []
+        self.args = args
+        self.env = env
+        self.folder = Path(folder)
+        self.config = config_of(args)
+        self.made = {}
         shape = (args.batch_size, args.seq_len)
         rng = np.random.RandomState(0)
-        self.x, self.y = (env.tensor(rng.randint(0, args.vocab_size, shape)) for _ in range(2))
+        self.x = env.tensor(rng.randint(0, args.vocab_size, shape))  # (B, T)
+        self.y = env.tensor(rng.randint(0, args.vocab_size, shape))
         self.ref_loss = env.tensor((rng.rand(*shape) * 5).astype(np.float32))
         self.valid = torch.ones_like(self.x, dtype=torch.bool)
-        self.n, self.n_kept = self.x.numel(), slm.n_keep(self.x.numel(), args.k)
+        self.n = self.x.numel()
+        self.n_kept = slm.n_keep(self.n, args.k)
+
+    def step(self, row):
+        """A function of no arguments that takes one step of a row."""
+        if row in OURS:
+            return partial(self.our_step, *OURS[row])
+        return getattr(self, row)
+
+    # ----------------------------------------------------------------------------------------------
+    # what the steps are made of
 
     def once(self, name, make):
         if name not in self.made:
             self.made[name] = make()
         return self.made[name]
 
+    def our_model(self):
+        with self.env.device:
+            model = Transformer(self.config)
+        # It draws on the CPU, which is slow for a billion parameters; PyTorch's own do for a GPU.
+        return initialise(model, 0) if self.env.device.type == "cpu" else model
+
     def ours(self, head, backward="exact"):
-        """Our training module; all forms share one model and one optimiser."""
+        """(training module, its optimiser). All forms share their parameters and one optimiser.
 
-        def model():
-            with self.env.device:
-                return initialise_quickly(Transformer(self.config))
+        Their modules are their own, for FastLoss puts other parts into the blocks.
+        """
 
-        def wrapped():
-            module = FastLoss(self.once("model", model), head, backward)
-            if not any(name.startswith("wrapped") for name in self.made):
-                parallel.compile_blocks(module, self.args, self.env)
+        def make():
+            plain = self.once("model", self.our_model)
+            shared = {id(p): p for p in plain.parameters()}  # deepcopy then copies none of them
+            module = FastLoss(copy.deepcopy(plain, shared), head, backward)
+            parallel.compile_blocks(module, self.args, self.env)
             return module
 
-        module = self.once(f"wrapped {head} {backward}", wrapped)
-        for part in module.modules():  # what another form left behind
-            if hasattr(part, "rows"):
-                part.rows = None
+        module = self.once(f"{head} {backward}", make)
         return module, self.once("optimiser", lambda: make_optimizer(module, self.args))
 
     def theirs(self, name):
-        """transformers' Llama with the same shapes, its blocks compiled where ours are, and its optimiser."""
+        """transformers' Llama of the same shapes, compiled where ours is, and its optimiser."""
 
         def make():
             from transformers import LlamaConfig, LlamaForCausalLM
 
-            c = self.config
-            same = {
-                k: getattr(c, k)
-                for k in (
-                    "vocab_size",
-                    "hidden_size",
-                    "intermediate_size",
-                    "num_hidden_layers",
-                    "num_attention_heads",
-                    "num_key_value_heads",
-                    "tie_word_embeddings",
-                    "max_position_embeddings",
-                )
-            }
+            shapes = (
+                "vocab_size",
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "tie_word_embeddings",
+                "max_position_embeddings",
+            )
+            same = {shape: getattr(self.config, shape) for shape in shapes}
             with self.env.device:
                 model = LlamaForCausalLM(LlamaConfig(**same))
             parallel.compile_blocks(SimpleNamespace(lm=model), self.args, self.env)
@@ -125,20 +167,20 @@ class Rows:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def step(self, row):
-        return partial(self.our_step, *OURS[row]) if row in OURS else getattr(self, row)
+    # ----------------------------------------------------------------------------------------------
+    # the rows
 
     def our_step(self, head, backward, selective):
         module, optimizer = self.ours(head, backward)
         k = self.args.k if selective else 1.0
         count = slm.n_keep(self.n, k)
+
+        def select(losses):
+            tokens = slm.Tokens(loss=losses, ref_loss=self.ref_loss)
+            return slm.Selection(k).mask(tokens, self.valid)
+
         with self.env.autocast():
-            total, _, _ = module(
-                self.x,
-                self.y,
-                lambda losses: slm.choose(slm.Tokens(losses, self.ref_loss), self.valid, k),
-                count=count,
-            )
+            total, _, _ = module(self.x, self.y, select, count=count)
         self.finish(total / count, optimizer)
 
     def clm_transformers(self):
@@ -148,22 +190,24 @@ class Rows:
         self.finish(loss, optimizer)
 
     def slm_usual(self):
-        """As it is usually done: transformers' model, the reference's forward pass in each step, full logits, a masked
-        loss."""
+        """Selection as it is usually done.
+
+        transformers' model, the reference's forward pass in each step, full logits, a masked loss.
+        """
         model, optimizer = self.theirs("student")
         reference, _ = self.theirs("reference")
 
-        def losses(m):
-            logits = m(input_ids=self.x, use_cache=False).logits.float()
+        def losses_of(m):
+            logits = m(input_ids=self.x, use_cache=False).logits.float()  # (B, T, V)
             return F.cross_entropy(logits.flatten(0, 1), self.y.flatten(), reduction="none")
 
         with self.env.autocast():
             with torch.no_grad():
-                ref = losses(reference)
-            loss = losses(model)
-            kept = torch.zeros_like(loss).index_fill(
-                0, (loss.detach() - ref).topk(self.n_kept).indices, 1.0
-            )
+                ref_loss = losses_of(reference)
+            loss = losses_of(model)
+            excess = loss.detach() - ref_loss
+            highest = excess.topk(self.n_kept).indices
+            kept = torch.zeros_like(loss).index_fill(0, highest, 1.0)
             loss = (loss * kept).sum() / kept.sum()
         self.finish(loss, optimizer)
 
@@ -173,41 +217,54 @@ class Rows:
             self.ours("full")[0](self.x, self.y)
 
     def score(self):
-        """score.py's loop over the same number of tokens: reading, forward pass, writing (SCORED batches at a time)."""
+        """score.py's loop over SCORED batches: reading, forward passes, writing."""
         import score
 
-        data = self.once(
-            "token set", lambda: token_set(self.folder, SCORED * self.n + 1, self.args.vocab_size)
-        )
+        data = self.once("token set", self.tokens_to_score)
         out = self.folder / "ref_loss.bin"
         args = SimpleNamespace(
-            out=str(out), seq_len=self.args.seq_len, batch_size=self.args.batch_size, entropy=False
+            model="a random model",
+            out=str(out),
+            seq_len=self.args.seq_len,
+            batch_size=self.args.batch_size,
+            entropy=False,
         )
         if not out.exists():
             np.full(data.count, np.nan, "<f2").tofile(out)
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
             score.score(args, self.env, data, self.ours("full")[0], {}, 0)
 
-
-def initialise_quickly(model):
-    return initialise(model, 0) if next(model.parameters()).is_cpu else model
+    def tokens_to_score(self):
+        return token_set(self.folder, SCORED * self.n + 1, self.args.vocab_size)
 
 
 def token_set(folder, count, vocab_size):
+    """A TokenSet of `count` random tokens in a folder of its own."""
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
     return writer.finish(tokenizer="none", sources={}, seed=0)
 
 
+# --------------------------------------------------------------------------------------------------
+# memory
+
+
 def memory_of(row, args, env):
-    """This process's memory over three steps of one row, in bytes. Called in a fresh process."""
+    """This process's memory over three steps of one row, in bytes; for a fresh process.
+
+    Returns {"peak_memory_bytes": above the interpreter and its libraries, "activation_bytes": above
+    weights, gradients and optimiser, too}.
+    """
+    # What rows import at their first use counts among the libraries.
     import transformers  # noqa: F401
 
-    import score  # noqa: F401  what rows import counts among the libraries
+    import score  # noqa: F401
 
     def now():
-        return torch.cuda.memory_allocated() if env.device.type == "cuda" else resident()
+        if env.device.type == "cuda":
+            return torch.cuda.memory_allocated()
+        return resident()
 
     libraries = now()
     with tempfile.TemporaryDirectory() as folder:
@@ -220,14 +277,23 @@ def memory_of(row, args, env):
         for _ in range(3):
             step()
         peak = env.peak_memory()
-        trained = rows.made["student"][1] if "student" in rows.made else rows.made.get("optimiser")
-        gradients = (
-            0
-            if row in ("forward", "score")
-            else sum(p.nbytes for group in trained.param_groups for p in group["params"])
-        )
-    return {"peak_memory_bytes": peak - libraries, "activation_bytes": peak - between - gradients}
+        # Between steps no gradients are held, so they are not in `between`.
+        gradients = 0 if row in ("forward", "score") else bytes_of_gradients(rows)
+    return {
+        "peak_memory_bytes": peak - libraries,
+        "activation_bytes": peak - between - gradients,
+    }
+
+
+def bytes_of_gradients(rows):
+    if "student" in rows.made:
+        _, optimizer = rows.made["student"]
+    else:
+        optimizer = rows.made["optimiser"]
+    return sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
 
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of this process that are in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

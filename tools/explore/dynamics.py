@@ -1,8 +1,9 @@
 """Token dynamics (section 2.1 and appendix D of the paper): `python -m tools.explore dynamics`.
 
-The loss of a token at each of a run's snapshots x = 0..n is fitted by a line, l = a x + b; the change is a n. Below
--0.2 the token is H→L (learnt), above 0.2 L→H (unlearnt); of the others those whose last loss is at most the mean
-last loss are L→L (known all along), the rest H→H (never learnt).
+The loss of a token at each of a run's snapshots x = 0..n is fitted by a line, l = a x + b; the
+change is a n. Below -0.2 the token is H→L (learnt), above 0.2 L→H (unlearnt). Of the others those
+whose last loss is at most the mean last loss are L→L (known all along), the rest H→H (never
+learnt).
 """
 
 import json
@@ -15,61 +16,75 @@ from common.errors import UserError
 from common.files import write_atomic
 from data import TokenSet
 from hf.tokenizer import Tokenizer
-from tools.explore import runs as explore_run
-from tools.explore.page import spell
+from tools.explore.figures import COLOURS, DASHES, plotting, save_figure
+from tools.explore.runs import batched, look, run_arguments, snapshots, spaced
+from tools.explore.spelling import spell
 
 CATEGORIES = ["H→L", "L→L", "H→H", "L→H"]
 PAPER = {"H→L": 0.26, "L→L": 0.51, "H→H": 0.11, "L→H": 0.12}  # TinyLlama on OpenWebMath
 CHANGE = 0.2  # nats
+CONTEXT = 12  # tokens shown before an example
 
 
 def classify(losses):
-    """The category of each token, (tokens,) indices into CATEGORIES, from its losses (snapshots, tokens) in nats.
-    Raises UserError for fewer than two snapshots, through which there is no line."""
+    """The category of each token, (tokens,) indices into CATEGORIES, from its losses in nats,
+    (snapshots, tokens).
+
+    Raises UserError for fewer than two snapshots, through which there is no line.
+    """
     if len(losses) < 2:
         raise UserError(
             f"--run: got {len(losses)} snapshot, wanted at least 2; train with --snapshots 12, say"
         )
     losses = np.asarray(losses, np.float64)
-    x = np.arange(len(losses)) - (len(losses) - 1) / 2
+    x = np.arange(len(losses)) - (len(losses) - 1) / 2  # mean 0: the slope is x·l / x·x
     change = (x @ losses) / (x @ x) * (len(losses) - 1)
-    flat = np.where(losses[-1] <= losses[-1].mean(), 1, 2)
-    return np.where(change < -CHANGE, 0, np.where(change > CHANGE, 3, flat))
+    last = losses[-1]
+    return np.select([change < -CHANGE, change > CHANGE, last <= last.mean()], [0, 3, 1], 2)
 
 
 def shares(category, kind=None, kinds=None):
     """{"all" and each kind: {category: share}} of the tokens."""
     groups = {"all": np.ones(len(category), bool)}
-    if kinds:
-        groups.update({name: kind == i for i, name in enumerate(kinds) if (kind == i).any()})
-    return {
-        name: {c: round(float((category[inside] == i).mean()), 4) for i, c in enumerate(CATEGORIES)}
-        for name, inside in groups.items()
-    }
+    for i, name in enumerate(kinds or ()):
+        if (kind == i).any():
+            groups[name] = kind == i
+    out = {}
+    for group, inside in groups.items():
+        found = category[inside]
+        out[group] = {
+            name: round(float((found == i).mean()), 4) for i, name in enumerate(CATEGORIES)
+        }
+    return out
 
 
 def main(args):
     env = Env(args)
-    saved = explore_run.run_arguments(args.run)
-    data, T = TokenSet(args.data), saved["seq_len"]
+    saved = run_arguments(args.run)
+    data = TokenSet(args.data)
+    seq_len = saved["seq_len"]
     if args.tokens < 1 or args.examples < 0:
         raise UserError(
             f"--tokens {args.tokens} --examples {args.examples}: wanted at least 1, and 0 or more"
         )
-    models = explore_run.snapshots(args.run)
+    models = snapshots(args.run)
     if len(models) < 2:
         raise UserError(
-            f"--run: {args.run} has {len(models)} snapshot, wanted at least 2; train with --snapshots 12"
+            f"--run: {args.run} has {len(models)} snapshot, wanted at least 2; "
+            f"train with --snapshots 12"
         )
-    n = data.n_windows(T)
-    windows = np.array(explore_run.spaced(range(n), max(1, min(n, args.tokens // T))))
-    batches, valid = explore_run.batched(windows, 32), data.valid(windows, T)
-    losses = np.stack(
-        [explore_run.look(folder, data, batches, T, env)["loss"][valid] for _, folder in models]
-    )
+    n = data.n_windows(seq_len)
+    windows = np.array(spaced(range(n), max(1, min(n, args.tokens // seq_len))))
+    valid = data.valid(windows, seq_len)
+    batches = batched(windows, 32)
+    losses = [look(folder, data, batches, seq_len, env)["loss"][valid] for _, folder in models]
+    losses = np.stack(losses)  # (snapshots, tokens)
     category = classify(losses)
-    labels = data.labels(windows, T)
+    labels = data.labels(windows, seq_len)
     labels = None if labels is None else labels[valid]
+    # Where each of the tokens stands: position p is the target of column (p - 1) % T of its window.
+    rows, columns = np.nonzero(valid)
+    positions = windows[rows] * seq_len + 1 + columns
     result = {
         "run": args.run,
         "data": args.data,
@@ -77,91 +92,106 @@ def main(args):
         "steps": [step for step, _ in models],
         "shares": shares(category, labels, data.kinds),
         "paper": PAPER,
-        "mean_loss": {
-            c: [round(float(l), 4) for l in losses[:, category == i].mean(1)]
-            if (category == i).any()
-            else None
-            for i, c in enumerate(CATEGORIES)
-        },
-        "examples": examples(data, windows, valid, losses, category, T, args.examples),
+        "mean_loss": mean_losses(losses, category),
+        "examples": examples(data, positions, losses, category, args.examples),
     }
-    table(result)
+    show_table(result)
     draw(result, args.out)
     write_atomic(f"{args.out}.json", json.dumps(result, ensure_ascii=False, indent=1))
     print(f"{args.out}.json")
 
 
-def examples(data, windows, valid, losses, category, T, n, before=12):
-    """{category: n tokens drawn at random (seed 0), each [text before it, token, first loss, last loss]}."""
-    tokenizer, at = Tokenizer.load(data.folder), np.argwhere(valid)
+def mean_losses(losses, category):
+    """{category: its mean loss at each snapshot, in nats; None where it has no tokens}."""
     out = {}
     for i, name in enumerate(CATEGORIES):
-        members = np.flatnonzero(category == i)
-        out[name] = []
-        for m in (
-            np.random.RandomState(0).choice(members, min(n, len(members)), replace=False)
-            if len(members)
-            else []
-        ):
-            row, column = at[m]
-            position = int(windows[row]) * T + 1 + int(column)
-            ids = data.tokens[max(0, position - before) : position + 1]
-            texts = spell([tokenizer.token_bytes(int(t)) for t in ids])
-            out[name].append(
-                ["".join(texts[:-1]), texts[-1], *(round(float(l), 2) for l in losses[[0, -1], m])]
-            )
+        members = losses[:, category == i]
+        out[name] = None
+        if members.size:
+            out[name] = [round(float(loss), 4) for loss in members.mean(1)]
     return out
 
 
-def table(result):
+def examples(data, positions, losses, category, n):
+    """{category: n tokens drawn at random (seed 0)}.
+
+    Each is [text before it, token, first loss, last loss].
+    """
+    tokenizer = Tokenizer.load(data.folder)
+    out = {name: [] for name in CATEGORIES}
+    for i, name in enumerate(CATEGORIES):
+        members = np.flatnonzero(category == i)
+        if not len(members):
+            continue
+        drawn = np.random.RandomState(0).choice(members, min(n, len(members)), replace=False)
+        for token in drawn:
+            position = int(positions[token])
+            ids = data.tokens[max(0, position - CONTEXT) : position + 1]
+            *before, text = spell([tokenizer.token_bytes(int(t)) for t in ids])
+            first, last = (round(float(loss), 2) for loss in losses[[0, -1], token])
+            out[name].append(["".join(before), text, first, last])
+    return out
+
+
+def show_table(result):
     print(
-        f"{result['run']} on {result['tokens']:,} tokens of {result['data']}, {len(result['steps'])} snapshots\n"
+        f"{result['run']} on {result['tokens']:,} tokens of {result['data']}, "
+        f"{len(result['steps'])} snapshots\n"
     )
     print("| | " + " | ".join(CATEGORIES) + " |\n|---|" + "---|" * len(CATEGORIES))
     for name, row in {**result["shares"], "the paper": PAPER}.items():
         print(f"| {name} | " + " | ".join(f"{row[c]:.0%}" for c in CATEGORIES) + " |")
     for name, rows in result["examples"].items():
         print(f"\n{name}:")
-        for context, token, first, last in rows:
-            print(f"  {(context + '[' + token + ']')!r}  {first} -> {last}")
+        for before, token, first, last in rows:
+            print(f"  {before + '[' + token + ']'!r}  {first} -> {last}")
     print()
 
 
 def draw(result, out):
-    plot = explore_run.plotting()
-    kinds = [name for name in result["shares"] if name != "all"]
-    rows = ["the paper", "all", *kinds]
-    figure, (left, right) = plot.subplots(1, 2, figsize=(9.5, 1.3 + 0.27 * max(len(rows), 7)))
+    """Mean loss of each category over the run; each category's share of each kind of token."""
+    plot = plotting()
+    groups = ["the paper", *result["shares"]]
+    figure, axes = plot.subplots(1, 2, figsize=(9.5, 1.3 + 0.27 * max(len(groups), 7)))
+    draw_losses(axes[0], result)
+    draw_shares(axes[1], {"the paper": PAPER, **result["shares"]})
+    figure.subplots_adjust(wspace=0.42)
+    save_figure(figure, out)
+
+
+def draw_losses(axis, result):
     for i, name in enumerate(CATEGORIES):
-        if result["mean_loss"][name]:
-            left.plot(
-                result["steps"],
-                result["mean_loss"][name],
-                color=explore_run.COLOURS[i],
-                linestyle=explore_run.DASHES[i],
-                marker="os^D"[i],
-                markersize=3.5,
-                label=f"{name}  {result['shares']['all'][name]:.0%} (paper {PAPER[name]:.0%})",
-            )
-    left.set(xlabel="optimiser steps", ylabel="mean loss, nats", ylim=(0, None))
-    left.legend(fontsize=8)
-    start = np.zeros(len(rows))
+        if not result["mean_loss"][name]:
+            continue
+        axis.plot(
+            result["steps"],
+            result["mean_loss"][name],
+            color=COLOURS[i],
+            linestyle=DASHES[i],
+            marker="os^D"[i],
+            markersize=3.5,
+            label=f"{name}  {result['shares']['all'][name]:.0%} (paper {PAPER[name]:.0%})",
+        )
+    axis.set(xlabel="optimiser steps", ylabel="mean loss, nats", ylim=(0, None))
+    axis.legend(fontsize=8)
+
+
+def draw_shares(axis, shares):
+    start = np.zeros(len(shares))
     for i, name in enumerate(CATEGORIES):
-        widths = np.array([PAPER[name]] + [result["shares"][row][name] for row in rows[1:]])
-        right.barh(
-            rows,
+        widths = np.array([row[name] for row in shares.values()])
+        axis.barh(
+            list(shares),
             widths,
             left=start,
-            color=explore_run.COLOURS[i],
+            color=COLOURS[i],
             hatch=["", "//", "xx", ".."][i],
             edgecolor="white",
             linewidth=0.5,
             label=name,
         )
         start += widths
-    right.invert_yaxis()
-    right.set(xlim=(0, 1), xlabel="share of the tokens")
-    right.grid(False)
-    right.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)
-    figure.subplots_adjust(wspace=0.42)
-    explore_run.save_figure(figure, out)
+    axis.invert_yaxis()
+    axis.set(xlim=(0, 1), xlabel="share of the tokens")
+    axis.grid(False)
+    axis.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), fontsize=8)

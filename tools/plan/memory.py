@@ -1,15 +1,17 @@
 """How much memory a training step needs, counted on tensors that have a shape but no storage.
 
-The kit's own step (model.py, heads.py) runs under PyTorch's FakeTensorMode while every allocation and release is noted: no
-formula that could go stale when the model changes. A step costs the same for each further layer, so two small depths
-are run and the rest is a line. What is not seen: the allocator's rounding and gaps, and that torch.compile
-keeps less. FSDP2 is arithmetic on top.
+The kit's own step (model.py and training/) runs under PyTorch's FakeTensorMode while every
+allocation and release is noted: there is no formula that could go stale when the model changes. A
+step costs the same for each further layer, so two small depths are run and the rest is a line. Two
+things are not seen: the allocator's rounding and gaps, and that torch.compile keeps less. FSDP2 is
+arithmetic on top.
 """
 
 import contextlib
 import dataclasses
 import weakref
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,92 +19,113 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import Config, Transformer
-from training import heads
-from training.loss import FastLoss
+from training import heads, loss
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the tensors made under it that are still alive: `now`, and `peak` since it was last set."""
+    """Bytes of the tensors made under it that are still alive: `now`, and `peak` of this phase."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
+        self.now = 0
+        self.peak = 0
+        self.known = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self.known:
-                    self.known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+                self.note(tensor.untyped_storage())
         return out
+
+    def note(self, storage):
+        key = storage._cdata
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.forget, key, storage.nbytes())
 
     def forget(self, key, size):
         self.known.discard(key)
         self.now -= size
 
     def phase(self):
-        """The peak since the last phase began."""
-        peak, self.peak = self.peak, self.now
+        """The peak since the last phase began; the next begins."""
+        peak = self.peak
+        self.peak = self.now
         return peak
+
+
+class Step(NamedTuple):
+    """Bytes above weights and optimiser in one forward and backward pass."""
+
+    trunk: float  # live after the trunk's forward pass
+    forward: float  # peaks of: the forward pass,
+    top: float  # the backward pass down to below the last block,
+    rest: float  # and the rest of it
 
 
 @contextlib.contextmanager
 def known_rows():
     """Which rows are kept is data, and there is none here: any `count` rows."""
-    real, heads.rows_of = heads.rows_of, lambda kept, count: torch.arange(count)
+    real = heads.rows_of
+    heads.rows_of = loss.rows_of = any_rows
     try:
         yield
     finally:
-        heads.rows_of = real
+        heads.rows_of = loss.rows_of = real
+
+
+def any_rows(kept, count):
+    return torch.arange(count)
 
 
 def run_step(config, micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate):
-    """Bytes above weights and optimiser in one forward and backward pass of `config` as it is: (live after the trunk,
-    then the peaks of: forward; backward down to below the last block; the rest of the backward)."""
+    """A Step of a model as `config` has it. With `accumulate` gradients lie there before."""
     with known_rows(), FakeTensorMode():
         model = Transformer(config)
         model.checkpointing = checkpointing
-        module = FastLoss(model, head, backward)
+        module = loss.FastLoss(model, head, backward)
         x = torch.zeros(micro_batch, seq_len, dtype=torch.long)
         count = x.numel() if k == 1 else max(1, int(k * x.numel() + 0.5))
-        live, seen = Live(), []
+        live = Live()
+        after_trunk, after_last_block = [], []
+
+        def at_the_norm(module, inputs, output):
+            after_trunk.append(live.now)
+
+        def at_the_last_block(module, inputs):
+            inputs[0].register_hook(lambda grad: after_last_block.append(live.phase()))
+
+        def select(losses):
+            return torch.ones_like(losses, dtype=torch.bool)
+
         with live:
             if accumulate:
                 for p in model.parameters():
                     p.grad = torch.zeros_like(p)
-            model.model.norm.register_forward_hook(lambda *_: seen.append(live.now))
-
-            def at_the_last_block(_, inputs):
-                inputs[0].register_hook(lambda grad: seen.append(live.phase()))
-
+            model.model.norm.register_forward_hook(at_the_norm)
             model.model.layers[-1].register_forward_pre_hook(at_the_last_block)
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
-                total, losses, kept = module(
-                    x, x, lambda losses: torch.ones_like(losses, dtype=torch.bool), count=count
-                )
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                total, losses, kept = module(x, x, select, count=count)
             del losses, kept
             forward = live.phase()
             (total / count).backward()
-            end = live.phase()
-    trunk, top, *_ = seen  # with checkpointing the block runs, and calls, a second time
-    return trunk, forward, top, end
+            rest = live.phase()
+    # With checkpointing the last block runs, and its hook is called, a second time.
+    return Step(after_trunk[0], forward, after_last_block[0], rest)
 
 
 @cache
-def _step(shape, *settings):
-    a, b = (
-        run_step(dataclasses.replace(_config(shape), num_hidden_layers=n), *settings)
+def two_depths(shape, *settings):
+    """(Step of two layers, what each further layer adds); `shape`: the Config's fields as pairs."""
+    two, three = (
+        run_step(dataclasses.replace(Config(**dict(shape)), num_hidden_layers=n), *settings)
         for n in (2, 3)
     )
-    return a, [y - x for x, y in zip(a, b)]
-
-
-def _config(shape):
-    return Config(**dict(shape))
+    return two, Step(*(b - a for a, b in zip(two, three)))
 
 
 def step_bytes(
@@ -116,20 +139,22 @@ def step_bytes(
     bf16=True,
     accumulate=False,
 ):
-    """(bytes after the trunk's forward pass, peak down to the last block's backward, peak of all) of one training step,
-    above weights and optimiser."""
+    """Bytes above weights and optimiser in one training step.
+
+    Returns (after the trunk's forward pass, peak down to the last block's backward, peak of all).
+    """
     shape = tuple(
-        (f.name, getattr(config, f.name))
-        for f in dataclasses.fields(config)
-        if isinstance(getattr(config, f.name), (int, float, type(None)))
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if isinstance(getattr(config, field.name), (int, float, type(None)))  # can be cached
     )
-    at_two, per_layer = _step(
+    two, per_layer = two_depths(
         shape, micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate
     )
-    trunk, forward, top, end = (
-        x + (config.num_hidden_layers - 2) * y for x, y in zip(at_two, per_layer)
-    )
-    return trunk, max(forward, top), max(forward, top, end)
+    further = config.num_hidden_layers - 2
+    step = Step(*(a + further * b for a, b in zip(two, per_layer)))
+    early = max(step.forward, step.top)
+    return step.trunk, early, max(early, step.rest)
 
 
 def counts(config):
@@ -152,17 +177,20 @@ def memory(
     moments="float32",
     **settings,
 ):
-    """Bytes on one rank, by part, and the "peak": parts that never live at the same moment are in it once.
+    """(bytes on one rank by part, their peak). Parts that never live together are in it once.
 
-    weights, gradients, optimiser: fp32, AdamW's two moments (`--moments`). activations: after the trunk's forward pass. cast: the
-    bf16 copies of matrices that autocast keeps. head: what logits and temporaries add at the peak. ranks: DDP's
-    second copy of the gradients (its buckets), or what FSDP2 gathers.
+    weights, gradients, optimiser   fp32; AdamW's two moments as `--moments` says
+    activations   after the trunk's forward pass
+    cast          the bf16 copies of matrices that autocast keeps
+    head          what logits and temporaries add at the peak
+    ranks         DDP's second copy of the gradients (its buckets), or what FSDP2 gathers
     """
     n, outer, block = counts(config)
     trunk, early, peak = step_bytes(
         config, micro_batch, seq_len, bf16=bf16, accumulate=accumulate, **settings
     )
-    cast, held = 2 * (n - outer) * bf16, 4 * n * accumulate
+    cast = 2 * (n - outer) if bf16 else 0
+    held = 4 * n if accumulate else 0  # gradients of the micro-batches before
     parts = {
         "weights": 4 * n,
         "gradients": 4 * n,
@@ -174,13 +202,11 @@ def memory(
     }
     if ranks > 1 and parallel == "ddp":
         parts["ranks"] = 4 * n
-    elif (
-        ranks > 1
-    ):  # FSDP2 as runtime.wrap does it: embedding, norm and head stay gathered in a step, and two blocks
+    elif ranks > 1:
         for name in ("weights", "gradients", "optimiser"):
             parts[name] //= ranks
-        parts["ranks"] = (
-            4 * (outer + 2 * block) + 4 * block + held
-        )  # gradients stay whole until the last micro-batch
+        # As parallel.wrap shards: embedding, norm and head stay gathered in a step, and two blocks,
+        # with one block's gradients. Gradients stay whole until the last micro-batch.
+        parts["ranks"] = 4 * (outer + 2 * block) + 4 * block + held
         return parts, sum(parts.values())
     return parts, parts["weights"] + parts["optimiser"] + parts["ranks"] + peak
