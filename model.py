@@ -1,9 +1,10 @@
-"""The transformer: the Llama family (Llama, TinyLlama, Mistral, Rho-1, SmolLM2), under Hugging Face's own names.
+"""The transformer: Llama, TinyLlama, Mistral, Rho-1, SmolLM2, under Hugging Face's own names.
 
-RMSNorm, rotary positions (half-split, as Hugging Face stores them), grouped-query attention, SwiGLU, optional sliding
-window, tied or untied head. `Transformer` returns the hidden states after the final norm; what is done with the head
-(full logits, kept rows only, the last position only) is the caller's business, see slm.py and fast.py. Reading and
-writing Hugging Face folders is in weights.py.
+RMSNorm, rotary positions (half-split, as Hugging Face stores them), grouped-query attention,
+SwiGLU, optional sliding window, tied or untied head. `Transformer` returns the hidden states after
+the final norm. What is done with the head (full logits, kept rows only, the last position only) is
+the caller's business: slm.py, training/heads.py, evaluation/generate.py. Reading and writing
+Hugging Face folders is in hf/checkpoint.py.
 """
 
 import math
@@ -18,7 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass
 class Config:
-    """Hyper-parameters under Hugging Face's config names. `head_dim` defaults to hidden_size / num_attention_heads."""
+    """Hyper-parameters under Hugging Face's config names.
+
+    `head_dim` defaults to hidden_size / num_attention_heads.
+    """
 
     vocab_size: int
     hidden_size: int = 96
@@ -31,18 +35,16 @@ class Config:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # None, or {"rope_type": "linear" | "llama3", ...}
-    sliding_window: int | None = (
-        None  # a token sees itself and the sliding_window - 1 tokens before it
-    )
+    # A token sees itself and the sliding_window - 1 tokens before it.
+    sliding_window: int | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # bias of q, k, v and o
     mlp_bias: bool = False
     model_type: str = "llama"
     bos_token_id: int | None = None
     eos_token_id: int | list | None = None
-    extra: dict = field(
-        default_factory=dict
-    )  # what config.json holds besides, carried along unread
+    # What config.json holds besides, carried along unread.
+    extra: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -50,7 +52,7 @@ class Config:
 
 
 def rope_frequencies(config):
-    """Inverse frequencies of the rotary embedding, (head_dim / 2,) fp32, with the config's scaling."""
+    """Inverse frequencies of the rotary embedding, with the config's scaling, (head_dim / 2,)."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float()
     frequency = 1.0 / config.rope_theta ** (half / config.head_dim)
     scaling = config.rope_scaling
@@ -58,7 +60,7 @@ def rope_frequencies(config):
         return frequency
     if scaling["rope_type"] == "linear":
         return frequency / scaling["factor"]
-    # Llama 3: long wavelengths are stretched by `factor`, short ones kept, those between interpolated
+    # Llama 3: long wavelengths are stretched, short ones kept, those between interpolated.
     wavelength = 2 * math.pi / frequency
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     blend = (scaling["original_max_position_embeddings"] / wavelength - low) / (high - low)
@@ -67,17 +69,22 @@ def rope_frequencies(config):
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding in the half-split layout. x (B, H, T, D), cos and sin (B or 1, 1, T, D / 2) fp32."""
+    """Rotary position embedding in the half-split layout.
+
+    x (B, H, T, D), cos and sin (B or 1, 1, T, D / 2) fp32.
+    """
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 class Cache:
-    """Keys and values for generation, preallocated. Row b holds `lengths[b]` tokens, each in the slot of its position.
+    """Keys and values for generation, preallocated.
 
-    `keys` and `values`: per layer (rows, H_kv, S, D). Rows may have different lengths; what lies behind a row's length
-    is never attended to. `used`: no row is longer (a plain int, so that nobody has to ask the device). `prefix`:
-    another cache, of one row whose tokens all rows begin with; it is stored, and read in a step, once for all of them.
+    Row b holds `lengths[b]` tokens, each in the slot of its position. `keys` and `values`: per
+    layer (rows, H_kv, S, D). Rows may have different lengths; what lies behind a row's length is
+    never attended to. `used`: no row is longer (a plain int, so that nobody has to ask the device).
+    `prefix`: another cache, of one row whose tokens all rows begin with; it is stored, and read in
+    a step, once for all of them.
     """
 
     def __init__(self, config, rows, length, device="cpu", dtype=torch.float32, prefix=None):
@@ -92,8 +99,11 @@ class Cache:
         self.used, self.prefix = 0, prefix
 
     def put(self, layer, k, v, slots):
-        """Store keys and values (B, H_kv, T, D) in `slots` (B, T) of the first B rows. Returns what there is to attend
-        to, [(k, v)]: the prefix (1, H_kv, P, D) if any, then the rows' own (B, H_kv, `used` after this call, D)."""
+        """Store keys and values (B, H_kv, T, D) in `slots` (B, T) of the first B rows.
+
+        Returns what there is to attend to, [(k, v)]: the prefix (1, H_kv, P, D) if any, then the
+        rows' own (B, H_kv, `used` after this call, D).
+        """
         keys, values, B = self.keys[layer], self.values[layer], len(k)
         rows = torch.arange(B, device=k.device)[:, None]
         keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
@@ -108,9 +118,12 @@ class Cache:
 
 
 def attend_one(q, parts, mask):
-    """Attention of one query per row: q (B, H, 1, D) over all of `parts`, [(k, v)] of (B or 1, H_kv, S, D); mask
-    (B, 1, 1, S of all parts). The heads that share a key are rows of one matrix product, and so are all rows of the
-    batch for a part that they share: no key is copied."""
+    """Attention of one query per row, q (B, H, 1, D), over all of `parts` -> (B, H, 1, D).
+
+    `parts`: [(k, v)] of (B or 1, H_kv, S, D); `mask` (B, 1, 1, S of all parts). The heads that
+    share a key are rows of one matrix product, and so are all rows of the batch for a part that
+    they share: no key is copied.
+    """
     B, H, _, D = q.shape
     q = q.reshape(B, parts[0][0].shape[1], -1, D) * D**-0.5  # (B, H_kv, H / H_kv, D)
     scores = [
@@ -168,9 +181,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
 
     def forward(self, x, cos, sin, mask=None, store=None):
-        """x (B, T, C) -> (B, T, C). `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look.
+        """x (B, T, C) -> (B, T, C). `mask`: as in `attend`.
 
-        `store(k, v) -> [(k, v)]` puts this call's keys and values into a cache and returns all parts of it.
+        `store(k, v) -> [(k, v)]` puts this call's keys and values into a cache and returns all
+        parts of it.
         """
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)  # (B, H, T, D)
@@ -213,7 +227,7 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Everything but the head; a module of its own because Hugging Face's tensors are called model.*"""
+    """Everything but the head; its own module, for Hugging Face's tensors are called model.*"""
 
     def __init__(self, c):
         super().__init__()
@@ -223,7 +237,7 @@ class Trunk(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Llama-family language model. Tensors carry Hugging Face's names; `head_weight` is the output matrix (V, C)."""
+    """A language model of the Llama family. `head_weight` is the output matrix (V, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -244,9 +258,9 @@ class Transformer(nn.Module):
     def forward(self, tokens, cache=None, tail=None):
         """tokens (B, T) -> hidden states after the final norm (B, T, C).
 
-        With a `Cache`, tokens[b] go to its row b (it may have more rows), behind the prefix and the lengths[b] tokens
-        there, and the lengths grow by T; `tail` (B,) then counts the real tokens of each row (the rest is padding on
-        the right, its output meaningless).
+        With a `Cache`, tokens[b] go to its row b (it may have more rows), behind the prefix and the
+        lengths[b] tokens there, and the lengths grow by T. `tail` (B,) then counts the real tokens
+        of each row; the rest is padding on the right, its output meaningless.
         """
         B, T = tokens.shape
         x = self.model.embed_tokens(tokens)
@@ -268,16 +282,17 @@ class Transformer(nn.Module):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
-                x = layer(
-                    x, cos, sin, mask, None if cache is None else partial(cache.put, i, slots=slots)
-                )
+                store = None
+                if cache is not None:
+                    store = partial(cache.put, i, slots=slots)
+                x = layer(x, cos, sin, mask, store)
         if cache is not None:
             cache.lengths[:B] += T if tail is None else tail
             cache.used = length - shared
         return self.model.norm(x)
 
     def _mask(self, positions, length, cached):
-        """None where plain causal attention is meant, else which keys 0..length-1 each query may see (B, 1, T, S)."""
+        """Which keys 0..length-1 each query may see, (B, 1, T, S); None: plain causal attention."""
         window = self.config.sliding_window
         if not cached and (window is None or length <= window):
             return None
@@ -288,13 +303,16 @@ class Transformer(nn.Module):
         return mask[:, None]
 
     def logits(self, tokens):
-        """Logits of every position, (B, T, V) fp32. For tests and small inputs; training never builds them all."""
+        """Logits of every position, (B, T, V) fp32. For tests; training never builds them all."""
         return F.linear(self(tokens), self.head_weight).float()
 
 
 def initialise(model, seed):
-    """Random weights for training from scratch: embeddings N(0, 0.1), matrices N(0, 1/fan_in), those that write into
-    the residual stream half of that. Depends on the seed alone, not on the global random state."""
+    """Random weights for training from scratch, by the seed alone.
+
+    Embeddings N(0, 0.1); matrices N(0, 1/fan_in), those that write into the residual stream half
+    of that.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if name.endswith("embed_tokens.weight"):

@@ -1,0 +1,1 @@
+"""What every room needs: errors, command lines, files, devices and ranks."""

@@ -11,10 +11,10 @@ from pathlib import Path
 # when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
+import torch
+import torch.distributed as dist
 
-from common.errors import UserError  # noqa: E402
+from common.errors import UserError
 
 # Dense bf16, by a part of the device's name.
 PEAK_FLOPS = {

@@ -1,8 +1,8 @@
-"""The demo's chain: runs the stages that are missing, each as the command that a person would type, and compares.
+"""The demo's chain: runs the stages that are missing, each as a person would type it, and compares.
 
-A stage called without `--data` works on the demo: `ensure` fills in its arguments and first runs, in order, whatever
-of prepare -> base -> reference -> scores -> plain baseline is not there yet. `report` evaluates the student beside the
-baseline, its base and the reference.
+A stage called without `--data` works on the demo: `ensure` fills in its arguments and first runs,
+in order, whatever of prepare -> base -> reference -> scores -> plain baseline is not there yet.
+`report` evaluates the student beside the baseline, its base and the reference.
 """
 
 import json
@@ -34,64 +34,60 @@ def commands(seed):
     data, out = roots(seed)
     tail = f" --seed {seed}" if seed else ""
     val = f"--val {data}/val"
+    curated = f"--data {data}/curated {val} --init {out}/base"
+    corpus = f"--data {data}/corpus"
+    clm = f"--k 1.0 {corpus} {val} --init {out}/base {STUDENT}"
     return [
         (data / "val/meta.json", f"prepare.py --source demo --out {data}{tail}"),
         (
             out / "base/summary.json",
             f"train_ref.py --data {data}/base {val} {BASE} --out {out}/base{tail}",
         ),
-        (
-            out / "ref/summary.json",
-            f"train_ref.py --data {data}/curated {val} --init {out}/base {REFERENCE} --out {out}/ref{tail}",
-        ),
-        (
-            out / "ref_loss.json",
-            f"score.py --model {out}/ref --data {data}/corpus --out {out}/ref_loss.bin",
-        ),
-        (
-            out / "clm/summary.json",
-            f"train_slm.py --k 1.0 --data {data}/corpus {val} --init {out}/base {STUDENT} --out {out}/clm{tail}",
-        ),
+        (out / "ref/summary.json", f"train_ref.py {curated} {REFERENCE} --out {out}/ref{tail}"),
+        (out / "ref_loss.json", f"score.py --model {out}/ref {corpus} --out {out}/ref_loss.bin"),
+        (out / "clm/summary.json", f"train_slm.py {clm} --out {out}/clm{tail}"),
     ]
 
 
 def flags_of(text):
     """{"--flag": "value"} of a command line in which every flag has one value."""
-    return dict(zip(*[iter(text.split())] * 2))
+    words = text.split()
+    return dict(zip(words[::2], words[1::2]))
 
 
 def finished(path, command):
-    """Is this stage done, with this command's arguments, on the inputs that are there now? Where anything differs the
-    stage is called, and says what."""
+    """Is this stage done, with this command's arguments, on the inputs that are there now?
+
+    Where anything differs the stage is called, and says what.
+    """
     if not path.exists():
         return False
-    flags = flags_of(command.split(maxsplit=1)[1])
     if command.startswith("prepare.py"):
         return True
+    flags = flags_of(command.split(maxsplit=1)[1])
     saved = read_json(path if path.name == "ref_loss.json" else path.parent / "args.json", "demo")
     got = {**saved, **saved.get("inputs", {})}
-    model = flags.get("--model") or flags["--init"]
-    start = (
-        f"scratch-{flags.get('--seed', 0)}" if model == "scratch" else checkpoint.model_hash(model)
-    )
-    wanted = {
-        "data": TokenSet(flags["--data"]).hash,
-        "reference" if "--model" in flags else "init": start,
-    }
-    if "n_scored" in saved:
+    wanted = {"data": TokenSet(flags["--data"]).hash}
+    if "--model" in flags:
+        wanted["reference"] = checkpoint.model_hash(flags["--model"])
         wanted["n_scored"] = -(-(saved["count"] - 1) // saved["seq_len"])
-    options = {
-        flag[2:].replace("-", "_"): value
-        for flag, value in flags.items()
-        if flag not in ("--data", "--val", "--init", "--model", "--out")
-    }
-    return all(got.get(k) == v for k, v in wanted.items()) and all(
-        got[k] == type(got[k])(v) for k, v in options.items() if k in got
-    )
+    elif flags["--init"] == "scratch":
+        wanted["init"] = f"scratch-{flags.get('--seed', 0)}"
+    else:
+        wanted["init"] = checkpoint.model_hash(flags["--init"])
+    if any(got.get(key) != value for key, value in wanted.items()):
+        return False
+    for flag, value in flags.items():
+        key = flag[2:].replace("-", "_")
+        if flag in ("--data", "--val", "--init", "--model", "--out") or key not in got:
+            continue
+        if got[key] != type(got[key])(value):
+            return False
+    return True
 
 
 def run(command):
-    """Run a stage as its own process, showing the command; its failure ends this one with the same exit code."""
+    """Run a stage as its own process, showing the command; its failure is this one's, too."""
     print(f"\n$ python {command}", flush=True)
     script, *arguments = command.split()
     code = subprocess.run([sys.executable, str(KIT / script), *arguments]).returncode
@@ -100,7 +96,7 @@ def run(command):
 
 
 def ensure(args, stage):
-    """For a stage called without --data: fill in the demo's arguments and run what has to come before it.
+    """For a stage called without --data: fill in the demo's arguments, run what has to come first.
 
     `stage`: "ref", "score" or "slm". Does nothing where --data is given.
     """
@@ -109,63 +105,86 @@ def ensure(args, stage):
         return
     seed = getattr(args, "seed", 0)
     data, out = roots(seed)
-    before = {"ref": 2, "score": 3, "slm": 5}[stage]
-    if stage == "score":
-        args.model, args.out = args.model or f"{out}/ref", args.out or f"{out}/ref_loss.bin"
-    if stage == "ref":
-        args.init, args.out = args.init or f"{out}/base", args.out or f"{out}/ref"
-        flags = flags_of(REFERENCE)
-        args.steps, args.lr = args.steps or int(flags["--steps"]), args.lr or float(flags["--lr"])
-    if stage == "slm":
-        args.init, args.out = args.init or f"{out}/base", args.out or str(out / run_name(args))
-        args.steps = args.steps or (None if args.epochs else int(flags_of(STUDENT)["--steps"]))
-        if args.k < 1:
-            args.ref_loss = args.ref_loss or f"{out}/ref_loss.bin"
-        before = 2 if args.k == 1 else 5
-    args.data = f"{data}/{'curated' if stage == 'ref' else 'corpus'}"
-    if stage != "score":
-        args.val = args.val or f"{data}/val"
+    before = {"ref": _reference, "score": _scores, "slm": _student}[stage](args, data, out)
     for path, command in commands(seed)[:before]:
         if not finished(path, command):
             run(command)
+
+
+# Each fills in what a stage's command line leaves open, and tells how many commands come before.
+
+
+def _reference(args, data, out):
+    args.data = f"{data}/curated"
+    args.val = args.val or f"{data}/val"
+    args.init = args.init or f"{out}/base"
+    args.out = args.out or f"{out}/ref"
+    flags = flags_of(REFERENCE)
+    if args.steps is None and args.epochs is None:
+        args.steps = int(flags["--steps"])
+    if args.lr is None:
+        args.lr = float(flags["--lr"])
+    return 2
+
+
+def _scores(args, data, out):
+    args.data = f"{data}/corpus"
+    args.model = args.model or f"{out}/ref"
+    args.out = args.out or f"{out}/ref_loss.bin"
+    return 3
+
+
+def _student(args, data, out):
+    args.data = f"{data}/corpus"
+    args.val = args.val or f"{data}/val"
+    args.init = args.init or f"{out}/base"
+    args.out = args.out or str(out / run_name(args))
+    if args.steps is None and args.epochs is None:
+        args.steps = int(flags_of(STUDENT)["--steps"])
+    if args.k == 1:  # the baseline itself: no reference, no scores
+        return 2
+    args.ref_loss = args.ref_loss or f"{out}/ref_loss.bin"
+    return 5
 
 
 def run_name(args):
     """The folder of a student: clm, slm, random, slm-k0.7, ref_loss-k0.5-batch ..."""
     if args.k == 1:
         return "clm"
-    name = "slm" if args.score == "excess" else args.score
-    backward = getattr(args, "backward", "exact")
-    return (
-        name
-        + (f"-k{args.k:g}" if args.k != K else "")
-        + (f"-{args.scope}" if args.scope != "micro" else "")
-        + (f"-{backward}" if backward != "exact" else "")
-    )
+    parts = ["slm" if args.score == "excess" else args.score]
+    if args.k != K:
+        parts.append(f"k{args.k:g}")
+    if args.scope != "micro":
+        parts.append(args.scope)
+    if args.backward != "exact":
+        parts.append(args.backward)
+    return "-".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the comparison
 
 
 def records(folder):
+    """A run's log.jsonl, a dict a step."""
     return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
 
 
 def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
-    """Tokens that a run has read when its validation loss first falls to `target`, interpolated between two
-    evaluations; None where it never does. `loss` picks the loss of a log record (None: not measured there)."""
+    """Tokens that a run has read when its validation loss first falls to `target`.
+
+    Interpolated between two evaluations; None where it never does. `loss` picks the loss of a log
+    record (None: not measured there).
+    """
+    measured = [(r["tokens_seen"], loss(r)) for r in records(folder) if loss(r) is not None]
     before = None
-    for record in records(folder):
-        if loss(record) is None:
-            continue
-        now = (record["tokens_seen"], loss(record))
-        if now[1] <= target:
-            if before is None or before[1] <= now[1]:
-                return now[0]
-            share = (before[1] - target) / (before[1] - now[1])
-            return round(before[0] + share * (now[0] - before[0]))
-        before = now
+    for tokens, value in measured:
+        if value <= target:
+            if before is None or before[1] <= value:
+                return tokens
+            share = (before[1] - target) / (before[1] - value)
+            return round(before[0] + share * (tokens - before[0]))
+        before = (tokens, value)
     return None
 
 
@@ -183,47 +202,44 @@ def report(args, env):
     if not (args.chain and env.main):
         return
     data, out = roots(args.seed)
-    student, baseline = Path(args.out), out / "clm"
-    rows = [
-        ("base (where both start)", out / "base"),
-        ("reference", out / "ref"),
-        ("CLM, every token", baseline),
-        (f"{student.name}, k = {args.k:g}", student),
-    ]
+    student = Path(args.out)
+    baseline = out / "clm"
+    rows = [("base (where both start)", out / "base"), ("reference", out / "ref")]
+    rows += [("CLM, every token", baseline)]
+    if student != baseline:
+        rows += [(f"{student.name}, k = {args.k:g}", student)]
     rows = [(label, folder) for label, folder in rows if (folder / "summary.json").exists()]
-    if student == baseline:
-        rows = rows[:-1]
     summaries = {folder: evaluated(folder, data) for _, folder in rows}
-    print(
-        f"\n{'':26}{'validation loss':>16}{'exact match':>13}{'tokens read':>13}{'learnt from':>13}"
-    )
+    print(f"\n{'':26} validation loss  exact match  tokens read   trained on")
     for label, folder in rows:
         s = summaries[folder]
-        print(
-            f"{label:26}{s['val_loss']:16.4f}{s['exact_match']:13.3f}{s['tokens_seen']:13,}{s['tokens_selected']:13,}"
-        )
+        quality = f"{s['val_loss']:16.4f}{s['exact_match']:13.3f}"
+        print(f"{label:26}{quality}{s['tokens_seen']:13,}{s['tokens_selected']:13,}")
     if student == baseline:
         return
-    last = [r["kept"] for r in records(student) if r.get("kept")][-100:]
-    print("\nshare kept of each kind of text, last 100 steps:")
-    kinds = {
-        kind: [r[kind] for r in last if kind in r]
-        for kind in dict.fromkeys(k for r in last for k in r)
-    }
-    for kind, shares in sorted(kinds.items(), key=lambda item: -sum(item[1]) / len(item[1])):
-        share = sum(shares) / len(shares)
-        print(f"  {kind:14}{share:6.0%}  {'#' * round(30 * share)}")
+    _show_kept(student)
     target = summaries[baseline]["val_loss"]
     reached = tokens_to_reach(student, target)
     if reached:
         ratio = summaries[baseline]["tokens_seen"] / reached
         print(
-            f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after {reached:,} tokens, "
-            f"{ratio:.1f} times fewer."
+            f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after "
+            f"{reached:,} tokens, {ratio:.1f} times fewer."
         )
     else:
         print(f"\n{student.name} does not reach CLM's final validation loss ({target:.4f}).")
     print(
-        f"Look at {student}/log.jsonl (each step), {student}/eval (each answer), and then at slm.py: that is all it "
-        f"took."
+        f"Look at {student}/log.jsonl (each step), {student}/eval (each answer), and then at "
+        f"slm.py: that is all it took."
     )
+
+
+def _show_kept(student, steps=100):
+    print(f"\nshare kept of each kind of text, last {steps} steps:")
+    shares = {}
+    for record in [r["kept"] for r in records(student) if r.get("kept")][-steps:]:
+        for kind, share in record.items():
+            shares.setdefault(kind, []).append(share)
+    means = {kind: sum(values) / len(values) for kind, values in shares.items()}
+    for kind, share in sorted(means.items(), key=lambda item: -item[1]):
+        print(f"  {kind:14}{share:6.0%}  {'#' * round(30 * share)}")

@@ -1,0 +1,1 @@
+"""What both trainers share: heads, pruned backward, optimiser, ranks, run folder, validation."""

@@ -1,4 +1,4 @@
-"""torch.compile, and several ranks: DDP or FSDP2 around the training module, and its whole state."""
+"""torch.compile, and several ranks: DDP or FSDP2 around the training module, and whole states."""
 
 import torch
 import torch.distributed as dist

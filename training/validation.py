@@ -5,7 +5,7 @@ import torch
 
 
 def is_due(done, args):
-    """Is the validation loss to be measured after `done` steps (`--eval-every`)? At the end always."""
+    """Is the validation loss due after `done` steps (`--eval-every`)? At the end always."""
     if done == args.steps:
         return True
     return args.eval_every > 0 and done % args.eval_every == 0
