@@ -75,7 +75,7 @@ def test_split_depends_on_the_texts_alone():
 
 def test_wrong_checksum_is_refused_and_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        real_text.tasks,
+        real_text.pinned,
         "download",
         lambda url, name: b'{"question": "forged", "answer": "#### 1"}\n',
     )
@@ -111,7 +111,7 @@ def test_fetch_takes_what_has_the_checksum_and_asks_no_more(tmp_path, monkeypatc
     )
     asked = []
     monkeypatch.setattr(
-        real_text.tasks, "download", lambda url, name: asked.append(url) or sent[url]
+        real_text.pinned, "download", lambda url, name: asked.append(url) or sent[url]
     )
     real_text.fetch(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == made
