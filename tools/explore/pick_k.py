@@ -43,7 +43,7 @@ def sample(ref_loss, data, model, n_windows, env):
     stored = Stored(ref_loss, data, seq_len)
     windows = np.array(spaced(range(data.n_windows(seq_len)), n_windows))
     valid = data.valid(windows, seq_len)
-    folder = models.find(model, None, data, env)
+    folder = models.folder_of(model, None, data, env)
     loss = look(folder, data, batched(windows, 32), seq_len, env)["loss"]
     return loss - stored.batch(windows, valid), valid, data.labels(windows, seq_len)
 
