@@ -15,6 +15,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+from killed import arm_renames  # noqa: E402
+
+arm_renames(seconds=float(os.environ.get("KIT_SLOW", 0)))
+
 import model as model_file  # noqa: E402
 from common.errors import cli  # noqa: E402
 from data import TokenSetWriter  # noqa: E402
@@ -43,21 +47,24 @@ def stage(monkeypatch, tmp_path, capsys):
 
 
 def launch(arguments, cwd, ranks=0, **options):
-    """Start a stage as a process of its own; `ranks`: under torchrun. Returns the Popen."""
-    command = [sys.executable, *arguments.split()]
+    """Start a stage as a process of its own, `ranks`: under torchrun. Returns the Popen.
+
+    `arguments`: one string or a list. With KIT_SLOW in the environment the stage is slowed (see killed.py).
+    """
+    words = arguments.split() if isinstance(arguments, str) else [str(word) for word in arguments]
+    if os.environ.get("KIT_SLOW") and words[0].endswith(".py") and words[0] != "tests/killed.py":
+        words = ["tests/killed.py", "never", *words]
+    words[0] = str(ROOT / words[0])
     if ranks:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-            *arguments.split(),
-        ]
-    command[command.index(arguments.split()[0])] = str(ROOT / arguments.split()[0])
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        words = [*torchrun, *words]
     return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [sys.executable, *words],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )
 
 

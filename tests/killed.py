@@ -1,0 +1,178 @@
+"""Runs a stage and ends it at a chosen point: no test waits, or guesses how fast the machine is.
+
+    python tests/killed.py POINT STAGE.py ARGS...
+    python tests/killed.py --send SIGINT --set data:FORMAT=2 POINT STAGE.py ARGS...
+
+POINT is KIND:WHAT:N and names the moment, counted from 1:
+
+    before:train_state.pt:3          just before the third rename onto a file of that name
+    after:train_state.pt:3           just after it
+    inside:model*.safetensors:1      with half of the new file's bytes on disk, not renamed yet
+    call:data:TokenSetWriter.mark:2  as the second call of a function (MODULE:FUNCTION) begins
+    never                            not at all (for KIT_SLOW)
+
+A file is named by a pattern for the last parts of its path: `ref/model.safetensors`, `*.json`.
+common/files.py writes every file under another name first. "inside" cuts that file in half, where
+the rename would come: the same bytes are on disk as after a kill in the middle of the write.
+A function of the stage itself goes by the stage's name: `call:score:claim:1`.
+
+Only the process that was started is ended; processes that it starts are left alone. Under torchrun
+each rank counts for itself: only the first one writes files, all of them call `Run.save_state`.
+
+`--set MODULE:NAME=VALUE` changes a constant (VALUE is a Python literal) before the stage runs.
+`KIT_SLOW=0.05` in the environment sleeps that many seconds before and after each rename.
+
+In a test:
+
+    killed("inside:train_state.pt:3", "train_ref.py --data d --init m --out a", tmp_path)
+    killed("before:meta.json:1", ["prepare.py", ...], tmp_path, sent="SIGINT",
+           settings=["prepare:MARK_SECONDS=0"])
+    killed("call:training.run:Run.save_state:2", "train_ref.py ...", tmp_path, ranks=2)
+"""
+
+import argparse
+import ast
+import functools
+import importlib
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def killed(point, arguments, cwd, sent="SIGKILL", settings=(), ranks=0, **options):
+    """Run a stage as a process of its own and assert that it ended at `point`. Returns what it printed.
+
+    `arguments`: the stage and its arguments, one string or a list. `sent`: the signal's name.
+    `ranks`: under torchrun.
+    """
+    from conftest import launch
+
+    words = arguments.split() if isinstance(arguments, str) else arguments
+    changes = [word for setting in settings for word in ("--set", setting)]
+    driver = ["tests/killed.py", "--send", sent, *changes, point, *words]
+    process = launch(driver, cwd, ranks, **options)
+    out, _ = process.communicate(timeout=280)
+    assert f"{sent} at {point}" in out, f"the stage ended before {point}:\n{out}"
+    if ranks:
+        assert process.returncode != 0, out
+    else:
+        wanted = -signal.SIGKILL if sent == "SIGKILL" else 130
+        assert process.returncode == wanted, (process.returncode, out)
+    return out
+
+
+class Point:
+    """The moment at which this process ends itself: it counts, and sends a signal at the n-th time."""
+
+    def __init__(self, text, sent):
+        self.text, self.sent = text, sent
+        self.kind, _, rest = text.partition(":")
+        self.what, _, n = rest.rpartition(":")
+        self.left = int(n or 0)
+        self.process = os.getpid()
+
+    def reached(self, kind, path=None):
+        """Is it now? `path`: the file, where `kind` is about one."""
+        if kind != self.kind or os.getpid() != self.process:
+            return False
+        if path is not None and not Path(path).match(self.what):
+            return False
+        self.left -= 1
+        return self.left == 0
+
+    def end(self):
+        """Say so and send the signal. SIGINT and SIGTERM raise the stage's KeyboardInterrupt here."""
+        os.write(2, f"killed.py: {self.sent} at {self.text}\n".encode())
+        signal.raise_signal(getattr(signal, self.sent))
+
+
+def arm_renames(point=None, seconds=0.0):
+    """Patch os.replace: to reach `point` there, and to sleep `seconds` before and after each rename."""
+    replace = os.replace
+
+    @functools.wraps(replace)
+    def patched(source, target, **more):
+        time.sleep(seconds)
+        if point and point.reached("inside", target):
+            os.truncate(source, os.path.getsize(source) // 2)
+            point.end()
+        if point and point.reached("before", target):
+            point.end()
+        replace(source, target, **more)
+        if point and point.reached("after", target):
+            point.end()
+        time.sleep(seconds)
+
+    os.replace = patched
+
+
+def arm_call(point, function):
+    """The function, so that `point` is reached where its n-th call begins."""
+
+    @functools.wraps(function)
+    def patched(*args, **more):
+        if point.reached("call"):
+            point.end()
+        return function(*args, **more)
+
+    return patched
+
+
+def change(module, name, make):
+    """Put make(what is there) where `name` ("function" or "Class.method") is found in the module."""
+    *owners, last = name.split(".")
+    owner = functools.reduce(getattr, owners, module)
+    setattr(owner, last, make(getattr(owner, last)))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM"])
+    parser.add_argument("--set", action="append", default=[], metavar="MODULE:NAME=VALUE")
+    parser.add_argument("point")
+    parser.add_argument("stage")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    args = parser.parse_args()
+
+    sys.path[0] = str(ROOT)
+    stage = ROOT / args.stage
+    point = Point(args.point, args.send)
+    arm_renames(point, float(os.environ.get("KIT_SLOW", 0)))
+
+    changes = []  # (module's name, name in it, what to make of it)
+    for setting in args.set:
+        name, _, value = setting.partition("=")
+        value = ast.literal_eval(value)
+        changes.append((*name.split(":"), lambda _, value=value: value))
+    if point.kind == "call":
+        changes.append((*point.what.split(":"), functools.partial(arm_call, point)))
+
+    for module, name, make in changes:
+        if module != stage.stem:
+            change(importlib.import_module(module), name, make)
+
+    # The stage's own functions are there when it calls `cli(main)`, as its last line does.
+    from common import errors
+
+    run = errors.cli
+
+    def cli(stage_main):
+        for module, name, make in changes:
+            if module == stage.stem:
+                change(sys.modules["__main__"], name, make)
+        run(stage_main)
+
+    errors.cli = cli
+    sys.argv = [str(stage), *args.arguments]
+    runpy.run_path(str(stage), run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
