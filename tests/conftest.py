@@ -26,6 +26,7 @@ from hf import checkpoint  # noqa: E402
 from hf import tokenizer as tokenizer_file  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
+HANGS = 1200  # seconds after which a test gives a process up; no result depends on it
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def launch(arguments, cwd, ranks=0, **options):
 
 
 def finish(process):
-    out, _ = process.communicate(timeout=280)
+    out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, out
     return out
 

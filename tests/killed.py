@@ -45,18 +45,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def killed(point, arguments, cwd, sent="SIGKILL", settings=(), ranks=0, **options):
-    """Run a stage as a process of its own and assert that it ended at `point`. Returns what it printed.
+    """Run a stage as a process of its own and assert that it ended at `point`. Returns its output.
 
     `arguments`: the stage and its arguments, one string or a list. `sent`: the signal's name.
     `ranks`: under torchrun.
     """
-    from conftest import launch
+    from conftest import HANGS, launch
 
     words = arguments.split() if isinstance(arguments, str) else arguments
     changes = [word for setting in settings for word in ("--set", setting)]
     driver = ["tests/killed.py", "--send", sent, *changes, point, *words]
     process = launch(driver, cwd, ranks, **options)
-    out, _ = process.communicate(timeout=280)
+    out, _ = process.communicate(timeout=HANGS)
     assert f"{sent} at {point}" in out, f"the stage ended before {point}:\n{out}"
     if ranks:
         assert process.returncode != 0, out
@@ -67,7 +67,7 @@ def killed(point, arguments, cwd, sent="SIGKILL", settings=(), ranks=0, **option
 
 
 class Point:
-    """The moment at which this process ends itself: it counts, and sends a signal at the n-th time."""
+    """The moment at which this process ends itself: it counts, and ends it at the n-th time."""
 
     def __init__(self, text, sent):
         self.text, self.sent = text, sent
@@ -86,13 +86,13 @@ class Point:
         return self.left == 0
 
     def end(self):
-        """Say so and send the signal. SIGINT and SIGTERM raise the stage's KeyboardInterrupt here."""
+        """Say so and send the signal. SIGINT and SIGTERM raise KeyboardInterrupt here."""
         os.write(2, f"killed.py: {self.sent} at {self.text}\n".encode())
         signal.raise_signal(getattr(signal, self.sent))
 
 
 def arm_renames(point=None, seconds=0.0):
-    """Patch os.replace: to reach `point` there, and to sleep `seconds` before and after each rename."""
+    """Patch os.replace: `point` is reached there; sleep `seconds` before and after each rename."""
     replace = os.replace
 
     @functools.wraps(replace)
@@ -124,7 +124,7 @@ def arm_call(point, function):
 
 
 def change(module, name, make):
-    """Put make(what is there) where `name` ("function" or "Class.method") is found in the module."""
+    """Replace what `name` ("function" or "Class.method") is in the module by make(of it)."""
     *owners, last = name.split(".")
     owner = functools.reduce(getattr, owners, module)
     setattr(owner, last, make(getattr(owner, last)))

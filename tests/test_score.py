@@ -1,9 +1,6 @@
 """Scoring against transformers, resuming, and what is refused."""
 
 import json
-import os
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -16,8 +13,10 @@ import slm
 from conftest import finish, launch, write_model, write_set
 from data import Stored, TokenSet
 from hf import checkpoint
+from killed import killed
 
 ARGS = "--model m --data d --out ref_loss.bin --seq-len 16 --batch-size 4 --device cpu --threads 1"
+RESUME = "--resume"
 
 
 @pytest.fixture
@@ -71,23 +70,43 @@ def test_another_batch_size_gives_the_same_losses(stage, inputs):
     assert np.allclose(one[1:], np.fromfile(inputs / "ref_loss.bin", "<f2")[1:], rtol=2e-3)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_kill_and_resume_ends_identical(vocabulary, tmp_path, kills):
-    write_set(tmp_path / "d", vocabulary, 40_000)
+KILLS = (  # ref_loss.json is written before the first chunk and after each of them
+    "call:score:claim:1",  # nothing is there
+    "before:ref_loss.json:1",  # the losses' file is there and no note
+    "after:ref_loss.json:1",  # the note says 0
+    "call:score:forget:2",  # the second chunk is on disk, the note says one
+    "inside:ref_loss.json:2",
+    "before:ref_loss.json:1",
+    "after:ref_loss.json:1",
+)
+
+
+@pytest.mark.parametrize(
+    "points", [KILLS[4:5], pytest.param(KILLS, marks=pytest.mark.slow)], ids=["once", "each point"]
+)
+def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path, points):
+    """625 windows in chunks of 128."""
+    write_set(tmp_path / "d", vocabulary, 10_000)
     write_model(tmp_path / "m", vocabulary)
-    args = "score.py --model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
-    finish(launch(f"{args} --out whole/ref_loss.bin", tmp_path))
-    note = tmp_path / "cut/ref_loss.json"
-    for kill in range(kills):
-        process = launch(f"{args} --out cut/ref_loss.bin --resume", tmp_path)
-        seen = json.loads(note.read_text())["n_scored"] if note.exists() else 0
-        while not note.exists() or json.loads(note.read_text())["n_scored"] < seen + 200:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert json.loads(note.read_text())["n_scored"] < 2500
-    finish(launch(f"{args} --out cut/ref_loss.bin --resume", tmp_path))
+    args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
+    assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
+    for point in points:
+        killed(point, f"score.py {args} --out cut/ref_loss.bin {RESUME}", tmp_path)
+    assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] < 625
+    assert stage(score, f"{args} --out cut/ref_loss.bin {RESUME}")[0] == 0
+    for name in ("ref_loss.bin", "ref_loss.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_on_two_ranks_goes_on_with_one(stage, vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 10_000)
+    write_model(tmp_path / "m", vocabulary)
+    args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
+    assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
+    killed("after:ref_loss.json:3", f"score.py {args} --out cut/ref_loss.bin", tmp_path, ranks=2)
+    assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] == 256
+    assert stage(score, f"{args} --out cut/ref_loss.bin {RESUME}")[0] == 0
     for name in ("ref_loss.bin", "ref_loss.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
-from conftest import ROOT
+from conftest import HANGS, ROOT
 from model import Config, Transformer, initialise
 from training import heads
 from training.loss import BACKWARD, FastLoss
@@ -334,7 +334,7 @@ def test_two_ranks_and_accumulation_equal_one_process_under_ddp_and_fsdp(tmp_pat
         ],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=HANGS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stdout + done.stderr

@@ -1,12 +1,8 @@
 """Both trainers: plain training is k = 1, equal results however a batch is cut up, kills, run folders, bad input."""
 
 import json
-import os
-import random
 import shutil
 import signal
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,12 +14,14 @@ import score
 import slm
 import train_ref
 import train_slm
-from conftest import finish, launch, write_model, write_set
+from conftest import HANGS, finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
+from killed import killed
 from training.optimizer import make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
+RESUME = "--resume"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
 
 
@@ -283,41 +281,60 @@ def test_learns_and_writes_a_folder_that_transformers_opens(stage, inputs):
     assert len(total) == 299 and abs(np.mean(total) - summary["val_loss"]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "stage_file, flags",
-    [("train_ref.py", "--moments bfloat16"), ("train_slm.py", "--k 0.6 --ref-loss ref_loss.bin")],
+KILLS = (  # of 40 steps; a state is saved after every seventh, each kill comes further than the one before
+    "call:training.run:Run.save_state:1",  # the first steps are logged, nothing is saved
+    "inside:train_state.pt:1",
+    "after:train_state.pt:1",  # step 7
+    "call:data:Loader.micro_batches:10",  # steps after the state are in the log
+    "inside:train_state.pt:2",
+    "before:train_state.pt:3",
+    "before:cut/log.jsonl:1",  # while the log is cut back
+    "inside:cut/model.safetensors:1",
+    "after:cut/model.safetensors:1",
+    "before:config.json:1",
+    "after:cut/README.md:1",
+    "inside:summary.json:1",
 )
-def test_kill_9_and_resume_ends_bit_identical(scored, stage_file, flags):
-    args = f"{stage_file} --data d --val v --init m {TINY} {flags} --steps 300 --eval-every 50 --save-every 7"
-    whole = launch(f"{args} --out whole", scored)
-    rng = random.Random(stage_file)
-    for target in sorted(rng.sample(range(20, 280), 2)):  # killed twice, at random steps
-        process = launch(f"{args} --out cut --resume", scored)
-        path = scored / "cut/log.jsonl"
-        while not path.exists() or path.read_text().count("\n") < target:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+
+
+@pytest.mark.parametrize(
+    "module, flags, points",
+    [
+        (train_ref, "--moments bfloat16", KILLS[4:5]),
+        (train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS[3:4]),
+        pytest.param(train_ref, "--moments bfloat16", KILLS, marks=pytest.mark.slow),
+        pytest.param(train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS, marks=pytest.mark.slow),
+    ],
+)
+def test_kill_9_and_the_same_command_end_bit_identical(stage, scored, module, flags, points):
+    args = f"--data d --val v --init m {TINY} {flags} --steps 40 --eval-every 20 --save-every 7"
+    assert stage(module, f"{args} --out whole")[0] == 0
+    for point in points:
+        killed(point, f"{module.__name__}.py {args} --out cut {RESUME}", scored)
         assert not (scored / "cut/summary.json").exists()
-    finish(launch(f"{args} --out cut --resume", scored))
-    finish(whole)
+    assert stage(module, f"{args} --out cut {RESUME}")[0] == 0
     assert same(scored / "whole", scored / "cut") and log(scored / "whole") == log(scored / "cut")
     a, b = (json.loads((scored / f / "summary.json").read_text()) for f in ("whole", "cut"))
     assert all(a[k] == b[k] for k in ("val_loss", "tokens_seen", "tokens_selected"))
 
 
-def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(scored):
-    process = launch(
-        f"train_ref.py --data d --init m {TINY} --steps 100000 --save-every 5 --out a", scored
-    )
-    while not (scored / "a/train_state.pt").exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=280)
-    assert process.returncode == 130 and "interrupted" in out and "Traceback" not in out
-    assert torch.load(scored / "a/train_state.pt", weights_only=True)["step"] % 5 == 0
+@pytest.mark.parametrize("sent", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "call:data:Loader.micro_batches:12",
+        pytest.param("inside:train_state.pt:3", marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(stage, scored, sent, point):
+    args = f"--data d --init m {TINY} --steps 20 --save-every 5"
+    out = killed(point, f"train_ref.py {args} --out a", scored, sent=sent)
+    assert "interrupted" in out and "Traceback" not in out
+    assert torch.load(scored / "a/train_state.pt", weights_only=True)["step"] == 10
+    assert not list(scored.glob("a/*.tmp"))
+    assert stage(train_ref, f"{args} --out a {RESUME}")[0] == 0
+    assert stage(train_ref, f"{args} --out whole")[0] == 0
+    assert same(scored / "whole", scored / "a") and log(scored / "whole") == log(scored / "a")
 
 
 def test_run_folders(stage, inputs):
@@ -445,7 +462,7 @@ def test_disk_full_is_one_line(scored):
             resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
         ),
     )
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 2 and "Traceback" not in out and "error:" in out, out
 
 
@@ -514,27 +531,19 @@ def test_bfloat16_moments_under_fsdp(scored):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.slow
-def test_killed_on_two_ranks_goes_on_with_any_number(scored, parallel):
-    """The same windows in the same order, however many ranks go on: the result is that of one rank, to rounding."""
-    args = f"train_slm.py {SLM} --steps 60 --save-every 5 --micro-batch-size 1 --parallel {parallel} --scope batch"
-    whole = launch(f"{args} --out whole", scored)
-    process = launch(f"{args} --out cut", scored, ranks=2)
-    path, target = scored / "cut/log.jsonl", random.Random(parallel).randrange(10, 40)
-    while not path.exists() or path.read_text().count("\n") < target:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.005)
-    workers = (
-        Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    )  # in sessions of their own
-    assert len(workers) == 2
-    for pid in [process.pid, *map(int, workers)]:
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-    finish(whole)
-    assert (scored / "cut/train_state.pt").exists() and not (scored / "cut/summary.json").exists()
+def test_killed_on_two_ranks_goes_on_with_any_number(stage, scored, parallel):
+    """The same windows in the same order, however many ranks go on: one rank's result, to rounding."""
+    args = (
+        f"{SLM} --steps 30 --save-every 5 --micro-batch-size 1 --parallel {parallel} --scope batch"
+    )
+    assert stage(train_slm, f"{args} --out whole")[0] == 0
+    point = "call:training.run:Run.save_state:4"  # on both ranks
+    killed(point, f"train_slm.py {args} --out cut", scored, ranks=2)
+    assert torch.load(scored / "cut/train_state.pt", weights_only=True)["step"] == 15
+    assert log(scored / "cut")[-1]["step"] == 20
     for n in (0, 1, 2, 4):
         shutil.copytree(scored / "cut", scored / f"on{n}")
-        finish(launch(f"{args} --out on{n} --resume", scored, ranks=n))
+        finish(launch(f"train_slm.py {args} --out on{n} {RESUME}", scored, ranks=n))
         assert distance(scored / "whole", scored / f"on{n}") < 1e-5
         assert [r["tokens_seen"] for r in log(scored / f"on{n}")] == [
             r["tokens_seen"] for r in log(scored / "whole")
