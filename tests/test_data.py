@@ -129,7 +129,7 @@ def test_verify_finds_what_the_samples_miss(vocabulary, tmp_path):
         TokenSet(tmp_path, verify=True)
 
 
-def store(folder, data, seq_len, values, changes={}):
+def store(folder, data, seq_len, values, changes=None):
     values.astype("<f2").tofile(folder / "ref_loss.bin")
     header = {
         "data": data.hash,
@@ -137,7 +137,7 @@ def store(folder, data, seq_len, values, changes={}):
         "seq_len": seq_len,
         "count": data.count,
         "n_scored": data.n_windows(seq_len),
-        **changes,
+        **(changes or {}),
     }
     (folder / "ref_loss.json").write_text(json.dumps(header))
     return folder / "ref_loss.bin"
@@ -199,7 +199,7 @@ data = TokenSet("big")
 stored = Stored("ref_loss.bin", data, 2048)
 opened = read() - before
 loader, resident = Loader(data.n_windows(2048), 8, 0), []
-for step in range(1001):
+for step in range(301):
     windows, = loader.micro_batches(step, 8)
     x, y, valid = data.batch(windows, 2048)
     stored.batch(windows, valid)
@@ -250,4 +250,4 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     assert done.returncode == 0, done.stderr
     opened, resident = json.loads(done.stdout)
     assert opened < 1 << 20
-    assert max(resident) - resident[0] < 8 << 20  # 262 MB of tokens and losses were read
+    assert max(resident) - resident[0] < 8 << 20  # 79 MB of tokens and losses were read

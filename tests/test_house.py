@@ -20,7 +20,7 @@ MAY_IMPORT["tools"] = {*ROOMS, "tools", "stage"}
 MAY_IMPORT["runs"] = {*ROOMS, "tools", "runs"}
 MAY_IMPORT["tests"] = MAY_IMPORT["package"] = {*ROOMS, *ABOVE}
 
-FOLDERS = [*ROOMS, "tools", "runs", "tests", "slm_kit"]
+FOLDERS = [*ROOMS, "tools", "runs", "tests", "package"]
 BOOLEAN_CALLS = {"bool", "isinstance", "any", "all", "hasattr"}
 BOOLEAN_METHODS = {"exists", "is_dir", "is_file", "startswith", "endswith"}
 
@@ -49,7 +49,7 @@ def room_of(module):
         return "stage"
     if first in METHOD:
         return "method"
-    return {"slm_kit": "package"}.get(first, first)
+    return first
 
 
 def named_in(node):

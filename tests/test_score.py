@@ -16,7 +16,6 @@ from hf import checkpoint
 from killed import killed
 
 ARGS = "--model m --data d --out ref_loss.bin --seq-len 16 --batch-size 4 --device cpu --threads 1"
-RESUME = "--resume"
 
 
 @pytest.fixture
@@ -91,9 +90,9 @@ def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path, poi
     args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
     assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
     for point in points:
-        killed(point, f"score.py {args} --out cut/ref_loss.bin {RESUME}", tmp_path)
+        killed(point, f"score.py {args} --out cut/ref_loss.bin", tmp_path)
     assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] < 625
-    assert stage(score, f"{args} --out cut/ref_loss.bin {RESUME}")[0] == 0
+    assert stage(score, f"{args} --out cut/ref_loss.bin")[0] == 0
     for name in ("ref_loss.bin", "ref_loss.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
@@ -106,7 +105,7 @@ def test_killed_on_two_ranks_goes_on_with_one(stage, vocabulary, tmp_path):
     assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
     killed("after:ref_loss.json:3", f"score.py {args} --out cut/ref_loss.bin", tmp_path, ranks=2)
     assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] == 256
-    assert stage(score, f"{args} --out cut/ref_loss.bin {RESUME}")[0] == 0
+    assert stage(score, f"{args} --out cut/ref_loss.bin")[0] == 0
     for name in ("ref_loss.bin", "ref_loss.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +13,13 @@ import score
 import slm
 import train_ref
 import train_slm
-from conftest import HANGS, finish, launch, write_model, write_set
-from data import TokenSet
+from conftest import finish, launch, write_model, write_set
+from data import Loader, TokenSet
 from hf import checkpoint
-from killed import killed
+from killed import Point, arm_call, killed
 from training.optimizer import make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
-RESUME = "--resume"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
 
 
@@ -300,7 +298,6 @@ KILLS = (  # of 40 steps; a state is saved after every seventh, each kill comes 
 @pytest.mark.parametrize(
     "module, flags, points",
     [
-        (train_ref, "--moments bfloat16", KILLS[4:5]),
         (train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS[3:4]),
         pytest.param(train_ref, "--moments bfloat16", KILLS, marks=pytest.mark.slow),
         pytest.param(train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS, marks=pytest.mark.slow),
@@ -310,31 +307,48 @@ def test_kill_9_and_the_same_command_end_bit_identical(stage, scored, module, fl
     args = f"--data d --val v --init m {TINY} {flags} --steps 40 --eval-every 20 --save-every 7"
     assert stage(module, f"{args} --out whole")[0] == 0
     for point in points:
-        killed(point, f"{module.__name__}.py {args} --out cut {RESUME}", scored)
+        killed(point, f"{module.__name__}.py {args} --out cut", scored)
         assert not (scored / "cut/summary.json").exists()
-    assert stage(module, f"{args} --out cut {RESUME}")[0] == 0
+    assert stage(module, f"{args} --out cut")[0] == 0
     assert same(scored / "whole", scored / "cut") and log(scored / "whole") == log(scored / "cut")
     a, b = (json.loads((scored / f / "summary.json").read_text()) for f in ("whole", "cut"))
     assert all(a[k] == b[k] for k in ("val_loss", "tokens_seen", "tokens_selected"))
 
 
-@pytest.mark.parametrize("sent", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "point",
-    [
-        "call:data:Loader.micro_batches:12",
-        pytest.param("inside:train_state.pt:3", marks=pytest.mark.slow),
-    ],
-)
-def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(stage, scored, sent, point):
+def interrupted_run(stage, folder, interrupt):
+    """Interrupt a run of 20 steps, a state saved after every fifth, and go on with it."""
     args = f"--data d --init m {TINY} --steps 20 --save-every 5"
-    out = killed(point, f"train_ref.py {args} --out a", scored, sent=sent)
+    out = interrupt(args)
     assert "interrupted" in out and "Traceback" not in out
-    assert torch.load(scored / "a/train_state.pt", weights_only=True)["step"] == 10
-    assert not list(scored.glob("a/*.tmp"))
-    assert stage(train_ref, f"{args} --out a {RESUME}")[0] == 0
+    assert torch.load(folder / "a/train_state.pt", weights_only=True)["step"] == 10
+    assert not list(folder.glob("a/*.tmp"))
+    assert stage(train_ref, f"{args} --out a")[0] == 0
     assert stage(train_ref, f"{args} --out whole")[0] == 0
-    assert same(scored / "whole", scored / "a") and log(scored / "whole") == log(scored / "a")
+    assert same(folder / "whole", folder / "a") and log(folder / "whole") == log(folder / "a")
+
+
+def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(stage, inputs, monkeypatch):
+    """In this process: the signal comes at step 13."""
+    point = Point("call:data:Loader.micro_batches:13", "SIGINT")
+
+    def interrupt(args):
+        with monkeypatch.context() as patch:
+            patch.setattr(Loader, "micro_batches", arm_call(point, Loader.micro_batches))
+            code, _, err = stage(train_ref, f"{args} --out a")
+        assert code == 130
+        return err
+
+    interrupted_run(stage, inputs, interrupt)
+
+
+@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("point", ["call:data:Loader.micro_batches:13", "inside:train_state.pt:3"])
+@pytest.mark.slow
+def test_signals_end_a_process_with_130(stage, inputs, sent, point):
+    def interrupt(args):
+        return killed(point, f"train_ref.py {args} --out a", inputs, sent=sent)
+
+    interrupted_run(stage, inputs, interrupt)
 
 
 def test_run_folders(stage, inputs):
@@ -450,20 +464,17 @@ def test_a_loss_that_explodes_stops_before_the_update(stage, inputs, vocabulary)
     )
 
 
-def test_disk_full_is_one_line(scored):
+def test_disk_full_is_one_line(stage, inputs):
     """A limit on file size stands in for a full disk: the state does not fit."""
     import resource
 
-    process = launch(
-        f"train_ref.py --data d --init m {TINY} --steps 20 --save-every 5 --out a",
-        scored,
-        preexec_fn=lambda: (
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
-            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
-        ),
-    )
-    out, _ = process.communicate(timeout=HANGS)
-    assert process.returncode == 2 and "Traceback" not in out and "error:" in out, out
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # Python ignores SIGXFSZ
+    try:
+        code, _, err = stage(train_ref, f"--data d --init m {TINY} --steps 5 --out a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2 and "Traceback" not in err and "error:" in err, err
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -543,7 +554,7 @@ def test_killed_on_two_ranks_goes_on_with_any_number(stage, scored, parallel):
     assert log(scored / "cut")[-1]["step"] == 20
     for n in (0, 1, 2, 4):
         shutil.copytree(scored / "cut", scored / f"on{n}")
-        finish(launch(f"train_slm.py {args} --out on{n} {RESUME}", scored, ranks=n))
+        finish(launch(f"train_slm.py {args} --out on{n}", scored, ranks=n))
         assert distance(scored / "whole", scored / f"on{n}") < 1e-5
         assert [r["tokens_seen"] for r in log(scored / f"on{n}")] == [
             r["tokens_seen"] for r in log(scored / "whole")
