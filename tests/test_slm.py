@@ -15,7 +15,7 @@ from model import Config, Transformer, initialise
 
 
 def brute_force(scores, valid, k, scope):
-    """The contract's rules in plain Python: one at a time, best first, lowest position first among equals."""
+    """The rules in plain Python: one at a time, best first, lowest position first among equals."""
     kept = np.zeros(valid.shape, bool)
     groups = [[(r, c) for c in range(valid.shape[1])] for r in range(valid.shape[0])]
     if scope != "sequence":
@@ -168,7 +168,7 @@ def test_loss_and_gradients_equal_masked_full_logits_in_fp64(scope):
 
 
 def test_unselected_tokens_are_still_read():
-    """Changing an input whose own target is not kept changes the loss of the kept targets after it."""
+    """An input whose own target is not kept still changes the loss of kept targets after it."""
     model, x, y, ref, _ = tiny(torch.float64)
     keep_last = torch.zeros(3, 9, dtype=torch.bool)
     keep_last[:, -1] = True

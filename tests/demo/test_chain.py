@@ -15,7 +15,7 @@ from conftest import ROOT, write_model, write_set
 def students(**changes):
     """Arguments of train_slm.py that name no input and no output, as for the demo."""
     nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs"))
-    defaults = {"k": 0.6, "score": "excess", "scope": "micro", "seed": 0}
+    defaults = {"k": 0.6, "score": "excess", "scope": "micro", "backward": "exact", "seed": 0}
     return argparse.Namespace(**{**nothing, **defaults, **changes})
 
 

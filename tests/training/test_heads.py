@@ -1,4 +1,4 @@
-"""The cheap forms against the plain ones: heads against full logits, pruned backward against hooks on plain layers."""
+"""Cheap forms against plain ones: heads against full logits, pruned backward against hooks."""
 
 import copy
 import os
@@ -58,7 +58,7 @@ def selection(ref, valid, k=0.6, scope="micro"):
 
 
 def results(module, x, y, select, count):
-    """One step's total, losses, choice and gradients, by name; the divisor is any number that is not 1."""
+    """One step's total, losses, choice and gradients, by name; the divisor is not 1."""
     module.zero_grad()
     total, losses, kept = module(x, y, select, count=count)
     (total / 7).backward()
@@ -82,7 +82,7 @@ def distance(a, b):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("head", ["kept", "lean"])
 def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tolerance):
-    """The head alone: losses, choice, gradients of hidden and weight; targets with masks, scores with ties."""
+    """The head alone: losses, choice, gradients; targets with masks, scores with ties."""
     (k, scope), (_, _, y, ref, valid) = CASES[case], tiny(dtype)
     generator = torch.Generator().manual_seed(2)
     hidden, weight = (torch.randn(n, 16, generator=generator, dtype=dtype) for n in (27, 50))
@@ -118,7 +118,7 @@ def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tol
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("head", ["kept", "lean"])
 def test_a_whole_model_learns_the_same_with_any_exact_form(head, checkpointing, changes):
-    """The last block's backward on kept rows included; fp64 shows that it is exact, not merely near."""
+    """The last block's backward on kept rows included; fp64 shows that it is exact."""
     for k, scope in CASES.values():
         model, x, y, ref, valid = tiny(torch.float64, **changes)
         plain, quick = slm.WithLoss(copy.deepcopy(model)), FastLoss(model, head)
@@ -182,7 +182,7 @@ def test_several_micro_batches_before_one_backward_do_not_share_their_rows():
 
 
 def zero_dropped_rows(model, kept, names):
-    """The outside truth of the pruned backward: hooks on plain linear layers zero the gradient of dropped rows."""
+    """The outside truth: hooks on plain linear layers zero the gradient of dropped rows."""
 
     def hook(module, inputs, output):
         output.register_hook(lambda grad: grad * kept[..., None])
@@ -306,10 +306,12 @@ for backward in BACKWARD:
         module = parallel.wrap(FastLoss(tiny(torch.float64)[0], "kept", backward), args, env)
         for i, (x, y, ref, valid) in enumerate(batches[rank::2]):
             parallel.sync_gradients(module, last=i == 1)
-            module(x, y, selection(ref, valid), count=slm.Selection(0.6).count(valid.numpy()))[0].mul(2 / 7).backward()
+            count = slm.Selection(0.6).count(valid.numpy())
+            module(x, y, selection(ref, valid), count=count)[0].mul(2 / 7).backward()
         single = FastLoss(tiny(torch.float64)[0], "lean", backward)
         for x, y, ref, valid in batches:
-            single(x, y, selection(ref, valid), count=slm.Selection(0.6).count(valid.numpy()))[0].div(7).backward()
+            count = slm.Selection(0.6).count(valid.numpy())
+            single(x, y, selection(ref, valid), count=count)[0].div(7).backward()
         for (name, p), q in zip(module.named_parameters(), single.parameters()):
             grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             assert (grad - q.grad).abs().max() <= 1e-12 * q.grad.abs().max(), (backward, kind, name)
