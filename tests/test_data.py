@@ -199,11 +199,11 @@ data = TokenSet("big")
 stored = Stored("ref_loss.bin", data, 2048)
 opened = read() - before
 loader, resident = Loader(data.n_windows(2048), 8, 0), []
-for step in range(301):
+for step in range(101):
     windows, = loader.micro_batches(step, 8)
     x, y, valid = data.batch(windows, 2048)
     stored.batch(windows, valid)
-    if step % 100 == 0:
+    if step % 20 == 0:
         resident.append(memory())
 print(json.dumps([opened, resident]))
 """
@@ -211,7 +211,7 @@ print(json.dumps([opened, resident]))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
-    """A sparse token set and its losses, 2 GB each: opening reads a few blocks, random places leave no pages behind."""
+    """A sparse token set and its losses, 2 GB each: opening reads little, no pages are left."""
     n = 10**9
     (tmp_path / "big").mkdir()
     for path in (tmp_path / "big/tokens.bin", tmp_path / "ref_loss.bin"):
@@ -250,4 +250,4 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     assert done.returncode == 0, done.stderr
     opened, resident = json.loads(done.stdout)
     assert opened < 1 << 20
-    assert max(resident) - resident[0] < 8 << 20  # 79 MB of tokens and losses were read
+    assert max(resident) - resident[0] < 8 << 20  # of more than 100 MB that were mapped
