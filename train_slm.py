@@ -1,9 +1,8 @@
 """Stage 3: selective training (Rho-1, section 2.2): every token is read, the top k carry loss.
 
     python train_slm.py --k 0.6               # the demo: makes all that is missing
-    python train_slm.py --data data/owm --init TinyLlama/TinyLlama_v1.1 \\
-        --ref-loss out/owm/ref_loss.bin --out out/slm --seq-len 2048 --batch-size 512 \\
-        --micro-batch-size 8 --lr 8e-5 --steps 14300                                 # one GPU
+    python train_slm.py --data data/owm --init TinyLlama/TinyLlama_v1.1 --out out/slm --lr 8e-5 \\
+        --ref-loss out/owm/ref_loss.bin --seq-len 2048 --batch-size 512 --micro-batch-size 8
     torchrun --nproc-per-node 8 train_slm.py ...                                     # eight
 Interrupted, the same command goes on. `diff train_ref.py train_slm.py` shows the method.
 """

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, docstring):
         super().__init__(
             description=docstring,
-            usage="python %(prog)s [--FLAG VALUE ...]",
+            usage=argparse.SUPPRESS,  # the launch lines in the docstring say more
             formatter_class=_Help,
             allow_abbrev=False,
             add_help=False,
