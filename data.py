@@ -330,7 +330,7 @@ class Stored:
         command = f"score.py --data {token_set.folder} --seq-len {seq_len} --out {ref_loss}"
         if not self.path.exists():
             if entropy:
-                command += " --entropy"
+                command += " --entropy --overwrite"  # losses and entropies are made together
             raise UserError(
                 f"reference losses: {self.path} does not exist; make it with {command} "
                 f"--model REFERENCE"
