@@ -1,6 +1,7 @@
 """Fixtures that several test files share: running a stage, small models, small token sets."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# A shell starts background jobs with Ctrl-C ignored, and stages would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from killed import arm_renames  # noqa: E402
 
