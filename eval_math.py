@@ -250,7 +250,7 @@ def evaluate_task(task, args, env, subject, out):
             for path in unfinished.partial_files(out, name):
                 path.unlink()
             if tasks.check(task).own and not args.limit:
-                note_exact_match(subject.folder / "summary.json", verdicts)
+                note_exact_match(subject.folder, task, verdicts)
 
 
 def settings_of(task, args, env, subject, prompts):
@@ -288,9 +288,17 @@ def answer(task, args, env, subject, prompts, todo, settings):
     return answers, len(mine)
 
 
-def note_exact_match(path, verdicts):
-    """Put the share of right answers (0..1) into a run's summary, where there is one."""
-    if path.exists():
+def note_exact_match(folder, task, verdicts):
+    """Put the share of right answers (0..1) into a run's summary.
+
+    Where the model is a run of the kit, and the problems lie beside the text that it was trained
+    on: they are its own test.
+    """
+    path = folder / "summary.json"
+    if not (path.exists() and (folder / "args.json").exists()):
+        return
+    data = Path(read_json(folder / "args.json", "run").get("data", ""))
+    if data.resolve().parent == Path(task).resolve().parent:
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
         write_atomic(path, json.dumps({**read_json(path, "run"), "exact_match": share}, indent=1))
 

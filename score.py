@@ -48,7 +48,9 @@ def arguments(argv=None):
         "--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU"
     )
     group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="FILE", help="the losses; FILE.json is their note")
+    group.add_argument(
+        "--out", metavar="FILE", help="the losses, NAME.bin; NAME.json is their note"
+    )
     group.add_argument("--entropy", action="store_true", help="store each prediction's entropy too")
     group.add_argument("--overwrite", action="store_true", help="start over")
     return parser.parse_args(argv)

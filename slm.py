@@ -35,9 +35,13 @@ class Tokens(SimpleNamespace):
     """
 
     def __getattr__(self, name):  # called only for what is not there
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name not in KNOWN:
+            raise UserError(f"a score reads t.{name}, wanted some of {', '.join(KNOWN)}")
         raise UserError(
             f"a score reads t.{name}, which was not loaded; it has to say so: "
-            f'SCORES["..."] = Score(function, needs=(..., "{name}")), with {", ".join(KNOWN)}'
+            f'SCORES["..."] = Score(function, needs=(..., "{name}"))'
         )
 
 

@@ -32,7 +32,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help
-        if action.choices and action.choices[0] not in text:
+        if action.choices and any(name not in text for name in action.choices):
             text = f"{text}: {', '.join(action.choices)}"
         if action.default is None or action.default is False or "default" in text:
             return text
@@ -57,7 +57,9 @@ def _number(kind, text, wanted, holds):
 
 def whole(least):
     """An argument type: an integer of at least `least`."""
-    return lambda text: _number(int, text, f"at least {least}", lambda n: n >= least)
+    return lambda text: _number(
+        int, text, f"a whole number of at least {least}", lambda n: n >= least
+    )
 
 
 def positive(text):

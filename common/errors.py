@@ -25,12 +25,18 @@ def cli(main):
         _stop(2, f"error: {error}")
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        kept = "what was finished before is kept, run again to go on"
-        _stop(2, f"error: {error.strerror or error}{where}; {kept}")
+        kept = "what was finished before is kept"
+        _stop(2, f"error: {error.strerror or error}{where}; {kept}, {_same_command()} goes on")
     except KeyboardInterrupt:
-        _stop(130, "interrupted: what was done is kept; the same command goes on")
+        _stop(130, f"interrupted: what was done is kept; {_same_command()} goes on")
     if ranks := in_a_group():
         ranks.destroy_process_group()
+
+
+def _same_command():
+    if "--overwrite" in sys.argv:  # would start over again
+        return "the same command without --overwrite"
+    return "the same command"
 
 
 def _stop(code, message):

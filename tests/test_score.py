@@ -135,7 +135,7 @@ def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ("--batch-size 0", "--batch-size: got 0, wanted at least 1"),
+        ("--batch-size 0", "--batch-size: got 0, wanted a whole number of at least 1"),
         ("--model nowhere", "nowhere"),
         ("--data nowhere", "nowhere is not a folder"),
         ("--device cuda", "sees no CUDA device"),

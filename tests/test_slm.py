@@ -94,6 +94,9 @@ def test_a_score_says_what_it_needs():
     silent = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss",))
     with pytest.raises(UserError, match=r"reads t.ref_entropy, which was not loaded.*needs="):
         silent.function(slm.Tokens(loss=torch.zeros(1, 2)))
+    with pytest.raises(UserError, match="reads t.los, wanted some of loss"):
+        _ = slm.Tokens().los
+    assert copy.copy(slm.Tokens(loss=1)).loss == 1
     static = [name for name, score in slm.SCORES.items() if score.static]
     assert static == ["random", "ref_loss", "ref_entropy"]
     assert slm.Selection(0.6, "ref_and").needs == ("ref_loss", "ref_entropy")

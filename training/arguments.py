@@ -42,7 +42,9 @@ def add_arguments(parser):
     group.add_argument(
         "--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit"
     )
-    group.add_argument("--seed", type=whole(0), default=0, help="data order, initialisation")
+    group.add_argument(
+        "--seed", type=whole(0), default=0, help="data order, initialisation, random scores"
+    )
 
     group = parser.add_argument_group("machine")
     add_machine(group)

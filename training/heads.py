@@ -81,7 +81,7 @@ class Head(torch.autograd.Function):
                 if kept is None:
                     losses[part] = _losses(z, y_part)
                 d_logits = z.softmax(-1)
-                del z  # as large as d_logits: two of a chunk are enough
+                del z  # as large as d_logits: no more than two of a chunk are held
                 minus_one = torch.full_like(d_logits[:, :1], -1.0)
                 d_logits = d_logits.scatter_add_(1, y_part[:, None], minus_one).to(dtype)
                 d_hidden[part] = d_logits @ w
@@ -89,6 +89,7 @@ class Head(torch.autograd.Function):
                     d_weight.addmm_(d_logits.T, h_part)
                 else:
                     d_weight.add_(d_logits.T @ h_part)
+                del d_logits  # before the next chunk's are made
 
         if kept is None:
             kept = select(losses)

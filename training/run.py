@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.files import read_json, renamed_when_whole, write_atomic
 from hf import checkpoint
 from hf.card import model_card
+from hf.tokenizer_files import FILES
 from training import parallel
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
@@ -100,17 +101,25 @@ class Run:
         differing = [
             f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
         ]
-        begun = any((self.folder / name).exists() for name in ("train_state.pt", "summary.json"))
-        if differing and begun:
+        if differing and self._begun():
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
                 f"choose another --out or start it over with --overwrite"
             )
-        if differing:  # it stopped before it saved anything, for lack of memory perhaps
+        if differing:  # it stopped in its first step, for lack of memory perhaps
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return read_json(self.folder / "summary.json", "run")
         return None
+
+    def _begun(self):
+        """Has a step been made, or anything been saved?"""
+        log = self.folder / "log.jsonl"
+        if log.exists() and log.stat().st_size:
+            return True
+        if any(self.folder.glob("step-[0-9]*")):
+            return True
+        return any((self.folder / name).exists() for name in FIRST)
 
     def _cut_log(self):
         """Drop the records after the checkpoint's step: those steps are done again."""
@@ -228,30 +237,49 @@ class Run:
             print(f"{self.folder}: {', '.join(shown)}")
 
 
-# What the kit writes into a run's folder: itself, the model, its tokenizer, its evaluation.
-OURS = re.compile(
-    r"(args|summary|train_state|log|config|generation_config|tokenizer|tokenizer_config"
-    r"|special_tokens_map|added_tokens|vocab|results)\.(json|jsonl|pt|model|md)(\.tmp)?"
-    r"|README\.md(\.tmp)?|tokenizer\.model|merges\.txt|chat_template\.jinja"
-    r"|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?(\.tmp)?"
-)
+# --------------------------------------------------------------------------------------------------
+# --overwrite: what the kit writes into a run's folder, and nothing else
+
+OURS = {
+    "args.json",
+    "log.jsonl",
+    "summary.json",
+    "train_state.pt",
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    *FILES,
+}
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+FIRST = ("summary.json", "train_state.pt")  # without them a folder is not taken for a whole run
+LAST = "args.json"  # with it a folder is known as a run
 
 
 def erase(folder):
-    """Delete a run of ours: the files that the kit writes, and the folders that become empty.
+    """Delete a run of ours, its snapshots and their evaluations; folders that become empty, too.
 
-    args.json goes last, so that a kill on the way leaves a folder that is still known as a run.
+    A kill on the way leaves a folder that is still known as a run, and not as a finished one.
     """
+    for name in FIRST:
+        (folder / name).unlink(missing_ok=True)
     for snapshot in folder.glob("step-[0-9]*"):
         if snapshot.is_dir():
+            _erase_evaluation(snapshot / "eval")
             _erase_files(snapshot)
     _erase_evaluation(folder / "eval")
     _erase_files(folder)
 
 
+def _is_ours(name):
+    name = name.removesuffix(".tmp")
+    return name in OURS or SHARD.fullmatch(name) is not None
+
+
 def _erase_files(folder):
-    files = [path for path in folder.iterdir() if path.is_file() and OURS.fullmatch(path.name)]
-    for path in sorted(files, key=lambda path: path.name == "args.json"):
+    files = [path for path in folder.iterdir() if path.is_file() and _is_ours(path.name)]
+    for path in sorted(files, key=lambda path: path.name == LAST):
         path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -259,9 +287,16 @@ def _erase_files(folder):
 
 def _erase_evaluation(folder):
     """Delete what eval_math.py wrote about the model that goes."""
-    if not (folder / "results.json").is_file():
+    if not folder.is_dir():
         return
-    for task in read_json(folder / "results.json", "results"):
-        for ending in (".jsonl", ".differences.jsonl"):
-            (folder / (task + ending)).unlink(missing_ok=True)
-    _erase_files(folder)
+    results = folder / "results.json"
+    if results.is_file():
+        for task in read_json(results, "results"):
+            for ending in (".jsonl", ".differences.jsonl"):
+                (folder / (task + ending)).unlink(missing_ok=True)
+    for unfinished in folder.glob("*.partial-[0-9]*.jsonl"):
+        unfinished.unlink()
+    (folder / "results.md").unlink(missing_ok=True)
+    results.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()

@@ -115,7 +115,8 @@ class Choice:
 
     def keep(self, losses):
         """Which tokens are kept, (B, T) bool, given the student's losses (B, T)."""
-        self.tokens.loss = losses
+        if "loss" in self.selection.needs:
+            self.tokens.loss = losses
         if self.settled is not None:
             return self.settled
         return self.selection.mask(self.tokens, self.valid)

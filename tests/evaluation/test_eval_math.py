@@ -69,6 +69,7 @@ def parrot(folder, vocabulary, text):
     checkpoint.save(model, folder)
     vocabulary.save(folder)
     (folder / "summary.json").write_text('{"val_loss": 1.5, "exact_match": null}')
+    (folder / "args.json").write_text('{"data": "data/demo/corpus"}')
     return folder
 
 
@@ -90,6 +91,13 @@ def test_exact_match_is_counted_and_noted(stage, vocabulary, tmp_path):
     assert entry["strict"] == 50.0 and entry["n"] == 6 and "50.0" in out
     assert entry["settings"]["model_hash"] == checkpoint.model_hash(tmp_path / "run")[:16]
     assert not list((tmp_path / "run/eval").glob("*partial*"))
+
+
+def test_other_problems_leave_the_run_s_exact_match_alone(stage, vocabulary, tmp_path):
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "elsewhere", ["7", "7"])
+    assert stage(E, "--model run --tasks elsewhere/test.jsonl --device cpu")[0] == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["exact_match"] is None
 
 
 def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch):

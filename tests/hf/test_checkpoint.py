@@ -541,7 +541,7 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
             f"| steps | {steps} of 4 |",
             f"| tokens read | {steps * 64:,} |",
             "| k | 0.5 |",
-            f"| tokens learnt from | {steps * 32:,} |",
+            f"| tokens that carried loss | {steps * 32:,} |",
             f"| training data, sha256 | {data.hash} |",
             f"| base, sha256 of its tensors | {checkpoint.model_hash(tmp_path / 'm')} |",
             "python train_slm.py --data d --val d --init m --k 0.5",

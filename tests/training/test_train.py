@@ -286,11 +286,16 @@ def test_run_folders(stage, inputs):
     assert code == 0 and " tokens read" in out
     code, _, err = stage(train_ref, f"{args} --out a --lr 5e-4")
     assert code == 2 and "lr 0.001 -> 0.0005" in err and "--overwrite" in err
-    (inputs / "a/notes.txt").write_text("years of work")
-    (inputs / "a/eval").mkdir()
-    (inputs / "a/eval/mine.jsonl").write_text("{}")
+    mine = ["notes.txt", "summary.md", "log.md", "eval/mine.jsonl", "step-000001/mine.txt"]
+    ours = ["eval/test.jsonl", "eval/other.partial-0.jsonl", "eval/results.md"]
+    ours += ["step-000001/eval/test.partial-1.jsonl", "step-000001/config.json"]
+    for name in mine + ours:
+        (inputs / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (inputs / "a" / name).write_text("years of work")
+    (inputs / "a/eval/results.json").write_text('{"test": {}}')
     assert stage(train_ref, f"{args} --out a --overwrite --lr 5e-4")[0] == 0
-    assert (inputs / "a/notes.txt").exists() and (inputs / "a/eval/mine.jsonl").exists()
+    assert [name for name in mine if not (inputs / "a" / name).exists()] == []
+    assert [name for name in ours if (inputs / "a" / name).exists()] == []
     assert len(log(inputs / "a")) == 3
     (inputs / "mine").mkdir()
     (inputs / "mine/thesis.tex").write_text("years of work")
