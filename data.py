@@ -17,10 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
+from common import files
+from common.checksums import Checked
 from common.errors import UserError
-from common.files import read_json, write_atomic
+from common.files import write_atomic
+from common.records import read_json
 
 FORMAT = 1
+STORED_FORMAT = 2  # of the note beside stored losses
+PLACES = 64  # in stored losses that are looked at when they are opened
+PIECE = 1024  # values at each of them
 BLOCK = 1 << 20  # bytes read at a time when a whole file is hashed
 
 
@@ -222,7 +228,7 @@ class TokenSetWriter:
         self.folder = Path(folder)
         self.vocab_size = vocab_size
         self.plan = plan
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         self.dtypes = {name: np.dtype(np.uint8) for name in arrays}
         self.dtypes["tokens"] = token_dtype(vocab_size)
         self.count = 0
@@ -231,10 +237,7 @@ class TokenSetWriter:
         self._go_on()
         self.files = {}
         for name, dtype in self.dtypes.items():
-            path = self._partial(name)
-            self.files[name] = open(path, "r+b" if path.exists() else "w+b")
-            self.files[name].truncate(self.count * dtype.itemsize)
-            self.files[name].seek(0, os.SEEK_END)
+            self.files[name] = files.Growing(self._partial(name), self.count * dtype.itemsize)
 
     def _undo_renames(self):
         """After a kill inside `finish`: arrays that were renamed already are partial again."""
@@ -243,7 +246,7 @@ class TokenSetWriter:
         for name in self.dtypes:
             path = self.folder / self.NAMES[name]
             if path.exists() and not self._partial(name).exists():
-                os.replace(path, self._partial(name))
+                files.rename(path, self._partial(name))
 
     def _go_on(self):
         """Take up `count` and `state` of the last mark, if it was this plan's and all is there."""
@@ -274,18 +277,16 @@ class TokenSetWriter:
     def mark(self, state):
         """What was appended so far survives a kill; `state` (JSON) says where to go on."""
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            file.to_disk()
         progress = {"plan": self.plan, "count": self.count, "state": state}
         write_atomic(self.folder / "progress.json", json.dumps(progress))
 
     def finish(self, **meta):
         """Close the set. `meta`: tokenizer (hash), sources, seed, kinds ... Returns the set."""
         for name, file in self.files.items():
-            file.flush()
-            os.fsync(file.fileno())
+            file.to_disk()
             file.close()
-            os.replace(self._partial(name), self.folder / self.NAMES[name])
+            files.rename(self._partial(name), self.folder / self.NAMES[name])
         path = self.folder / "tokens.bin"
         header = {
             "format": FORMAT,
@@ -297,7 +298,7 @@ class TokenSetWriter:
             "sample_sha256": file_hash(path, sampled=True),
         }
         write_atomic(self.folder / "meta.json", json.dumps(header, indent=1))
-        (self.folder / "progress.json").unlink(missing_ok=True)
+        files.remove(self.folder / "progress.json")
         return TokenSet(self.folder)
 
 
@@ -336,8 +337,12 @@ class Stored:
                 f"--model REFERENCE"
             )
         self.meta = read_json(Path(ref_loss).with_suffix(".json"), "reference losses")
-        self._check(dtype, f"{command} --model REFERENCE --overwrite")
+        again = f"{command} --model REFERENCE --overwrite"
+        self._check(dtype, again)
+        checksums = self.meta["checksums"].get(self.path.name, [])
+        self.checked = Checked(self.path, checksums, f"score again: {again}")
         self.values = np.memmap(self.path, "<f2", "r")
+        self._check_values(again)
 
     def _check(self, dtype, command):
         meta = self.meta
@@ -345,6 +350,7 @@ class Stored:
         if dtype is None:
             dtype = meta.get("dtype")
         for what, got, wanted, flag in (
+            ("format", meta.get("format"), STORED_FORMAT, ""),
             ("losses of token set", meta.get("data"), self.set.hash, ""),
             ("a length of", meta.get("count"), self.set.count, ""),
             ("a size in bytes of", size, 2 * self.set.count, ""),
@@ -363,11 +369,32 @@ class Stored:
                 f"scoring was interrupted; the same score.py command goes on"
             )
 
+    def _check_values(self, command):
+        """Raises UserError for values that no loss (or entropy) can have, in a sample of them."""
+        starts = np.linspace(0, max(0, self.set.count - PIECE), PLACES, dtype=np.int64)
+        pieces = [self.values[start : start + PIECE] for start in starts]
+        sample = np.concatenate(pieces).astype(np.float32)
+        forget(self.values)
+        sample = sample[~np.isnan(sample)]
+        if not len(sample):
+            return
+        low, high, mean = sample.min(), sample.max(), sample.mean()
+        most = np.log(self.set.vocab_size) + 2
+        if low < -0.01 or not np.isfinite(high) or mean > most:
+            raise UserError(
+                f"reference losses: {self.path} has values from {low:.3g} to {high:.3g}, mean "
+                f"{mean:.3g}; wanted none below 0 and a mean up to {most:.3g} nats (ln of the "
+                f"vocabulary, plus 2); score again: {command}"
+            )
+
     def batch(self, windows, valid):
         """The windows' values (B, T) fp32; 0 at targets that are not valid.
 
         Raises UserError where a valid one is missing.
         """
+        for window in windows:
+            first = 2 * (int(window) * self.seq_len + 1)
+            self.checked.check(first, min(2 * self.set.count, first + 2 * self.seq_len))
         out = self.set.cut(self.values, windows, self.seq_len, fill=0).astype(np.float32)
         missing = np.isnan(out) & valid
         if missing.any():

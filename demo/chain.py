@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common.files import read_json
+from common.records import read_json
 from data import TokenSet
 from hf import checkpoint
 

@@ -7,7 +7,7 @@ import argparse
 import statistics
 
 from common.errors import cli
-from common.files import read_json
+from common.records import read_json
 from demo.chain import records, roots, tokens_to_reach
 
 ROWS = {

@@ -13,7 +13,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 import numpy as np
 
 from common.errors import UserError, cli
-from common.files import read_json
+from common.records import read_json
 from data import TokenSet
 from demo.chain import records, roots, tokens_to_reach
 from runs.narrow import show_templates, write_narrow

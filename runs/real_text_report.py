@@ -3,7 +3,7 @@
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from demo.chain import records, tokens_to_reach
 
 METHODS = {"clm": "CLM, every token", "slm": "SLM, k = 0.6", "random": "random 60 %"}

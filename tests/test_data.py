@@ -3,13 +3,23 @@
 import json
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 
+from common.checksums import BLOCK, SAMPLED, Checksums
 from common.errors import UserError
 from conftest import ROOT, write_set
-from data import Loader, Stored, TokenSet, TokenSetWriter, file_hash, token_dtype
+from data import (
+    STORED_FORMAT,
+    Loader,
+    Stored,
+    TokenSet,
+    TokenSetWriter,
+    file_hash,
+    token_dtype,
+)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +142,8 @@ def test_verify_finds_what_the_samples_miss(vocabulary, tmp_path):
 def store(folder, data, seq_len, values, changes=None):
     values.astype("<f2").tofile(folder / "ref_loss.bin")
     header = {
+        "format": STORED_FORMAT,
+        "checksums": {"ref_loss.bin": Checksums(folder / "ref_loss.bin", 2 * data.count).all()},
         "data": data.hash,
         "reference": "r",
         "seq_len": seq_len,
@@ -145,19 +157,19 @@ def store(folder, data, seq_len, values, changes=None):
 
 def test_stored_losses_are_indexed_by_the_target(vocabulary, tmp_path):
     data = write_set(tmp_path / "set", vocabulary, 20)
-    values = np.arange(20.0)
+    values = np.arange(20.0) / 4  # nats
     values[0] = np.nan  # never a target
     stored = Stored(store(tmp_path, data, 8, values), data, 8)
     windows = [2, 0]
     out = stored.batch(windows, data.valid(windows, 8))
-    assert out.tolist() == [[17, 18, 19, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert (4 * out).tolist() == [[17, 18, 19, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]]
 
 
 def test_a_missing_value_is_an_error_unless_masked(vocabulary, tmp_path):
     mask = np.ones(20, np.uint8)
     mask[5] = 0
     data = write_set(tmp_path / "set", vocabulary, 20, loss_mask=mask)
-    values = np.arange(20.0)
+    values = np.arange(20.0) / 4  # nats
     values[5] = np.nan
     stored = Stored(store(tmp_path, data, 8, values), data, 8)
     stored.batch([0, 1], data.valid([0, 1], 8))
@@ -230,9 +242,13 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
             }
         )
     )
+    whole, rest = divmod(2 * n, BLOCK)
+    zeros = [zlib.crc32(bytes(BLOCK))] * whole + [zlib.crc32(bytes(rest))]
     (tmp_path / "ref_loss.json").write_text(
         json.dumps(
             {
+                "format": STORED_FORMAT,
+                "checksums": {"ref_loss.bin": zeros},
                 "data": "-",
                 "count": n,
                 "seq_len": 2048,
@@ -249,5 +265,5 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     opened, resident = json.loads(done.stdout)
-    assert opened < 1 << 20
+    assert opened < (SAMPLED + 2) * BLOCK  # the checksums that are looked at, and a little more
     assert max(resident) - resident[0] < 8 << 20  # of more than 100 MB that were mapped

@@ -4,7 +4,10 @@ import os
 
 from common.command_line import add_machine, not_negative, positive, whole
 from common.errors import UserError
+from common.files import refuse_overlap
 from training.heads import HEADS
+
+READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
 
 
 def add_arguments(parser):
@@ -99,6 +102,8 @@ def settle(args):
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
     if args.out is None:
         raise UserError("--out: got none, wanted a folder for the run")
+    read = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in READ}
+    refuse_overlap(args.out, read)
 
 
 def is_snapshot(done, args):

@@ -229,10 +229,9 @@ class Rows:
             batch_size=self.args.batch_size,
             entropy=False,
         )
-        if not out.exists():
-            np.full(data.count, np.nan, "<f2").tofile(out)
+        note = {"n_scored": 0, "checksums": {}}
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            score.score(args, self.env, data, self.ours("full")[0], {}, 0)
+            score.score(args, self.env, data, self.ours("full")[0], note)
 
     def tokens_to_score(self):
         return token_set(self.folder, SCORED * self.n + 1, self.args.vocab_size)

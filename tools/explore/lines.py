@@ -12,7 +12,7 @@ import numpy as np
 
 import slm
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from demo.chain import records, tokens_to_reach
 from hf import checkpoint
 from hf.config import config_from_hf

@@ -17,7 +17,7 @@ from common.device import Env
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from data import Stored, TokenSet
 from hf import models
 from tools.explore.figures import COLOURS, plotting, save_figure

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 import slm
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from hf import checkpoint, models
 
 CHUNK = 4096  # targets whose logits are looked at together

@@ -10,7 +10,7 @@ from pathlib import Path
 from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from model import Config
 from tools.plan.memory import counts, memory
 from tools.plan.recipe import stage_of
