@@ -62,6 +62,15 @@ def forget(array):
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
+def refuse_cut(array):
+    """Raises UserError where a mapped file has become shorter: to read on would be a bus error."""
+    if isinstance(array, np.memmap) and os.stat(array.filename).st_size < array.nbytes:
+        raise UserError(
+            f"{array.filename}: was cut while it was in use; bring the whole file back, then the "
+            f"same command goes on"
+        )
+
+
 class TokenSet:
     """A token set on disk, memory-mapped: opening it reads the header and 64 sampled blocks.
 
@@ -128,7 +137,20 @@ class TokenSet:
                 f"token set: {self.folder} has {self.count} tokens and so no target; "
                 f"prepare more text"
             )
+        self.refuse_no_target()
         return -(-(self.count - 1) // seq_len)
+
+    def refuse_no_target(self):
+        """Raises UserError where no token may be a target: a loss over none is no number."""
+        if self.loss_mask is None:
+            return
+        for start in range(1, self.count, BLOCK):
+            if self.loss_mask[start : start + BLOCK].any():
+                return
+        raise UserError(
+            f"token set: loss_mask.bin of {self.folder} lets no token be a target; prepare a set "
+            f"whose documents have a response"
+        )
 
     def batch(self, windows, seq_len):
         """x, y (B, T) int64 and valid (B, T) bool of the given windows.
@@ -162,6 +184,7 @@ class TokenSet:
 
         Padded with `fill` at the end.
         """
+        refuse_cut(array)
         out = np.full((len(windows), seq_len), fill, dtype or array.dtype)
         for row, window in zip(out, windows):
             start = int(window) * seq_len + shift

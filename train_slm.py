@@ -27,7 +27,7 @@ from training.meter import Meter
 from training.optimizer import clip_gradients, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
-from training.validation import is_due, validate
+from training.validation import is_due, validate, validation_set
 
 
 def arguments(argv=None):
@@ -59,7 +59,7 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = TokenSet(args.val, args.verify) if args.val else None
+    val = validation_set(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)

@@ -13,11 +13,13 @@ import score
 import slm
 import train_ref
 import train_slm
+from common.errors import UserError
 from common.files import LIST
 from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from killed import killed
+from training.meter import Meter
 from training.optimizer import make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
@@ -481,3 +483,20 @@ def test_bfloat16_moments_under_fsdp(scored):
         assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {
             torch.bfloat16
         }
+
+
+def test_a_validation_set_of_another_tokenizer_is_refused(stage, inputs):
+    meta = json.loads((inputs / "v/meta.json").read_text())
+    (inputs / "v/meta.json").write_text(json.dumps(meta | {"tokenizer": "another"}))
+    code, _, err = stage(train_ref, f"--data d --val v --init m --out a {TINY} --steps 2")
+    assert code == 2 and "its tokenizer is not that of --data d" in err
+
+
+def test_scores_that_are_not_finite_stop_the_run_on_any_device():
+    """keep_top looks on a CPU alone; the meter looks once a step."""
+    meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
+    valid = torch.tensor([[True, True, True, False]])
+    scores = torch.tensor([[1.0, torch.nan, torch.inf, torch.nan]])
+    meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
+    with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
+        meter.read()
