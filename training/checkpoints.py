@@ -51,7 +51,7 @@ ALLOWED = {
 
 
 def start_saving(temporary, target, tensors, record, env, group, when_whole):
-    """Begin to write a folder `temporary`, which becomes `target`. Returns what `finish_saving` needs.
+    """Begin to write a folder `temporary`, which becomes `target`. Returns a future.
 
     tensors: {name: tensor} of this rank, see parallel.tensors; they are copied before this returns.
     record: what else the state holds, as JSON. group: all ranks, on the CPU, used for nothing else.
@@ -156,7 +156,10 @@ def read(folder):
     if not (folder / RECORD).exists():
         raise UserError(f"{folder}: is damaged or no training state (it has no {RECORD})")
     record = read_json(folder / RECORD, "training state")
-    for name, size in record["files"].items():
+    sizes = record.get("files") if isinstance(record, dict) else None
+    if not isinstance(sizes, dict) or PICKLE not in sizes:
+        raise UserError(f"{folder}: is damaged ({RECORD} does not say what belongs to it)")
+    for name, size in sizes.items():
         path = folder / name
         found = path.stat().st_size if path.exists() else None
         if found is None:
