@@ -21,7 +21,7 @@ from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
 from training import parallel
-from training.arguments import add_arguments, settle
+from training.arguments import add_arguments, parse, settle
 from training.loss import BACKWARD, FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, lr_at, make_optimizer
@@ -50,7 +50,7 @@ def arguments(argv=None):
         help="pruned is approximate (training/pruned.py)",
     )
     add_arguments(parser)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def main():
