@@ -10,7 +10,9 @@ student will have. Interrupted, the same command goes on, and the file ends the 
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -24,7 +26,8 @@ from common import files
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.records import read_json
+from common.json_files import read_json
+from common.records import as_record, at_least
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
@@ -97,6 +100,14 @@ def check(args):
         files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
 
 
+@dataclass
+class Note:
+    """What the kit itself reads of the note beside the losses."""
+
+    n_scored: Annotated[int, at_least(0)]
+    checksums: dict[str, list[int]]
+
+
 def files_of(args):
     """The files of values: losses, and with --entropy entropies."""
     if args.entropy:
@@ -121,6 +132,7 @@ def claim(args, header, data):
         files.write_atomic(note, json.dumps(begun, indent=1))
         return begun
     saved = read_json(note, "reference losses")
+    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()

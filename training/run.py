@@ -6,6 +6,7 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ import torch
 from common import aside, files
 from common.errors import UserError
 from common.files import renamed_when_whole, write_atomic
-from common.records import read_json
+from common.json_files import parse, read_json
+from common.records import as_record, read_record
 from hf import checkpoint
 from hf.card import model_card
 from training import parallel
@@ -54,6 +56,27 @@ SUMMARY = {
     "tok_per_s": "{:,} tokens/s",
     "mfu": "MFU {:.1%}",
 }
+
+
+@dataclass
+class LogLine:
+    """What the kit itself reads of a record of log.jsonl."""
+
+    step: int
+
+
+@dataclass
+class Summary:
+    """summary.json: nats, shares of 1, tokens, seconds, bytes."""
+
+    val_loss: float | None
+    tokens_seen: int
+    tokens_selected: int
+    seconds: float
+    peak_memory_bytes: int
+    exact_match: float | None = None
+    tok_per_s: int | None = None
+    mfu: float | None = None
 
 
 class Run:
@@ -133,7 +156,7 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
-        return read_json(self.folder / "summary.json", "run")
+        return asdict(read_record(self.folder / "summary.json", Summary, "run"))
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""
@@ -162,14 +185,26 @@ class Run:
         return None
 
     def _log_size(self):
-        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again."""
+        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
+
+        Raises UserError where a record before it cannot be read.
+        """
         path = self.folder / "log.jsonl"
         size = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"}\n") or json.loads(line)["step"] > self.step:
-                    break
+        if self.step == 0 or not path.exists():
+            return size
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
                 size += len(line)
+                try:
+                    step = as_record(parse(line), LogLine, "").step
+                except ValueError:
+                    raise UserError(
+                        f"{path}, line {number}: is not what was written; the run goes on when "
+                        f"the line is deleted"
+                    ) from None
+                if step >= self.step:
+                    break
         return size
 
     def restore(self, student, optimizer):
