@@ -134,9 +134,8 @@ def compare(exact, found, valid, k, micro_batch_size):
     """What the choice by `found` loses against the choice by `exact`, excesses (windows, T).
 
     Returns {error_sd, error_median: standard deviation and median size of the error of the valid
-    tokens' excess, in nats; differ: share of the kept tokens that
-    the exact choice does not keep; lost: mean exact excess of its choice less that of the other's,
-    in nats}.
+    tokens' excess, in nats; differ: share of the kept tokens that the exact choice does not keep;
+    lost: mean exact excess of its choice less that of the other's, in nats}.
     """
     chosen = {}
     for name, excess in (("exact", exact), ("found", found)):
