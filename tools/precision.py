@@ -160,9 +160,8 @@ def show(rows, excess, args):
         f"{len(excess):,} tokens, {args.micro_batch_size} windows ranked together, k {args.k:g}; "
         f"excess in nats: sd {excess.std().item():.3f}, mean of the highest {mean:.3f}\n"
     )
-    print(
-        f"{'losses computed in':26}{'error, sd':>11}{'median':>9}{'kept tokens that differ':>25}{'lost':>9}"
-    )
+    columns = f"{'error, sd':>11}{'median':>9}{'kept tokens that differ':>25}{'lost':>9}"
+    print(f"{'losses computed in':26}{columns}")
     for name, row in rows.items():
         error = f"{row['error_sd']:11.4f}{row['error_median']:9.4f}"
         print(f"{name:26}{error}{row['differ']:25.2%}{row['lost']:9.4f}")
