@@ -23,6 +23,7 @@ import slm
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
+from common.numerics import is_compiled
 from data import TokenSet
 from hf import checkpoint, models
 from training import parallel
@@ -48,7 +49,7 @@ def forms_of(args, env):
     if on_gpu:
         forms.append(Form("float32 (TF32)", torch.float32, tf32=True))
     forms.append(Form("bfloat16", torch.bfloat16, tf32=True))
-    if args.compile == "on" or (args.compile == "auto" and on_gpu):
+    if is_compiled(args, env):
         forms.append(Form("bfloat16, compiled", torch.bfloat16, tf32=True, compiled=True))
     forms.append(Form("bfloat16, logits as well", torch.bfloat16, tf32=True, rounded=True))
     return forms

@@ -4,16 +4,15 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from common.numerics import is_compiled
+
 
 def compile_blocks(module, args, env):
     """torch.compile each block (`--compile`).
 
     Shapes are static there; selection and head stay outside.
     """
-    wanted = args.compile == "on"
-    if args.compile == "auto":
-        wanted = env.device.type == "cuda"
-    if not wanted:
+    if not is_compiled(args, env):
         return
     # It would cut blocks at DDP's buckets; a block is small enough.
     torch._dynamo.config.optimize_ddp = False
