@@ -1,16 +1,12 @@
 """Cheap forms against plain ones: heads against full logits, pruned backward against hooks."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import slm
-from conftest import HANGS, ROOT
 from model import Config, Transformer, initialise
 from training import heads
 from training.loss import BACKWARD, FastLoss
@@ -338,58 +334,3 @@ def test_selection_causes_no_recompilation_and_compiled_gradients_are_the_same(b
         graphs.append((counters["stats"]["unique_graphs"], count))
     assert len({count for _, count in graphs}) > 2
     assert not counters["graph_break"] and graphs[-1][0] == graphs[1][0], graphs
-
-
-RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/training"]
-torch.set_num_threads(1)
-import common.device
-from training import parallel
-import slm
-from training.loss import BACKWARD, FastLoss
-from types import SimpleNamespace
-from test_heads import tiny, selection
-dist.init_process_group("gloo")
-rank, env = dist.get_rank(), SimpleNamespace(world=2, device=torch.device("cpu"))
-for backward in BACKWARD:
-    for kind in ("ddp", "fsdp"):
-        args = SimpleNamespace(compile="off", checkpointing=kind == "fsdp", parallel=kind)
-        batches = [tiny(torch.float64, seed=seed)[1:] for seed in range(4)]
-        module = parallel.wrap(FastLoss(tiny(torch.float64)[0], "kept", backward), args, env)
-        for i, (x, y, ref, valid) in enumerate(batches[rank::2]):
-            parallel.sync_gradients(module, last=i == 1)
-            count = slm.Selection(0.6).count(valid.numpy())
-            module(x, y, selection(ref, valid), count=count)[0].mul(2 / 7).backward()
-        single = FastLoss(tiny(torch.float64)[0], "lean", backward)
-        for x, y, ref, valid in batches:
-            count = slm.Selection(0.6).count(valid.numpy())
-            single(x, y, selection(ref, valid), count=count)[0].div(7).backward()
-        for (name, p), q in zip(module.named_parameters(), single.parameters()):
-            grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-            assert (grad - q.grad).abs().max() <= 1e-12 * q.grad.abs().max(), (backward, kind, name)
-dist.barrier()
-print("equal", flush=True)
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_and_accumulation_equal_one_process_under_ddp_and_fsdp(tmp_path):
-    (tmp_path / "ranks.py").write_text(RANKS.format(root=str(ROOT)))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(tmp_path / "ranks.py"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stdout + done.stderr
