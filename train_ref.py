@@ -86,7 +86,7 @@ def train(args, env, run, data, val, loader, model):
             meter.add(losses, valid, kept, data.labels(windows, T))
         grad_norm = clip_gradients(student, args, step)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        parallel.clear_gradients(student, optimizer)
 
         record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read()}
         record |= {"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}

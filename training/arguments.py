@@ -64,6 +64,9 @@ def add_arguments(parser):
     )
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument(
+        "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
+    )
+    group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations, store none"
     )
     group.add_argument(
@@ -136,6 +139,11 @@ def settle(args):
         raise UserError(
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
+        )
+    if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
+        raise UserError(
+            f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
+            f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
         )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
