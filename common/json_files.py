@@ -18,12 +18,12 @@ SHOWN = 80  # characters of a wrong value
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # of half a character, where the other is missing
 
 
-def regular_size(path, what):
+def regular_size(path, what, mend=""):
     """Bytes of a file. Raises UserError for what is none: a FIFO would be waited for for ever."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise UserError(f"{what}: {path} does not exist") from None
+        raise UserError(f"{what}: {path} does not exist{ending(mend)}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{what}: {path} cannot be read ({reason})") from None
@@ -39,7 +39,7 @@ def read_json(path, what, mend="", largest=LARGEST):
 
     `mend`: what the user can do about it, the end of the message.
     """
-    size = regular_size(path, what)
+    size = regular_size(path, what, mend)
     try:
         if size > largest:
             raise ValueError(f"it has {size:,} bytes, wanted at most {largest:,}")

@@ -62,8 +62,11 @@ def read_record(path, kind, what, mend="", largest=LARGEST):
 
 
 def read_lines(path, kind, what, mend=""):
-    """The records of a file with an object a line. A last line that is not whole is left out."""
-    regular_size(path, what)
+    """The objects of a file with one a line, as dicts; each is a `kind`, or UserError is raised.
+
+    A last line that is not whole is left out.
+    """
+    regular_size(path, what, mend)
     found = []
     with open(path, "rb") as file:
         while (line := file.readline(LARGEST)).endswith(b"\n"):
@@ -72,7 +75,8 @@ def read_lines(path, kind, what, mend=""):
                 value = parse(line)
             except ValueError as error:
                 raise UserError(f"{where} is not valid JSON ({error}){ending(mend)}") from None
-            found.append(as_record(value, kind, where, mend))
+            as_record(value, kind, where, mend)
+            found.append(value)
     return found
 
 

@@ -168,7 +168,7 @@ def test_lines_up_to_a_last_one_that_is_not_whole(tmp_path):
     path = tmp_path / "log.jsonl"
     line = json.dumps({"name": "a", "tokens": 3}) + "\n"
     path.write_text(2 * line + line[:10])
-    assert read_lines(path, Source, "log") == 2 * [Source("a", 3)]
+    assert read_lines(path, Source, "log") == 2 * [{"name": "a", "tokens": 3}]
     path.write_text(line + line[:10] + "\n" + line)
     with pytest.raises(UserError, match="log.jsonl, line 2 is not valid JSON"):
         read_lines(path, Source, "log")
