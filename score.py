@@ -27,6 +27,7 @@ from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
 from common.json_files import read_json
+from common.numerics import SAID, notice, numerics
 from common.records import as_record, at_least
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
@@ -73,9 +74,9 @@ def main():
         "data": data.hash,
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
-        "dtype": str(env.dtype).removeprefix("torch."),
         "count": data.count,
         "entropy": args.entropy,
+        **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
     if note["n_scored"] < data.n_windows(args.seq_len):
@@ -136,13 +137,15 @@ def claim(args, header, data):
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()
-        if saved.get(key) != value
+        if saved.get(key) != value and key not in SAID
     ]
     if differing:
         raise UserError(
             f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
             f"start over with --overwrite"
         )
+    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
+        print(said)
     for path in files_of(args):
         size = path.stat().st_size if path.exists() else 0
         wanted = size_of(saved["n_scored"], data, args.seq_len)

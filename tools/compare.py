@@ -17,7 +17,7 @@ SHOWN = {  # a column's title: a key of summary.json, how it is written
     "minutes": ("seconds", None),
     "tokens/s": ("tok_per_s", "{:,}"),
 }
-LEFT_OUT = ("format", "inputs")
+LEFT_OUT = ("format", "inputs", "numerics")
 
 
 def arguments(argv=None):

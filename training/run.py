@@ -6,7 +6,7 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from common import aside, files
 from common.errors import UserError
 from common.files import renamed_when_whole, write_atomic
 from common.json_files import parse, read_json
-from common.records import as_record, read_record
+from common.numerics import REFUSED, differences, notice, numerics
+from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
-from training import parallel
+from training import finished, parallel
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
 
@@ -65,20 +66,6 @@ class LogLine:
     step: int
 
 
-@dataclass
-class Summary:
-    """summary.json: nats, shares of 1, tokens, seconds, bytes."""
-
-    val_loss: float | None
-    tokens_seen: int
-    tokens_selected: int
-    seconds: float
-    peak_memory_bytes: int
-    exact_match: float | None = None
-    tok_per_s: int | None = None
-    mfu: float | None = None
-
-
 class Run:
     """args.json, log.jsonl, train_state.pt, summary.json and the model. Only rank 0 writes.
 
@@ -95,6 +82,7 @@ class Run:
         self.tokenizer_from = tokenizer_from
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
+        record["numerics"] = numerics(args, env, args.micro_batch_size)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
         self.state = self._saved_state() if self.summary is None else None
@@ -126,8 +114,12 @@ class Run:
             return None
         saved = read_json(path, "run")
         differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
+            f"{k} {saved.get(k)!r} -> {v!r}"
+            for k, v in self.record.items()
+            if saved.get(k) != v and k != "numerics"
         ]
+        before, now = saved.get("numerics", {}), self.record["numerics"]
+        differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
@@ -137,6 +129,8 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
+        if self._begun() and (said := notice(path, before, now)):
+            print(said)
         return None
 
     def _refuse_foreign(self):
@@ -156,7 +150,7 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
-        return asdict(read_record(self.folder / "summary.json", Summary, "run"))
+        return finished.summary(self.folder)
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""

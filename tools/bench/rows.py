@@ -245,7 +245,7 @@ def token_set(folder, count, vocab_size):
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
-    return writer.finish(tokenizer="none", sources={}, seed=0)
+    return writer.finish(tokenizer="none", sources=[], seed=0)
 
 
 # --------------------------------------------------------------------------------------------------
