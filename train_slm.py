@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common.command_line import Parser, share
+from common.command_line import Parser, share, whole
 from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
@@ -44,6 +44,11 @@ def arguments(argv=None):
         "--scope", default="micro", choices=scopes, help="what they are ranked within"
     )
     group.add_argument(
+        "--rank-windows",
+        type=whole(1),
+        help="micro: windows ranked together; default: those of a forward pass",
+    )
+    group.add_argument(
         "--backward",
         default="exact",
         choices=BACKWARD,
@@ -63,7 +68,8 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    selector = Selector(slm.Selection(args.k, args.score, args.scope), args, data, env)
+    selection = slm.Selection(args.k, args.score, args.scope, args.rank_windows)
+    selector = Selector(selection, args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init, **selector.references}
     run = Run(args, inputs, env, model, tokenizer_from)

@@ -140,6 +140,13 @@ def settle(args):
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
         )
+    together = getattr(args, "rank_windows", None)  # train_slm.py's
+    fits = together is None or (args.scope == "micro" and args.micro_batch_size % together == 0)
+    if not fits and args.k < 1:
+        raise UserError(
+            f"--rank-windows: got {together} with --scope {args.scope} and --micro-batch-size "
+            f"{args.micro_batch_size}, wanted --scope micro and a divisor of the micro-batch"
+        )
     if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
         raise UserError(
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "

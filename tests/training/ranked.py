@@ -44,7 +44,7 @@ def wrapped(model, kind, backward, dtype, checkpointing=False):
 
 
 def learn(module, batches, weights, dtype=torch.float32):
-    """One step's gradients of several micro-batches; a loss weighs what its batch does."""
+    """One step's gradients of several micro-batches; a token's loss weighs its batch's weight."""
     for i, ((x, y, ref, valid), weight) in enumerate(zip(batches, weights)):
         parallel.sync_gradients(module, last=i == len(batches) - 1)
         count = slm.Selection(0.6).count(valid.numpy())

@@ -90,7 +90,7 @@ def cost_per_token(saved):
 
 def selection_of(saved):
     """The slm.Selection of a run; one of train_ref.py keeps every token."""
-    return slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope"))
+    return slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope", "micro"))
 
 
 def fixed_cost(folder, saved, i, references):

@@ -157,7 +157,7 @@ def choose_windows(saved, data, wanted):
     On the run's own data they are micro-batches that the run trained on, of evenly spaced steps; on
     another token set windows in order, cut to the same size.
     """
-    size = saved["micro_batch_size"]
+    size = saved.get("rank_windows") or saved["micro_batch_size"]
     batch = saved["batch_size"]
     n = data.n_windows(saved["seq_len"])
     if saved["inputs"]["data"] != data.hash:
