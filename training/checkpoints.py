@@ -16,7 +16,9 @@ import errno
 import json
 import pickle
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -28,7 +30,8 @@ from torch.distributed.tensor import DTensor
 
 from common import files
 from common.errors import UserError, reason_of
-from common.records import read_json
+from common.json_files import read_json
+from common.records import as_record, at_least
 
 RECORD = "state.json"
 PICKLE = ".metadata"  # DCP's name
@@ -45,6 +48,21 @@ ALLOWED = {
     ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
     ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
 }
+
+
+@dataclass
+class Record:
+    """state.json."""
+
+    step: Annotated[int, at_least(1)]
+    seconds: float
+    tokens: list[int]
+    val_loss: float | None
+    config: dict[str, Any]  # the model's, as config.json has it
+    tokenizer_from: str
+    card: str
+    files: dict[str, Annotated[int, at_least(1)]]  # bytes
+
 
 # --------------------------------------------------------------------------------------------------
 # out
@@ -156,10 +174,8 @@ def read(folder):
     if not (folder / RECORD).exists():
         raise UserError(f"{folder}: is damaged or no training state (it has no {RECORD})")
     record = read_json(folder / RECORD, "training state")
-    sizes = record.get("files") if isinstance(record, dict) else None
-    if not isinstance(sizes, dict) or PICKLE not in sizes:
-        raise UserError(f"{folder}: is damaged ({RECORD} does not say what belongs to it)")
-    for name, size in sizes.items():
+    as_record(record, Record, f"training state: {folder / RECORD}")
+    for name, size in record["files"].items():
         path = folder / name
         found = path.stat().st_size if path.exists() else None
         if found is None:

@@ -68,7 +68,7 @@ class Trainer:
             total, *_ = self.student(self.x, self.x, lambda losses: valid, count=valid.numel())
         total.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        parallel.clear_gradients(self.student, self.optimizer)
         self.env.total(torch.zeros(1, device=self.env.device)).item()  # all ranks have ended it
         return time.perf_counter() - started
 
