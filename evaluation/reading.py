@@ -48,7 +48,7 @@ SPELLINGS = [(re.compile(pattern), new) for pattern, new in SPELLINGS]
 
 def tidy(text):
     """One spelling of LaTeX, signs and blanks. Takes at most MAX_CHARS: see strict.py."""
-    s = text.strip().removesuffix(".").strip()
+    s = without_full_stop(text)
     if len(s) > 2 and s[0] == s[-1] == "$":
         s = s[1:-1]
     for old, new in SIGNS.items():
@@ -57,7 +57,13 @@ def tidy(text):
         s = re.sub(r"\\\\(?=[A-Za-z])", r"\\", s)
     for pattern, new in SPELLINGS:
         s = pattern.sub(new, s)
-    return s.strip().removesuffix(".").strip()
+    return without_full_stop(s)
+
+
+def without_full_stop(text):
+    """Three points are none: "0.333..." goes on."""
+    text = text.strip()
+    return text if text.endswith("..") else text.removesuffix(".").strip()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -113,7 +119,7 @@ hour hr h
 day
 month
 year yr
-mile
+mile mi
 inch inches
 foot feet ft
 yard
@@ -123,8 +129,9 @@ cm centimeter centimetre
 mm millimeter millimetre
 dm
 gallon gal
-liter litre ltr l
+liter litre ltr lt l
 pound lb
+ounce oz
 g gram gm
 kg kilogram
 degree deg
@@ -133,15 +140,15 @@ dollar buck
 cent
 rupee rs
 euro
+am
+pm
 man men
 woman women
 mile,hour mph
 km,hour kmph kmh
 cm^3 cc
 """.strip().split("\n")
-UNIT_OF = {
-    word: tuple(names.split()[0].split(",")) for names in UNITS for word in names.split()
-}
+UNIT_OF = {word: tuple(names.split()[0].split(",")) for names in UNITS for word in names.split()}
 SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 SINGLE = {"s", "h", "m", "l", "g"}  # the units of one letter
 POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
@@ -153,11 +160,26 @@ REMARKS = {
     )
     for word in names.split()
 }  # fmt: skip
-FILLING = {"per", "of", "the", "each", "by", "in", "unit", "number", "way", "/"}
+FILLING = {
+    "st",
+    "nd",
+    "rd",
+    "th",
+    "per",
+    "of",
+    "the",
+    "each",
+    "by",
+    "in",
+    "unit",
+    "number",
+    "way",
+    "/",
+}
 # Words behind a number that make another number of it.
 CHANGING = {
     *WORDS, *SCALES, "hundred", "trillion", "dozen", "score", "half", "halves", "third", "fourth",
-    "quarter", "fifth", "squared", "cubed", "square", "cube", "times", "plus", "minus", "point",
+    "quarter", "fifth", "sixth", "eighth", "ninth", "tenth", "hundredth", "squared", "cubed", "square", "cube", "times", "plus", "minus", "point",
     "factorial", "or", "and", "not", "no", "to", "pi", "power", "root", "pair", "double", "over",
 }  # fmt: skip
 NAME = re.compile(r"(\\?[A-Za-z]+(?:_\w+|_\{[^{}]*\})?(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![a-z])) ?")
@@ -229,15 +251,25 @@ def last_word(tokens, more):
     n_tokens = 3 if power else 1
     before = tokens[-n_tokens - 1] if len(tokens) > n_tokens else ""
     known = singular(word.lower()) in UNIT_OF
-    if not word.isalpha() or word.lower() in CHANGING - POWERS.keys() or (power and not known):
+    if not word.isalpha() or changes(word.lower()) or (power and not known):
         return "", 0
     if len(word) == 1 and (word not in SINGLE or before not in (" ", "/")):
+        return "", 0
+    ordinal = word in ("st", "nd", "rd", "th") and before.isdigit()
+    if len(word) == 2 and not known and word.lower() not in FILLING | POWERS.keys() and not ordinal:
         return "", 0
     return word.lower() + power, n_tokens
 
 
+def changes(word):
+    """Does it make another number of the one before it? "square" may also belong to "feet"."""
+    return word not in POWERS and not CHANGING.isdisjoint((word, word.removesuffix("s")))
+
+
 def plausible(body, words):
     """May these words be a unit? Behind letters only known units are: "2x cm", but not "x ab"."""
+    if "degree" in words and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", body):
+        return False
     letters = re.search(r"(?<![\\A-Za-z])[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", body))
     if not letters or number_of_words(body) is not None:
         return bool(re.search(r"[\d}\])a-z]$", body)) and words[-1] not in POWERS
@@ -290,7 +322,7 @@ class Number:
     """An exact value, and how it was written."""
 
     value: Fraction
-    places: int | None = None  # decimals; None for a fraction, which is exact
+    places: int | None = None  # decimals without last zeros, but cents; None for a fraction
     digits: int = 0  # significant ones
 
     @property
@@ -320,8 +352,9 @@ def decimal(sign, digits, exponent):
     if abs(exponent) > MAX_DIGITS:
         return None
     value = Fraction(sign + digits) * Fraction(10) ** exponent
-    places = len(digits.partition(".")[2]) - exponent
-    return Number(value, max(places, 0), len(digits.replace(".", "").lstrip("0")))
+    decimals = digits.partition(".")[2]
+    places = max(len(decimals.rstrip("0")), min(2, len(decimals)))
+    return Number(value, max(places - exponent, 0), len(digits.replace(".", "").lstrip("0")))
 
 
 def fraction(match):
@@ -337,7 +370,9 @@ def fraction(match):
 
 def number_of_words(text):
     """The number that "two hundred and five", "twenty-five" or "5 million" says, else None."""
-    words = re.split(r"[ -]+", text.lower())
+    words = re.split(
+        r"[ -]+", re.sub(r"^(?:a )?(?=hundred|thousand|million)", "one ", text.lower())
+    )
     if not all(word in WORDS or word in SCALES or word in ("hundred", "and") for word in words[1:]):
         return None
     total = group = 0

@@ -84,11 +84,27 @@ def depth(text):
 def same_answers(answers, truths, algebra):
     """Are they the same, in whatever order?"""
     answers, truths = both_signs(answers), both_signs(truths)
-    if len(answers) != len(truths):
-        return False
-    if len(truths) == 1:
+    if len(answers) == len(truths) == 1:
         return same_reading(read(answers[0]), read(truths[0]), algebra)
-    return matching(answers, truths, algebra)
+    in_order = False
+    if 1 in (len(answers), len(truths)):
+        one, some = sorted((answers, truths), key=len)
+        if not may_be_bare(one[0], some):
+            return False
+        in_order = ends(one[0]) != "{}"
+        answers = answers if some is answers else in_brackets(one[0])
+        truths = truths if some is truths else in_brackets(one[0])
+    return len(answers) == len(truths) and matching(answers, truths, algebra, in_order)
+
+
+def may_be_bare(bracketed, answers):
+    """May the brackets be left out? Not an interval's, so of two values only those of a set.
+
+    Or those of a point whose coordinates are named: "x=2, y=3".
+    """
+    names = [read(answer).name for answer in answers]
+    named = all(names) and names == sorted(names)
+    return ends(bracketed) == "{}" or len(answers) > 2 or (named and ends(bracketed) == "()")
 
 
 def both_signs(answers):
@@ -102,12 +118,12 @@ def both_signs(answers):
     return signed
 
 
-def matching(answers, truths, algebra):
+def matching(answers, truths, algebra, in_order=False):
     """Can each answer be given a truth of its own?"""
-    ordered = len(truths) > MAX_UNORDERED
+    in_order = in_order or len(truths) > MAX_UNORDERED
     left = list(truths)
     for answer in answers:
-        for truth in left[:1] if ordered else left:
+        for truth in left[:1] if in_order else left:
             if same_reading(read(answer), read(truth), algebra):
                 left.remove(truth)
                 break
@@ -174,7 +190,7 @@ def close(answer, truth):
     """Is the Number `answer` the Number `truth`, as far as that one is known?
 
     A whole number or a fraction is known exactly: only a double printed in full may miss it. A
-    decimal is known to half of its last place, from five places on to a whole one, and never
+    decimal is known to half of its last place (a last 0 tells of nothing but cents), and never
     worse than 1e-4.
     """
     miss = abs(answer.value - truth.value)
@@ -183,11 +199,12 @@ def close(answer, truth):
         return True
     if truth.places is None or truth.value.denominator == 1:
         return answer.full and miss <= size / 10**9
-    if answer.places is not None and answer.places < min(2, truth.places):
+    places = truth.places
+    if answer.places is not None:
+        places = min(places, answer.places)
+    if places < min(2, truth.places):
         return False
-    places = min(truth.places, truth.places if answer.places is None else answer.places)
-    last = Fraction(1, 10**places)
-    return miss <= (last if places >= 5 else last / 2) and miss <= size / 10**4
+    return miss <= Fraction(1, 2 * 10**places) and miss <= size / 10**4
 
 
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?")
@@ -224,17 +241,18 @@ def same_words(answer, truth):
     """Words are compared as words, though algebra would read "on" as o times n. None for others."""
     if not is_words(answer) and not is_words(truth):
         return None
-    return answer.lower() == truth.lower()
+    names = answer.isupper() and truth.isupper()
+    return answer == truth if names else answer.lower() == truth.lower()
 
 
 def is_words(text):
-    """Letters and blanks that are no product: "no", "ten" or "no solution", but not "xy"."""
+    """Letters and blanks that are no product: "no", "AB" or "no solution", but not "xy"."""
     if not re.fullmatch(r"[A-Za-z]+(?: [A-Za-z]+)*", text):
         return False
     letters = set(text.replace(" ", "").lower())
     short = all(len(word) <= 3 for word in text.split())
     product = letters <= set("abcxyz") or not letters & set("aeiou")
-    return len(text) > 1 and not (short and product)
+    return len(text) > 1 and not (short and product and text.islower())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -268,11 +286,11 @@ def same_union(answer, truth, algebra):
 def same_brackets(answer, truth, algebra):
     """Points and intervals in order, sets in any. None where that does not decide."""
     ours, theirs = in_brackets(answer), in_brackets(truth)
-    if len(ours) < 2 and len(theirs) < 2:
-        if not ours and not theirs:
-            return None
-        inside = (ours or [answer])[0], (theirs or [truth])[0]
-        return same_value(*inside, algebra)
+    if len(ours) == 1 or len(theirs) == 1:  # around a single value they do not count
+        inside = [side[0] if len(side) == 1 else None for side in (ours, theirs)]
+        return same_value(inside[0] or answer, inside[1] or truth, algebra)
+    if not ours and not theirs or RELATION.search(answer) or RELATION.search(truth):
+        return None
     if len(ours) != len(theirs) or ends(answer) != ends(truth):
         return False
     if ends(answer) == "{}":
@@ -301,6 +319,7 @@ def ends(text):
 # equations and expressions
 
 RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z])|[<>]")
+LOG = re.compile(r"\\log ?_(?:\{\w+\}|\w)")
 FUNCTIONS = {"sqrt", "sinh", "cosh", "tanh"}
 
 
@@ -326,19 +345,26 @@ def same_expression(answer, truth, algebra):
     return algebra(*map(latex, sides), exactly=True)
 
 
+# What math-verify drops or misreads: blanks between digits, clock times, primes, currencies, ...
+STRANGE = re.compile(
+    r"\d \d|\d\.\d+\.|\.\.|[:;'\"$€£¥₹&#?]|\\(?![A-Za-z{}|])"
+    r"|\\(?:pm|circ|l?dots|cdots|overline|approx|sim|equiv)(?![a-z])"
+)
+
+
 def readable(text):
-    """No words, clock times, primes, unknown signs or blanks between digits."""
+    """May algebra read it? Not words, nor what is strange."""
+    text = LOG.sub(r"\\log", text)
     plain = re.sub(r"\\[A-Za-z]+", " ", text)
     words = re.findall(r"[A-Za-z]{4,}", plain)
     if any(word not in FUNCTIONS for word in words):
         return False
-    strange = r"\d \d|[:;'\"$€£¥₹&#?]|\\pm(?![a-z])|\\overline|\\(?![A-Za-z{}|])"
-    return not re.search(strange, text)
+    return not STRANGE.search(text)
 
 
 def indices(text):
-    """Also number bases. Logarithms' bases are for algebra."""
-    return sorted(re.findall(r"_\{?(\w+)", re.sub(r"\\log ?_", "", text)))
+    """Also number bases, and points as in the angle ABC. Logarithms' bases are for algebra."""
+    return sorted(re.findall(r"_\{?\w+|[A-Z]{2,}", LOG.sub(r"\\log", text).replace("_{", "_")))
 
 
 def other_case(answer, truth):
@@ -348,7 +374,9 @@ def other_case(answer, truth):
 
 
 def latex(text):
-    """The braces that LaTeX lets one leave out, for math-verify."""
+    """The braces that LaTeX lets one leave out, for math-verify, and no 1e5 (that is 1 e 5)."""
+    text = re.sub(r"(?<![\w.])(\d+\.?\d*)[eE]([+-]?\d+)(?!\w)", r"\1\\cdot 10^{\2}", text)
+    text = re.sub(r"\^(-\d+)", r"^{\1}", text)
     text = re.sub(r"\\sqrt ?(\d+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = re.sub(r"\\frac ?([^{\\ ]) ?\{", r"\\frac{\1}{", text)
     text = re.sub(r"\\frac ?([^{\\ ]) ?([^{\\ ])", r"\\frac{\1}{\2}", text)
