@@ -56,7 +56,8 @@ def verdict(worker, task, text, gt, seconds=SECONDS, truth=None):
     if not answer:
         return result("", gt, False, False, "no answer found")
     pred = normalize(answer)
-    return result(pred, gt, *judge(worker, pred, gt, seconds, written))
+    found = result(pred, gt, *judge(worker, pred, gt, seconds, written))
+    return found if written[1] == gt else found | {"truth": written[1]}
 
 
 def result(pred, gt, published, strict, reason):
@@ -124,13 +125,14 @@ def grade(task, text, gt, seconds=SECONDS):
 
 
 def grade_many(task, pairs, workers=None, seconds=SECONDS):
-    """Verdicts for a list of (text, gt), in its order: see `verdict`.
+    """Verdicts for a list of (text, gt) or (text, gt, truth), in its order: see `verdict`.
 
     workers: processes, by default one per core up to 8. Raises UserError as grade() does.
     """
 
     def one(worker, pair):
-        return verdict(worker, task, *pair, seconds)
+        text, gt, *truth = pair
+        return verdict(worker, task, text, gt, seconds, *truth)
 
     return spread(one, pairs, workers, f"grading {task}")
 
@@ -180,10 +182,10 @@ class Grader:
 
     def add(self, i, text):
         """Queue the text that answers problem i."""
-        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i].gt)
+        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i])
 
-    def grade(self, text, gt):
-        found = verdict(self.worker, self.task, text, gt)
+    def grade(self, text, example):
+        found = verdict(self.worker, self.task, text, example.gt, truth=example.truth_raw)
         self.graded += 1
         self.right += found["published"]
         return found

@@ -53,8 +53,6 @@ def tidy(text):
         s = s[1:-1]
     for old, new in SIGNS.items():
         s = s.replace(old, new)
-    if "matrix" not in s and "array" not in s:  # there \\ ends a row
-        s = re.sub(r"\\\\(?=[A-Za-z])", r"\\", s)
     for pattern, new in SPELLINGS:
         s = pattern.sub(new, s)
     return without_full_stop(s)
