@@ -45,12 +45,13 @@ def verdict(worker, task, text, gt, seconds=SECONDS, truth=None):
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     text = str(text or "")
+    gt = as_text(gt)
     spec = check(task)
     if spec.choice:
-        return choice_verdict(text, str(gt).strip().upper())
+        return choice_verdict(text, gt.strip().upper())
     if spec.own:
-        return own_verdict(text, str(gt))
-    written = as_written(text), str(gt if truth is None else truth)
+        return own_verdict(text, gt)
+    written = as_written(text), gt if truth is None else as_text(truth)
     gt = normalize(gt)
     answer = extract(text)
     if not answer:
@@ -58,6 +59,13 @@ def verdict(worker, task, text, gt, seconds=SECONDS, truth=None):
     pred = normalize(answer)
     found = result(pred, gt, *judge(worker, pred, gt, seconds, written))
     return found if written[1] == gt else found | {"truth": written[1]}
+
+
+def as_text(truth):
+    try:
+        return str(truth)
+    except ValueError:  # an int of thousands of digits
+        return hex(truth)
 
 
 def result(pred, gt, published, strict, reason):

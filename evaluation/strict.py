@@ -289,8 +289,9 @@ def same_brackets(answer, truth, algebra):
     """Points and intervals in order, sets in any. None where that does not decide."""
     ours, theirs = in_brackets(answer), in_brackets(truth)
     if len(ours) == 1 or len(theirs) == 1:  # around a single value they do not count
-        inside = [side[0] if len(side) == 1 else None for side in (ours, theirs)]
-        return same_value(inside[0] or answer, inside[1] or truth, algebra)
+        answer = ours[0] if len(ours) == 1 else answer
+        truth = theirs[0] if len(theirs) == 1 else truth
+        return same_value(answer, truth, algebra)
     if not ours and not theirs or RELATION.search(answer) or RELATION.search(truth):
         return None
     if len(ours) != len(theirs) or ends(answer) != ends(truth):
