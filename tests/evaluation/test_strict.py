@@ -178,12 +178,12 @@ def test_time_grows_with_the_length(unit):
         runs = []
         for _ in range(2):
             before = time.process_time()
-            for end in ("", "x", "\n", "5"):
+            for end in ("", "\n"):
                 grade_in_this_process(text + end, "5")
             runs.append(time.process_time() - before)
         return min(runs)
 
-    assert seconds(32_000) < 320 * max(seconds(1_000), 1e-3)
+    assert seconds(16_000) < 320 * max(seconds(500), 1e-3)
 
 
 def check_verdicts(worker, answer):
