@@ -2,7 +2,6 @@
 
     read("x = 12\\text{ cm}^2")   # Reading(name="x", body="12", unit=("cm^2",), remark="")
     split_answers("3 and 4")      # ["3", "4"]
-    exact("1 1/2")                # Number(3/2, ...)
 
 normalize() in answers.py, behind the paper's numbers, drops units, names and blanks; here they
 stay, because "2 cm" is not "2 km", "x=3" not "y=3" and "1 1/2" not "11/2".
@@ -10,18 +9,17 @@ stay, because "2 cm" is not "2 km", "x=3" not "y=3" and "1 1/2" not "11/2".
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from evaluation.answers import SCALES, WORDS
-
-MAX_DIGITS = 400  # a longer number, or a larger exponent, is compared as text
+from evaluation.exact import number_of_words
 
 # --------------------------------------------------------------------------------------------------
 # one spelling, nothing dropped
 
 SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "°": r"^\circ ", "π": r"\pi ",
-    "∞": r"\infty ", "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+    "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+    "<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ",
     "\n": " ", "~": " ", "{,}": ",", r"\%": "%", r"\$": "$",
 }  # fmt: skip
 SPELLINGS = [
@@ -150,36 +148,17 @@ UNIT_OF = {word: tuple(names.split()[0].split(",")) for names in UNITS for word 
 SYMBOLS = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 SINGLE = {"s", "h", "m", "l", "g"}  # the units of one letter
 POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
-REMARKS = {
-    word: names.split()[0]
-    for names in (
-        "loss", "profit gain", "increase rise", "decrease", "more", "less", "east",
-        "west", "north", "south",
-    )
-    for word in names.split()
-}  # fmt: skip
-FILLING = {
-    "st",
-    "nd",
-    "rd",
-    "th",
-    "per",
-    "of",
-    "the",
-    "each",
-    "by",
-    "in",
-    "unit",
-    "number",
-    "way",
-    "/",
-}
+REMARKS = "loss,profit gain,increase rise,decrease,more,less,east,west,north,south".split(",")
+REMARKS = {word: words.split()[0] for words in REMARKS for word in words.split()}
+FILLING = set("st nd rd th per of the each by in unit number way /".split())
 # Words behind a number that make another number of it.
-CHANGING = {
-    *WORDS, *SCALES, "hundred", "trillion", "dozen", "score", "half", "halves", "third", "fourth",
-    "quarter", "fifth", "sixth", "eighth", "ninth", "tenth", "hundredth", "squared", "cubed", "square", "cube", "times", "plus", "minus", "point",
-    "factorial", "or", "and", "not", "no", "to", "pi", "power", "root", "pair", "double", "over",
-}  # fmt: skip
+CHANGING = {*WORDS, *SCALES} | set(
+    """
+    hundred trillion dozen score pair double half halves third fourth quarter fifth sixth eighth
+    ninth tenth hundredth squared cubed square cube times plus minus point factorial or and not no
+    to pi power root over
+    """.split()
+)
 NAME = re.compile(r"(\\?[A-Za-z]+(?:_\w+|_\{[^{}]*\})?(?:\([A-Za-z]\))?)\s*(?:=|\\in(?![a-z])) ?")
 
 
@@ -248,15 +227,23 @@ def last_word(tokens, more):
     word = tokens[-3] if power else tokens[-1]
     n_tokens = 3 if power else 1
     before = tokens[-n_tokens - 1] if len(tokens) > n_tokens else ""
-    known = singular(word.lower()) in UNIT_OF
-    if not word.isalpha() or changes(word.lower()) or (power and not known):
-        return "", 0
-    if len(word) == 1 and (word not in SINGLE or before not in (" ", "/")):
-        return "", 0
-    ordinal = word in ("st", "nd", "rd", "th") and before.isdigit()
-    if len(word) == 2 and not known and word.lower() not in FILLING | POWERS.keys() and not ordinal:
+    if not is_unit(word.lower(), before) or (power and singular(word.lower()) not in UNIT_OF):
         return "", 0
     return word.lower() + power, n_tokens
+
+
+def is_unit(word, before):
+    """May this word be a unit or a thing that is counted? before: the token in front of it.
+
+    Any word of three letters may. Shorter ones are known units, or products of variables.
+    """
+    if not word.isalpha() or changes(word):
+        return False
+    if len(word) == 1:
+        return word in SINGLE and before in (" ", "/")
+    if word in ("st", "nd", "rd", "th"):
+        return before.isdigit()
+    return len(word) > 2 or singular(word) in UNIT_OF or word in FILLING or word in POWERS
 
 
 def changes(word):
@@ -296,99 +283,3 @@ def unit_of(words):
             unit += [first + raised, *others]
             power = ""
     return tuple(unit)
-
-
-# --------------------------------------------------------------------------------------------------
-# exact numbers
-
-WHOLE = r"\d+"
-PLAIN = r"\d+\.?\d*|\.\d+"
-DECIMAL = re.compile(rf"([+-]?) ?({PLAIN})(?:[eE]([+-]?\d+))?")
-POWER_OF_TEN = re.compile(
-    rf"([+-]?) ?({PLAIN}) ?(?:\\times|\\cdot|\*) ?10\^(?:\{{([+-]?\d+)\}}|(\d))"
-)
-FRACTION = re.compile(
-    rf"([+-]?) ?(?:({WHOLE})(?: |(?=\\frac)))?"
-    rf"(?:([+-]?{WHOLE}) ?/ ?([+-]?{WHOLE})|\\frac ?(?:\{{([+-]?{WHOLE})\}}|(\d)) ?"
-    rf"(?:\{{([+-]?{WHOLE})\}}|({WHOLE})))"
-)
-GROUPS = re.compile(r"[+-]?[1-9]\d{0,2}(?: \d{3})+")
-
-
-@dataclass(frozen=True)
-class Number:
-    """An exact value, and how it was written."""
-
-    value: Fraction
-    places: int | None = None  # decimals without last zeros, but cents; None for a fraction
-    digits: int = 0  # significant ones
-
-    @property
-    def full(self):
-        """Is it a double printed with all its digits?"""
-        return self.digits >= 15 and bool(self.places)
-
-
-def exact(text):
-    """The Number that a tidy text is, None if it is none."""
-    if len(text) > MAX_DIGITS:
-        return None
-    if GROUPS.fullmatch(text):
-        text = text.replace(" ", "")
-    if match := DECIMAL.fullmatch(text):
-        return decimal(*match.groups())
-    if match := POWER_OF_TEN.fullmatch(text):
-        return decimal(match[1], match[2], match[3] or match[4])
-    if match := FRACTION.fullmatch(text):
-        return fraction(match)
-    words = number_of_words(text)
-    return None if words is None else Number(Fraction(words), 0)
-
-
-def decimal(sign, digits, exponent):
-    exponent = int(exponent or 0)
-    if abs(exponent) > MAX_DIGITS:
-        return None
-    value = Fraction(sign + digits) * Fraction(10) ** exponent
-    decimals = digits.partition(".")[2]
-    places = max(len(decimals.rstrip("0")), min(2, len(decimals)))
-    return Number(value, max(places - exponent, 0), len(digits.replace(".", "").lstrip("0")))
-
-
-def fraction(match):
-    """Also mixed numbers, whose fraction has no sign of its own."""
-    sign, whole = match[1], match[2]
-    top = int(match[3] or match[5] or match[6])
-    bottom = int(match[4] or match[7] or match[8])
-    if bottom == 0 or (whole and (top < 0 or bottom < 0)):
-        return None
-    value = int(whole or 0) + Fraction(top, bottom)
-    return Number(-value if sign == "-" else value)
-
-
-def number_of_words(text):
-    """The number that "two hundred and five", "twenty-five" or "5 million" says, else None."""
-    words = re.split(
-        r"[ -]+", re.sub(r"^(?:a )?(?=hundred|thousand|million)", "one ", text.lower())
-    )
-    if not all(word in WORDS or word in SCALES or word in ("hundred", "and") for word in words[1:]):
-        return None
-    total = group = 0
-    room = 10**12  # the next word must stand for less: "two three" is no number
-    for word in words:
-        if word == words[0] and len(words) == 2 and word.isascii() and word.isdigit():
-            group = int(word)
-            room = 0
-        elif word in WORDS and WORDS[word] < room:
-            group += WORDS[word]
-            room = 10 if WORDS[word] >= 20 else 0
-        elif word == "hundred" and group:
-            group *= 100
-            room = 100
-        elif word in SCALES and group:
-            total += group * SCALES[word]
-            group = 0
-            room = 1000
-        elif word != "and" or room not in (100, 1000) or word == words[-1]:
-            return None
-    return total + group

@@ -9,11 +9,11 @@ remark ("loss", "pm"), one side may say nothing; where both speak they must agre
 """
 
 import re
-from fractions import Fraction
 
 from evaluation.answers import MAX_CHARS, normalize
 from evaluation.equality import cells, symbolic
-from evaluation.reading import Reading, exact, read, split_answers, split_outside, tidy
+from evaluation.exact import close, exact, same_clock
+from evaluation.reading import Reading, read, split_answers, split_outside, tidy
 
 MAX_DEPTH = 50  # of brackets; what is nested deeper is compared as text
 MAX_UNORDERED = 30  # more answers than this must come in the truth's order
@@ -105,7 +105,7 @@ def may_be_bare(bracketed, answers):
     Or those of a point whose coordinates are named: "x=2, y=3".
     """
     names = [read(answer).name for answer in answers]
-    named = all(names) and names == sorted(names)
+    named = all(names) and names == sorted(set(names))
     return ends(bracketed) == "{}" or len(answers) > 2 or (named and ends(bracketed) == "()")
 
 
@@ -186,57 +186,6 @@ def same_value(answer, truth, algebra):
     if "=" in answer and "=" in truth:
         return same_equation(answer, truth, algebra)
     return "=" not in answer + truth and same_expression(answer, truth, algebra)
-
-
-def close(answer, truth):
-    """Is the Number `answer` the Number `truth`, as far as that one is known?
-
-    A whole number or a fraction is known exactly: only a double printed in full may miss it. A
-    decimal is known to half of its last place (a last 0 tells of nothing but cents), and never
-    worse than 1e-4.
-    """
-    miss = abs(answer.value - truth.value)
-    size = max(abs(answer.value), abs(truth.value))
-    if miss == 0:
-        return True
-    if truth.places is None or truth.value.denominator == 1:
-        return answer.full and miss <= size / 10**9
-    places = truth.places
-    if answer.places is not None:
-        places = min(places, answer.places)
-    if places < min(2, truth.places):
-        return False
-    return miss <= Fraction(1, 2 * 10**places) and miss <= size / 10**4
-
-
-CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))?")
-DATE = re.compile(r"(\d{4})-(\d\d?)-(\d\d?)|(\d\d?)[/.](\d\d?)[/.](\d{4})")
-RATIO = re.compile(r"[\d.]+(?: ?: ?[\d.]+)+")
-
-
-def same_clock(answer, truth):
-    """Times of day and dates, digit by digit, and ratios, in proportion. None for others."""
-    for kind in (CLOCK, DATE):
-        found = kind.fullmatch(answer), kind.fullmatch(truth)
-        if any(found):
-            return all(found) and numbers_in(found[0]) == numbers_in(found[1])
-    if not RATIO.fullmatch(answer) and not RATIO.fullmatch(truth):
-        return None
-    terms = [[exact(term.strip()) for term in text.split(":")] for text in (answer, truth)]
-    if any(term is None for term in terms[0] + terms[1]):
-        return False
-    ours, theirs = ([term.value for term in side] for side in terms)
-    if len(ours) == 2 == len(theirs) + 1:
-        theirs.append(Fraction(1))
-    if len(theirs) == 2 == len(ours) + 1:
-        ours.append(Fraction(1))
-    return len(ours) == len(theirs) and all(
-        a * theirs[-1] == b * ours[-1] for a, b in zip(ours, theirs)
-    )
-
-
-def numbers_in(match):
-    return [group and int(group) for group in match.groups()]
 
 
 def same_words(answer, truth):
