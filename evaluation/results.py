@@ -53,9 +53,9 @@ def read_entries(out_dir):
 def write_results(task, texts, results, out_dir, settings, name=None, **more):
     """Write out_dir/NAME.jsonl, a line per sample, and enter NAME in out_dir/results.json.
 
-    A line holds idx, pred, gt, published, strict, reason, the truth as it was written where that is
-    more than gt, and the text itself, so that it can be graded again. name: by default the task's. Returns all of results.json: {name: summary, more,
-    task and settings}.
+    A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
+    graded again; also the truth as it was written, where gt is less. name: by default the task's.
+    Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
     name = name or label(task)
