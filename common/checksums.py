@@ -17,15 +17,15 @@ class Checksums:
     """The CRC-32 of each block of a file that grows at its end."""
 
     def __init__(self, path=None, size=0, known=()):
-        """Of the first `size` bytes of a file, whose whole blocks are `known` already."""
-        whole = size // BLOCK
-        self.finished = list(known[:whole])
-        self.size = whole * BLOCK
+        """Of the first `size` bytes of a file; those of its first blocks may be `known`."""
+        self.finished = list(known[: size // BLOCK])
+        self.size = len(self.finished) * BLOCK
         self.open = 0  # of the last block, which is not full
         if size > self.size:
             with open(path, "rb") as file:
                 file.seek(self.size)
-                self.add(file.read(size - self.size))
+                while self.size < size:
+                    self.add(file.read(min(BLOCK, size - self.size)))
 
     def add(self, content):
         """Bytes that were appended."""

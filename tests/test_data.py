@@ -1,6 +1,7 @@
 """Windows, the loader and the stored losses."""
 
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -119,7 +120,7 @@ def break_bytes(folder):
         (lambda f: (f / "tokens.bin").unlink(), "tokens.bin does not exist"),
         (lambda f: (f / "meta.json").unlink(), "meta.json does not exist"),
         (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format 9"),
+        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format is 9, wanted 1"),
     ],
 )
 def test_a_damaged_set_is_refused(vocabulary, tmp_path, damage, message):
@@ -267,3 +268,37 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     opened, resident = json.loads(done.stdout)
     assert opened < (SAMPLED + 2) * BLOCK  # the checksums that are looked at, and a little more
     assert max(resident) - resident[0] < 8 << 20  # of more than 100 MB that were mapped
+
+
+def test_values_that_no_loss_can_have_are_refused(vocabulary, tmp_path):
+    data = write_set(tmp_path / "set", vocabulary, 2000)
+    for values in (np.full(2000, -50.0), np.full(2000, 40.0), np.full(2000, np.inf)):
+        with pytest.raises(UserError, match="wanted none below 0 and a mean up to 7.66 nats"):
+            Stored(store(tmp_path, data, 8, values), data, 8)
+
+
+def test_losses_that_were_changed_after_scoring_are_refused(vocabulary, tmp_path):
+    data = write_set(tmp_path / "set", vocabulary, 2000)
+    values = np.random.RandomState(0).rand(2000) * 3
+    path = store(tmp_path, data, 8, values)
+    Stored(path, data, 8)
+    for changed in (np.random.RandomState(1).permutation(values), np.zeros(2000)):
+        changed.astype("<f2").tofile(path)
+        with pytest.raises(UserError, match="checksum differs; score again: score.py"):
+            Stored(path, data, 8)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_bus_error(vocabulary, tmp_path):
+    data = write_set(tmp_path, vocabulary, 20_000)
+    data.batch([0], 8)
+    os.truncate(tmp_path / "tokens.bin", 4096)
+    with pytest.raises(UserError, match="tokens.bin: was cut while it was in use"):
+        data.batch([2000], 8)
+
+
+def test_a_set_without_a_target_is_refused(vocabulary, tmp_path):
+    mask = np.zeros(50, np.uint8)
+    mask[0] = 1  # nothing predicts the first token
+    data = write_set(tmp_path, vocabulary, 50, loss_mask=mask)
+    with pytest.raises(UserError, match="lets no token be a target"):
+        data.n_windows(8)

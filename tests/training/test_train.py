@@ -13,11 +13,13 @@ import score
 import slm
 import train_ref
 import train_slm
+from common.errors import UserError
 from common.files import LIST
 from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from killed import killed
+from training.meter import Meter
 from training.optimizer import make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
@@ -103,6 +105,26 @@ def test_micro_scope_ranks_within_each_micro_batch(stage, scored):
     assert stage(train_slm, f"{SLM} --steps 1 --out one --k 0.3")[0] == 0
     assert stage(train_slm, f"{SLM} --steps 1 --out four --micro-batch-size 1 --k 0.3")[0] == 0
     assert not same(scored / "one", scored / "four")
+
+
+@pytest.mark.parametrize("flags", ["", "--score ref_and", "--backward pruned"])
+def test_the_micro_batch_is_a_matter_of_speed_where_the_ranked_windows_are_named(
+    stage, scored, flags
+):
+    """Eight windows at a time, ranked by fours and by twos, as four and two at a time."""
+    args = f"{SLM} --steps 4 --batch-size 8 {flags}"
+    for n in (2, 4):
+        alone = f"{args} --micro-batch-size {n} --out micro{n}"
+        together = f"{args} --micro-batch-size 8 --rank-windows {n} --out rank{n}"
+        for run in (alone, together):
+            code, _, err = stage(train_slm, run)
+            assert code == 0, err
+        assert distance(scored / f"micro{n}", scored / f"rank{n}") < 1e-5
+        counts = [
+            [r["tokens_selected"] for r in log(scored / out)] for out in (f"micro{n}", f"rank{n}")
+        ]
+        assert counts[0] == counts[1]
+    assert distance(scored / "rank2", scored / "rank4") > 1e-4
 
 
 def test_one_step_by_hand(stage, scored):
@@ -333,6 +355,8 @@ def test_run_folders(stage, inputs):
         ("--init scratch --n-head 0", "--n-head: got 0"),
         ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"),
         ("--seed -1", "--seed: got -1"),
+        ("--rank-windows 3", "--rank-windows: got 3 with --scope micro and --micro-batch-size 4"),
+        ("--rank-windows 2 --scope batch", "wanted --scope micro and a divisor"),
         ("--threads -1", "--threads: got -1"),
         ("--device meta", "not a device that the kit runs on"),
         ("--dtype bfloat16", "has the precision float32, this run has bfloat16; score again"),
@@ -417,7 +441,7 @@ def test_disk_full_is_one_line(stage, inputs):
     assert code == 2 and "Traceback" not in err and "error:" in err, err
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", "fsdp --shard-size 2"])
 @pytest.mark.parametrize(
     "flags",
     [
@@ -439,12 +463,14 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
     mask = np.zeros(3000, np.uint8)
     mask[5::64] = mask[7::128] = 1
     write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
-    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel {parallel} {flags}"
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 {flags}"
+    numbers = (4,) if "shard" in parallel else (2, 4)
     runs = [launch(f"{args} --out one", scored)]
-    runs += [launch(f"{args} --out ranks{n}", scored, ranks=n) for n in (2, 4)]
+    for n in numbers:
+        runs.append(launch(f"{args} --parallel {parallel} --out ranks{n}", scored, ranks=n))
     for run in runs:
         finish(run)
-    for n in (2, 4):
+    for n in numbers:
         assert distance(scored / "one", scored / f"ranks{n}") < 1e-5
         assert [r["tokens_selected"] for r in log(scored / "one")] == [
             r["tokens_selected"] for r in log(scored / f"ranks{n}")
@@ -452,12 +478,13 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_under_ddp(scored):
-    """What the recipes do on GPUs: blocks compiled, DDP around, another number kept each step."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
+    """What the recipes do on GPUs: blocks compiled, hooks around, another number kept each step."""
     args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 2 --scope sequence"
     for run in [
         launch(f"{args} --out one", scored),
-        launch(f"{args} --out ranks2 --compile on", scored, ranks=2),
+        launch(f"{args} --out ranks2 --compile on --parallel {parallel}", scored, ranks=2),
     ]:
         finish(run)
     assert distance(scored / "one", scored / "ranks2") < 1e-5
@@ -481,3 +508,20 @@ def test_bfloat16_moments_under_fsdp(scored):
         assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {
             torch.bfloat16
         }
+
+
+def test_a_validation_set_of_another_tokenizer_is_refused(stage, inputs):
+    meta = json.loads((inputs / "v/meta.json").read_text())
+    (inputs / "v/meta.json").write_text(json.dumps(meta | {"tokenizer": "another"}))
+    code, _, err = stage(train_ref, f"--data d --val v --init m --out a {TINY} --steps 2")
+    assert code == 2 and "its tokenizer is not that of --data d" in err
+
+
+def test_scores_that_are_not_finite_stop_the_run_on_any_device():
+    """keep_top looks on a CPU alone; the meter looks once a step."""
+    meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
+    valid = torch.tensor([[True, True, True, False]])
+    scores = torch.tensor([[1.0, torch.nan, torch.inf, torch.nan]])
+    meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
+    with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
+        meter.read()
