@@ -19,6 +19,9 @@ def add_arguments(parser):
     group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
     group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
     group.add_argument("--seq-len", type=whole(1), default=128, help="tokens per window")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays inside of each document"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument("--init", help="model: folder, hub id or scratch; default: the demo's base")
     group.add_argument("--revision", help="revision of a hub id")

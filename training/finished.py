@@ -31,6 +31,7 @@ class Arguments:
     score: str | None = None
     scope: str | None = None
     ref_loss: str | None = None
+    document_mask: bool = False
 
 
 @dataclass
