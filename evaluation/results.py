@@ -54,8 +54,8 @@ def write_results(task, texts, results, out_dir, settings, name=None, **more):
     """Write out_dir/NAME.jsonl, a line per sample, and enter NAME in out_dir/results.json.
 
     A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
-    graded again. name: by default the task's. Returns all of results.json: {name: summary, more,
-    task and settings}.
+    graded again; also the truth as it was written, where gt is less. name: by default the task's.
+    Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
     name = name or label(task)
@@ -93,7 +93,8 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
     refuse_foreign([Path(out_dir) / f"{name}.jsonl"])
     rows = read_rows(file)
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
-    results = grade_many(task, [(text, row["gt"]) for text, row in zip(texts, rows)], workers)
+    samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]
+    results = grade_many(task, samples, workers)
     more = {}
     if rows and all(has_verdict(row) for row in rows):
         more, differences = compare(rows, results, workers)
