@@ -4,9 +4,35 @@ import os
 import signal
 import sys
 
+SHOWN_REASON = 80  # characters of what a library says
+
 
 class UserError(ValueError):
     """Something the user can mend. Stages print it as one line and exit with code 2."""
+
+
+def reason_of(error):
+    """The first line of what a library says, for a line of ours."""
+    return str(error).splitlines()[0][:SHOWN_REASON] if str(error) else type(error).__name__
+
+
+class StopRequest:
+    """SIGTERM, noted (`asked`) instead of raised: whoever trains ends with the step it is in."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = None
+
+    def watch(self):
+        self.before = signal.signal(signal.SIGTERM, self._note)
+
+    def release(self):
+        """SIGTERM is again what it was. Does nothing where it was not watched for."""
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, signum, frame):
+        self.asked = True
 
 
 def cli(main):

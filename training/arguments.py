@@ -87,6 +87,7 @@ def add_arguments(parser):
     group.add_argument(
         "--save-every", type=whole(1), default=250, help="steps between training states"
     )
+    group.add_argument("--save-minutes", type=positive, help="minutes between them; default: any")
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )
