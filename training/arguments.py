@@ -2,7 +2,7 @@
 
 import os
 
-from common.command_line import add_machine, not_negative, positive, whole
+from common.command_line import COUNTED, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
 from common.files import refuse_overlap
 from training.heads import HEADS
@@ -34,11 +34,13 @@ def add_arguments(parser):
     group.add_argument(
         "--micro-batch-size", type=whole(1), help="windows per rank per forward; default: all"
     )
-    group.add_argument("--steps", type=whole(1), help="optimiser steps; or:")
+    group.add_argument("--steps", type=whole(1, COUNTED), help="optimiser steps; or:")
     group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
     group.add_argument("--lr", type=positive, help="highest learning rate; default: 1e-3")
     group.add_argument("--min-lr", type=not_negative, help="last one; default: a tenth of --lr")
-    group.add_argument("--warmup", type=whole(0), default=20, help="steps of linear warm-up")
+    group.add_argument(
+        "--warmup", type=whole(0, COUNTED), default=20, help="steps of linear warm-up"
+    )
     schedules = ["cosine", "linear", "constant"]
     group.add_argument("--schedule", default="cosine", choices=schedules, help="then")
     group.add_argument("--weight-decay", type=not_negative, default=0.1, help="on matrices")
@@ -46,7 +48,7 @@ def add_arguments(parser):
         "--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit"
     )
     group.add_argument(
-        "--seed", type=whole(0), default=0, help="data order, initialisation, random scores"
+        "--seed", type=whole(0, SEEDS), default=0, help="data order, initialisation, random scores"
     )
 
     group = parser.add_argument_group("machine")
@@ -70,10 +72,16 @@ def add_arguments(parser):
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
-        "--eval-every", type=whole(0), default=50, help="steps between validations; 0: at the end"
+        "--eval-every",
+        type=whole(0, COUNTED),
+        default=50,
+        help="steps between validations; 0: at the end",
     )
     group.add_argument(
-        "--save-every", type=whole(1), default=250, help="steps between training states"
+        "--save-every",
+        type=whole(1, COUNTED),
+        default=250,
+        help="steps between training states",
     )
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
