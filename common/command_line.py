@@ -5,7 +5,8 @@ import math
 
 from common.errors import UserError
 
-LARGEST = 1 << 24  # of a size: far beyond what is of use
+LARGEST = 1 << 24  # far beyond what is of use
+LONGEST = 1 << 20  # windows of a batch, tokens of a window: the same
 COUNTED = 1 << 40  # of what is only counted: steps, tokens
 SEEDS = (1 << 32) - 1  # numpy's limit
 THREADS = 1024  # more than any machine has cores; PyTorch crashes at tens of thousands

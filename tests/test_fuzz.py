@@ -3,10 +3,17 @@
 Text files (JSON lines, parquet, compressed ones) are the matter of tests/text.
 """
 
+import importlib
+import itertools
 import json
+import os
 import pickle
+import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,13 +23,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.checksums import Checksums
+from common.errors import UserError
 from common.records import read_json
-from conftest import write_model, write_set
+from conftest import HANGS, ROOT, write_model, write_set
 from data import STORED_FORMAT, Stored, TokenSet, file_hash
 from demo import chain
 from evaluation import results, tasks
 from evaluation.pinned import read_rows
 from hf import checkpoint
+from hf import tokenizer as tokenizer_file
 from hf.config import config_from_hf
 from hf.tokenizer import Tokenizer
 from hf.weight_files import weight_files
@@ -442,3 +451,164 @@ def test_damaged_files(name, whole, tmp_path, capsys):
 def test_many_damaged_files(name, whole, tmp_path, capsys):
     fuzz(name, whole, tmp_path / "f", SLOW // len(FORMATS))
     assert "run!" not in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------
+# through the command line
+
+SCORE = "score.py --data f --model f --out losses/l.bin --seq-len 16 --device cpu"
+TRAIN = "train_slm.py --data f --init f --ref-loss f/ref_loss.bin --out run --steps 1 --seq-len 16"
+EVALUATE = "eval_math.py --model f --tasks f/problems.jsonl --out eval --device cpu"
+COMMANDS = {
+    "meta.json": SCORE,
+    "arrays": SCORE,
+    "config.json": SCORE,
+    "safetensors": SCORE,
+    "pickle": SCORE,
+    "tokenizer.json": SCORE,
+    "its config": SCORE,
+    "ref_loss.json": TRAIN,
+    "ref_loss.bin": TRAIN,
+    "problems": EVALUATE,
+}
+
+
+def refused(name, whole, place, seed):
+    """A folder with damage that its reader refuses: the first after `seed`."""
+    _, damage, read = FORMATS[name]
+    for number in itertools.count(1000 * seed):
+        damage(random.Random(number), copied(name, whole, place))
+        if not reads_or_refuses(lambda: read(place)):
+            return
+
+
+def check_one_line(code, err):
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, (code, err)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "safetensors", "ref_loss.json"])
+def test_a_stage_refuses(name, whole, tmp_path, stage):
+    refused(name, whole, tmp_path / "f", seed=0)
+    script, arguments = COMMANDS[name].split(" ", 1)
+    code, _, err = stage(importlib.import_module(script.removesuffix(".py")), arguments)
+    check_one_line(code, err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_refuses(name, seed, whole, tmp_path):
+    refused(name, whole, tmp_path / "f", seed)
+    script, *arguments = COMMANDS[name].split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
+    )
+    check_one_line(done.returncode, done.stderr)
+
+
+# --------------------------------------------------------------------------------------------------
+# what once was a traceback, a hang or a crash
+
+
+def changed(folder, name, change):
+    path = folder / name
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def with_pattern(rule):
+    def change(spec):
+        spec["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": rule}, "behavior": "Isolated"},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        }
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name, file, change, words",
+    [
+        ("meta.json", "meta.json", lambda m: m.update(count=-1), "count is -1, wanted 0 or more"),
+        ("meta.json", "meta.json", lambda m: m.update(dtype="x"), "dtype is 'x', wanted <u2"),
+        ("meta.json", "meta.json", lambda m: m.update(kinds={}), "kinds is {}, wanted a list"),
+        ("meta.json", "meta.json", lambda m: m.update(kinds=["a"]), "a label of 1, meta.json"),
+        ("meta.json", "meta.json", lambda m: m.update(vocab_size=5), "all are below 5"),
+        ("meta.json", "meta.json", lambda m: m.pop("tokenizer"), "tokenizer is missing"),
+        ("ref_loss.json", "ref_loss.json", lambda m: m.pop("checksums"), "checksums is missing"),
+        ("ref_loss.json", "ref_loss.json", lambda m: m.update(format=1), "format is 1, wanted 2"),
+        ("results.json", "results.json", lambda m: m["math"].pop("n"), "['math'].n is missing"),
+        ("hub.json", "hub.json", lambda m: m["hf:a/b"]["files"].append(["../x", 1]), "[path, byte"),
+        (
+            "tokenizer.json",
+            "tokenizer.json",
+            lambda m: m["model"]["merges"].append("a b c"),
+            "merge",
+        ),
+        ("tokenizer.json", "tokenizer.json", lambda m: m["model"].update(vocab=[]), "the vocab []"),
+        (
+            "tokenizer.json",
+            "tokenizer.json",
+            lambda m: m["model"]["vocab"].update(a=1),
+            "of one id",
+        ),
+        (
+            "tokenizer.json",
+            "tokenizer.json",
+            lambda m: m["model"]["vocab"].update(a=1 << 40),
+            "the id",
+        ),
+        (
+            "tokenizer.json",
+            "tokenizer.json",
+            lambda m: m["added_tokens"][0].update(content=""),
+            "added",
+        ),
+        ("tokenizer.json", "tokenizer.json", with_pattern("("), "the split by '('"),
+        ("tokenizer.json", "tokenizer.json", with_pattern("a*"), "which matches nothing"),
+        ("its config", "config.json", lambda m: m.update(eos_token_id="x"), "eos_token_id"),
+        ("config.json", "config.json", lambda m: m.update(eos_token_id={}), "eos_token_id is '{}'"),
+    ],
+)
+def test_what_once_broke(name, file, change, words, whole, tmp_path):
+    folder = copied(name, whole, tmp_path / "f")
+    if name == "its config":
+        (folder / "tokenizer_config.json").write_text("{}")
+        (folder / "special_tokens_map.json").unlink()
+    changed(folder, file, change)
+    with pytest.raises(UserError, match=re.escape(words)):
+        FORMATS[name][2](folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "tokenizer.json", "meta.json"]
+)
+def test_a_pipe_is_not_waited_for(file, whole, tmp_path):
+    folder = copied("tokenizer.json", whole, tmp_path / "f")
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with pytest.raises(UserError, match=f"{file} is a pipe or a device"):
+        if file == "meta.json":
+            read_set(folder)
+        elif file == "tokenizer.json":
+            read_tokenizer(folder)
+        else:
+            read_weights(folder)
+
+
+def test_a_pattern_that_takes_for_ever(vocabulary, whole, tmp_path, monkeypatch):
+    """tiktoken gives it up, and then Python's regex does."""
+    monkeypatch.setattr(tokenizer_file, "PATIENCE", 0.1)
+    folder = copied("tokenizer.json", whole, tmp_path / "f")
+    changed(folder, "tokenizer.json", with_pattern(r"(x+x+)+y\b(?<!z)"))
+    with pytest.raises(UserError, match="takes over 0.1 s to split a document of 5,000 characters"):
+        Tokenizer.load(folder).encode("x" * 5000)

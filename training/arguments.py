@@ -2,9 +2,10 @@
 
 import os
 
-from common.command_line import COUNTED, SEEDS, add_machine, not_negative, positive, whole
+from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
 from common.files import refuse_overlap
+from hf.config import LIMITS
 from training.heads import HEADS
 
 READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
@@ -15,24 +16,47 @@ def add_arguments(parser):
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
     group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
-    group.add_argument("--seq-len", type=whole(1), default=128, help="tokens per window")
+    group.add_argument("--seq-len", type=whole(1, LONGEST), default=128, help="tokens per window")
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument("--init", help="model: folder, hub id or scratch; default: the demo's base")
     group.add_argument("--revision", help="revision of a hub id")
     group.add_argument(
-        "--n-layer", type=whole(1), default=2, help="layers; from scratch only, as the next four"
+        "--n-layer",
+        type=whole(1, LIMITS["num_hidden_layers"]),
+        default=2,
+        help="layers; from scratch only, as the next four",
     )
-    group.add_argument("--n-head", type=whole(1), default=6, help="query heads")
-    group.add_argument("--n-kv-head", type=whole(1), help="key/value heads; default: --n-head")
-    group.add_argument("--d-model", type=whole(1), default=96, help="width of the residual stream")
-    group.add_argument("--d-ff", type=whole(1), help="width of the MLP; default: 8/3 --d-model")
+    group.add_argument(
+        "--n-head", type=whole(1, LIMITS["num_attention_heads"]), default=6, help="query heads"
+    )
+    group.add_argument(
+        "--n-kv-head",
+        type=whole(1, LIMITS["num_key_value_heads"]),
+        help="key/value heads; default: --n-head",
+    )
+    group.add_argument(
+        "--d-model",
+        type=whole(1, LIMITS["hidden_size"]),
+        default=96,
+        help="width of the residual stream",
+    )
+    group.add_argument(
+        "--d-ff",
+        type=whole(1, LIMITS["intermediate_size"]),
+        help="width of the MLP; default: 8/3 --d-model",
+    )
 
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--batch-size", type=whole(1), default=8, help="windows per optimiser step, over all ranks"
+        "--batch-size",
+        type=whole(1, LONGEST),
+        default=8,
+        help="windows per optimiser step, over all ranks",
     )
     group.add_argument(
-        "--micro-batch-size", type=whole(1), help="windows per rank per forward; default: all"
+        "--micro-batch-size",
+        type=whole(1, LONGEST),
+        help="windows per rank per forward; default: all",
     )
     group.add_argument("--steps", type=whole(1, COUNTED), help="optimiser steps; or:")
     group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
