@@ -197,9 +197,15 @@ class Selection:
 # 3. The loss: the sum over the kept tokens. The trainer divides by the number kept in the batch.
 
 
-def at_least_fp32(logits):
-    """Cross-entropy in bf16 would blur the small differences that are ranked; fp64 stays fp64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def logits_of(hidden, weight):
+    """hidden (N, C) times weight (V, C): logits (N, V) in fp32; fp64 stays fp64.
+
+    Rounded to bf16, as autocast would do, a logit near 20 is off by up to 1/16: more than many of
+    the differences that are ranked. So the factors alone are bf16, and never their sum.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(wide), weight.to(hidden.dtype).to(wide))
 
 
 def head_full(hidden, weight, targets, select):
@@ -209,7 +215,7 @@ def head_full(hidden, weight, targets, select):
     returns which are kept, (N,) bool. Returns the sum of the kept losses (scalar), all losses (N,)
     detached, kept (N,).
     """
-    logits = at_least_fp32(F.linear(hidden, weight))  # (N, V)
+    logits = logits_of(hidden, weight)  # (N, V)
     losses = F.cross_entropy(logits, targets, reduction="none")
     kept = select(losses.detach())
     return torch.where(kept, losses, 0.0).sum(), losses.detach(), kept
@@ -224,7 +230,7 @@ def token_losses(hidden, weight, targets, entropy=False, chunk=1024):
     """
     losses, entropies = [], []
     for i in range(0, len(targets), chunk):
-        logits = at_least_fp32(F.linear(hidden[i : i + chunk], weight))  # (chunk, V)
+        logits = logits_of(hidden[i : i + chunk], weight)  # (chunk, V)
         losses.append(F.cross_entropy(logits, targets[i : i + chunk], reduction="none"))
         if entropy:
             log_p = logits.log_softmax(-1)

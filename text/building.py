@@ -28,6 +28,7 @@ from text.workers import in_order
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+AGAIN = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
 RESTART = "start over with --overwrite"
 Count = Annotated[int, at_least(0)]
@@ -152,7 +153,7 @@ def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
     if settings.overwrite or not (out / "progress.json").exists():
         return False
-    saved = read_json(out / "progress.json", "progress of an unfinished token set")
+    saved = read_json(out / "progress.json", "progress of an unfinished token set", AGAIN)
     if saved.get("plan") == plan:
         print(f"{out}: goes on where it stopped")
         return True

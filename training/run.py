@@ -6,6 +6,7 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ import torch
 from common import aside, files
 from common.errors import UserError
 from common.files import renamed_when_whole, write_atomic
-from common.records import read_json
+from common.json_files import parse, read_json
+from common.numerics import REFUSED, differences, notice, numerics
+from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
-from training import parallel
+from training import finished, parallel
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
 
@@ -56,6 +59,13 @@ SUMMARY = {
 }
 
 
+@dataclass
+class LogLine:
+    """What the kit itself reads of a record of log.jsonl."""
+
+    step: int
+
+
 class Run:
     """args.json, log.jsonl, train_state.pt, summary.json and the model. Only rank 0 writes.
 
@@ -72,6 +82,7 @@ class Run:
         self.tokenizer_from = tokenizer_from
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
+        record["numerics"] = numerics(args, env, args.micro_batch_size)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
         self.state = self._saved_state() if self.summary is None else None
@@ -103,8 +114,12 @@ class Run:
             return None
         saved = read_json(path, "run")
         differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
+            f"{k} {saved.get(k)!r} -> {v!r}"
+            for k, v in self.record.items()
+            if saved.get(k) != v and k != "numerics"
         ]
+        before, now = saved.get("numerics", {}), self.record["numerics"]
+        differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
@@ -114,6 +129,8 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
+        if self._begun() and (said := notice(path, before, now)):
+            print(said)
         return None
 
     def _refuse_foreign(self):
@@ -133,7 +150,7 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
-        return read_json(self.folder / "summary.json", "run")
+        return finished.summary(self.folder)
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""
@@ -162,14 +179,26 @@ class Run:
         return None
 
     def _log_size(self):
-        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again."""
+        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
+
+        Raises UserError where a record before it cannot be read.
+        """
         path = self.folder / "log.jsonl"
         size = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"}\n") or json.loads(line)["step"] > self.step:
-                    break
+        if self.step == 0 or not path.exists():
+            return size
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
                 size += len(line)
+                try:
+                    step = as_record(parse(line), LogLine, "").step
+                except ValueError:
+                    raise UserError(
+                        f"{path}, line {number}: is not what was written; the run goes on when "
+                        f"the line is deleted"
+                    ) from None
+                if step >= self.step:
+                    break
         return size
 
     def restore(self, student, optimizer):

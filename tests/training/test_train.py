@@ -419,7 +419,7 @@ def test_disk_full_is_one_line(stage, inputs):
     assert code == 2 and "Traceback" not in err and "error:" in err, err
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp", "fsdp --shard-size 2"])
 @pytest.mark.parametrize(
     "flags",
     [
@@ -441,12 +441,14 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
     mask = np.zeros(3000, np.uint8)
     mask[5::64] = mask[7::128] = 1
     write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
-    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 --parallel {parallel} {flags}"
+    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 {flags}"
+    numbers = (4,) if "shard" in parallel else (2, 4)
     runs = [launch(f"{args} --out one", scored)]
-    runs += [launch(f"{args} --out ranks{n}", scored, ranks=n) for n in (2, 4)]
+    for n in numbers:
+        runs.append(launch(f"{args} --parallel {parallel} --out ranks{n}", scored, ranks=n))
     for run in runs:
         finish(run)
-    for n in (2, 4):
+    for n in numbers:
         assert distance(scored / "one", scored / f"ranks{n}") < 1e-5
         assert [r["tokens_selected"] for r in log(scored / "one")] == [
             r["tokens_selected"] for r in log(scored / f"ranks{n}")
@@ -454,12 +456,13 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_under_ddp(scored):
-    """What the recipes do on GPUs: blocks compiled, DDP around, another number kept each step."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
+    """What the recipes do on GPUs: blocks compiled, hooks around, another number kept each step."""
     args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 2 --scope sequence"
     for run in [
         launch(f"{args} --out one", scored),
-        launch(f"{args} --out ranks2 --compile on", scored, ranks=2),
+        launch(f"{args} --out ranks2 --compile on --parallel {parallel}", scored, ranks=2),
     ]:
         finish(run)
     assert distance(scored / "one", scored / "ranks2") < 1e-5

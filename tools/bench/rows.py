@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
+from common.numerics import is_compiled
 from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
@@ -157,7 +158,9 @@ class Rows:
             same = {shape: getattr(self.config, shape) for shape in shapes}
             with self.env.device:
                 model = LlamaForCausalLM(LlamaConfig(**same))
-            parallel.compile_blocks(SimpleNamespace(lm=model), self.args, self.env)
+            if is_compiled(self.args, self.env):
+                for block in model.model.layers:
+                    block.compile()
             return model, make_optimizer(model, self.args)
 
         return self.once(name, make)
@@ -242,7 +245,7 @@ def token_set(folder, count, vocab_size):
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
-    return writer.finish(tokenizer="none", sources={}, seed=0)
+    return writer.finish(tokenizer="none", sources=[], seed=0)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def look_closely(model, x, y, top):
     hidden = model.lm(x).flatten(0, 1).split(CHUNK)
     targets = y.flatten().split(CHUNK)
     parts = [
-        predictions(F.linear(h, model.lm.head_weight), t, top) for h, t in zip(hidden, targets)
+        predictions(slm.logits_of(h, model.lm.head_weight), t, top) for h, t in zip(hidden, targets)
     ]
     found = {}
     for name in parts[0]:
@@ -90,7 +90,6 @@ def look_closely(model, x, y, top):
 def predictions(logits, targets, top):
     """Of logits (N, V): loss and entropy (N,) in nats, the `top` likeliest ids and their
     probabilities (N, top)."""
-    logits = slm.at_least_fp32(logits)
     log_p = logits.log_softmax(-1)
     top_p, top_id = log_p.exp().topk(min(top, logits.shape[1]), dim=-1)
     return {
