@@ -443,8 +443,8 @@ class Stored:
         ):
             if got != wanted:
                 raise UserError(
-                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has {wanted}; "
-                    f"score again: {command}{flag}"
+                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
+                    f"{wanted}; score again: {command}{flag}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

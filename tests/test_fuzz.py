@@ -201,7 +201,7 @@ def read_set(folder):
 
 def read_stored(folder):
     data = TokenSet(folder)
-    stored = Stored(folder / "ref_loss.bin", data, 16, dtype="float32")
+    stored = Stored(folder / "ref_loss.bin", data, 16, numerics={"dtype": "float32"})
     windows = np.arange(data.n_windows(16))
     stored.batch(windows, data.valid(windows, 16))
 

@@ -7,8 +7,9 @@ import sys
 from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
 from common.files import refuse_overlap
-from common.records import read_json
+from common.records import as_record, read_json
 from hf.config import LIMITS
+from training import finished
 from training.heads import HEADS
 
 READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
@@ -146,13 +147,14 @@ def earlier_arguments(argv):
     saved = read_json(path, "--from")
     if "inputs" not in saved or "steps" not in saved:
         raise UserError(f"--from {path}: is not the args.json of a run; name RUN/args.json")
+    as_record(saved, finished.Arguments, f"--from: {path}")
     if "--steps" in argv or saved.get("epochs") is None:
         saved.pop("epochs", None)
     else:  # the steps follow from them
         saved.pop("steps")
     if "--batch-size" in argv and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
-    if "--lr" in argv and saved["min_lr"] == saved["lr"] / 10:
+    if "--lr" in argv and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
     return saved
 
