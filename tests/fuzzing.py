@@ -82,22 +82,27 @@ def damaged_value(rng, value):
     """The value with a change at one place in it; `value` itself may change."""
     place, key = rng.choice(places(value))
     if place is None:
-        return rng.choice(HOSTILE)
+        return hostile(rng)
     how = rng.choice(["replace", "replace", "replace", "remove", "add", "copy", "nudge"])
     if how == "remove":
         del place[key]
     elif how == "add" and isinstance(place, dict):
-        place[rng.choice(TEXTS)] = rng.choice(HOSTILE)
+        place[rng.choice(TEXTS)] = hostile(rng)
     elif how == "add":
-        place.insert(key, rng.choice(HOSTILE))
+        place.insert(key, hostile(rng))
     elif how == "copy":  # what stands elsewhere in the file
         other, inside = rng.choice(places(value))
         place[key] = copy.deepcopy(value if other is None else other[inside])
     elif how == "nudge" and type(place[key]) in (int, float):
         place[key] = rng.choice([place[key] + 1, place[key] - 1, -place[key], place[key] * 1000])
     else:
-        place[key] = rng.choice(HOSTILE)
+        place[key] = hostile(rng)
     return value
+
+
+def hostile(rng):
+    """A value of any kind; a copy, since the next change may be inside of it."""
+    return copy.deepcopy(rng.choice(HOSTILE))
 
 
 def places(value, most=400):
