@@ -6,6 +6,8 @@ import os
 import resource
 from pathlib import Path
 
+from common.errors import UserError  # before torch: Ctrl-C is quiet while that is loaded
+
 # Threads that wait for each other spin for a moment, then sleep. By default they spin for long, and
 # where another process takes a core two threads are 40 times slower than one (LOG.md). It is read
 # when torch is loaded.
@@ -13,8 +15,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import torch
 import torch.distributed as dist
-
-from common.errors import UserError
 
 # Dense bf16, by a part of the device's name.
 PEAK_FLOPS = {
