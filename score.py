@@ -74,7 +74,9 @@ def main():
     }
     n_scored = env.from_main(lambda: claim(args, header, data))
     if n_scored < data.n_windows(args.seq_len):
-        model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+        reference = checkpoint.load(folder, device=env.device)
+        reference.cast_products(env.dtype)
+        model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
         score(args, env, data, model, header, n_scored)
     if env.main:
