@@ -318,6 +318,17 @@ class Transformer(nn.Module):
             mask &= keys > positions[..., None] - window
         return mask[:, None]
 
+    def cast_products(self, dtype):
+        """Cast once what autocast casts in every forward pass: all matrices that multiply.
+
+        For a model that does not learn: the result is the same. An embedding that is tied to the
+        head keeps its dtype, and so do norms.
+        """
+        for module in self.modules():
+            tied = module is self.lm_head and self.config.tie_word_embeddings
+            if isinstance(module, nn.Linear) and not tied:
+                module.to(dtype)
+
     def logits(self, tokens):
         """Logits of every position, (B, T, V) fp32. For tests; training never builds them all."""
         return F.linear(self(tokens), self.head_weight).float()

@@ -86,6 +86,7 @@ def main():
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
+        reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
         score(args, env, data, model, note)

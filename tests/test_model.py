@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import model as M
+import slm
 from common.errors import UserError
 from conftest import write_model
 from hf import checkpoint
@@ -264,3 +265,20 @@ def test_without_a_flag_attention_crosses_documents():
     model.document_end = 7
     assert not torch.allclose(crossed[0, 10:], model(tokens)[0, 10:], atol=1e-3)
     assert torch.allclose(crossed[0, :10], model(tokens)[0, :10], atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_matrices_that_are_cast_once_give_the_same_losses(tied):
+    """Bit for bit what autocast gives, which casts them in each forward pass."""
+    shape = {"vocab_size": 50, "hidden_size": 24, "attention_bias": True}
+    torch.manual_seed(0)  # of the biases
+    model = M.initialise(M.Transformer(M.Config(tie_word_embeddings=tied, **shape)), 0)
+    x, y = torch.randint(50, (2, 3, 40))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        each_time = slm.WithLoss(model)(x, y, entropy=True)
+        model.cast_products(torch.bfloat16)
+        once = slm.WithLoss(model)(x, y, entropy=True)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.model.embed_tokens.weight.dtype == torch.float32
+    for a, b in zip(each_time, once):
+        assert torch.equal(a, b)
