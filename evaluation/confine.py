@@ -23,7 +23,7 @@ OPEN_FILES = 64
 # A program that attacks, and prints what it was able to do. Every kind of attack in
 # tests/evaluation/attacks.py has its line here.
 PROBE = """
-import ctypes, os, socket, time
+import ctypes, os, resource, socket, time
 libc = ctypes.CDLL(None)
 def attempt(what, act):
     try:
@@ -63,6 +63,7 @@ attempt("signals to other processes", lambda: os.kill(PARENT, 0))
 attempt("signals to other processes", lambda: os.kill(os.getppid(), 0))
 attempt("priorities of other processes", lambda: slow_down(PARENT))
 attempt("priorities of other processes", lambda: slow_down(os.getppid()))
+attempt("priorities of other processes", lambda: resource.prlimit(os.getppid(), 0))
 attempt("shared memory and queues", share)
 attempt("system calls that no calculation needs", lambda: os.memfd_create("probe"))
 attempt("total size of files", fill)

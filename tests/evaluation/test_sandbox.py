@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation import sandbox as sandbox_file  # noqa: E402
 from evaluation.reasoning import program_of, result_text  # noqa: E402
 from evaluation.sandbox import Result, Sandbox  # noqa: E402
+from worlds import CannotBeMade, as_nobody, copy_kit, replace_line  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the sandbox is for Linux"
@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(
 RECORDED = ROOT.parent / "shared" / "data" / "published" / "rho-math-1b-interpreter-v0.1"
 SECRET = "hunter2-canary"
 PATIENT = 600  # seconds of a program that ends by itself, and of all that is waited for
-FILES = [*(ROOT / "evaluation").glob("*.py"), *(ROOT / "common").glob("*.py")]
 
 # ---- hostile programs: name -> (statuses it may end with, property that contains it, program) ----
 # PARENT, HOME, PORT are filled in: the process that runs the sandbox, a folder open to everyone, a
@@ -240,10 +239,7 @@ def place():
     for path in folder, folder / "home", folder / "home" / "open-to-all":
         path.chmod(0o777)
     for copy in ("copy", "weak"):
-        for file in FILES:
-            place = folder / copy / file.relative_to(ROOT)
-            place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
+        copy_kit(folder / copy)
     weaken(folder / "weak/evaluation/confine.py")
     (folder / "driver.py").write_text(DRIVER)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -253,34 +249,8 @@ def place():
 
 def weaken(file):
     """Take seccomp and Landlock out of confine.py: namespaces must do alone."""
-    text = file.read_text()
-    for line, instead in (
-        ('    if options["calls"]:\n', "    if False:\n"),
-        ('landlock(options["paths"], options["box"])\n', "None\n"),
-    ):
-        assert text.count(line) == 1
-        text = text.replace(line, instead)
-    file.write_text(text)
-
-
-def as_nobody():
-    """The command that becomes nobody, and a Python that nobody can run; skips where it is not."""
-    if os.getuid() != 0 or not shutil.which("setpriv"):
-        pytest.skip("becoming another user needs root and setpriv")
-    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        # setpriv itself still starts what nobody may not, so ask once more from inside
-        usable = (
-            "import os, sys\n"
-            "sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
-        )
-        test = [*become, python, "-c", usable]
-        try:
-            if subprocess.run(test, capture_output=True).returncode == 0:
-                return become, python
-        except OSError:
-            pass
-    pytest.skip("no Python >= 3.10 that nobody may run")
+    replace_line(file, '    if options["calls"]:\n', "    if False:\n")
+    replace_line(file, 'landlock(options["paths"], options["box"])\n', "None\n")
 
 
 def as_container():
@@ -304,7 +274,10 @@ def as_container():
 def world_of(world, place):
     """(command prefix, python, folder of sandbox.py)"""
     if world == "as nobody":
-        return *as_nobody(), place / "copy"
+        try:
+            return *as_nobody(), place / "copy"
+        except CannotBeMade as reason:
+            pytest.skip(str(reason))
     if world == "without namespaces":
         return as_container(), sys.executable, place / "copy"
     return [], sys.executable, place / "weak" if world == "namespaces alone" else place / "copy"
@@ -369,11 +342,9 @@ def test_what_each_world_states(answers):
     world, _, _, missing = answers
     if world == "without namespaces":  # the rest needs Landlock and seccomp, which kernels may lack
         assert "total size of files" in missing
-    if world == "namespaces alone" and not {"network", "total size of files"} & set(missing):
-        # Where they work, namespaces need no other layer, if another user may read Python: its
-        # number of processes counts. (The folders above are made anew in the sandbox's own root.)
-        readable = Path(sys.prefix).stat().st_mode & 1
-        assert missing == ([] if readable else ["number of processes"])
+    if world == "namespaces alone" and "network" not in missing:  # where they can be made
+        assert not [kind for kind in missing if "folder" in kind or "file" in kind]
+        assert "system calls that no calculation needs" in missing
 
 
 @pytest.mark.parametrize("name", TELLTALE)
@@ -691,13 +662,12 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     assert reasons.count("other") <= 0.005 * len(cases)
 
 
-@pytest.mark.slow
-def test_a_fork_costs_a_fraction_of_an_interpreter_with_sympy():
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import sympy"], check=True)
-    fresh = time.perf_counter() - begun
-    with Sandbox() as sandbox:
-        seconds = [
-            sandbox.run(["import sympy\nprint(sympy.Integer(1) + 1)"])[0].seconds for _ in range(20)
-        ]
-    assert statistics.median(seconds) < fresh / 4
+def test_a_program_costs_one_fork(sandbox):
+    """Of a process that has loaded sympy: 20 programs have few parents, and find it loaded."""
+    program = "import os, sys\nprint('sympy' in sys.modules, os.getppid())"
+    before = list(sandbox.servers)
+    results = sandbox.run([program] * 20)
+    assert sandbox.servers == before
+    assert {r.status for r in results} == {"ok"}
+    assert {r.stdout.split()[0] for r in results} == {"True"}
+    assert len({r.stdout.split()[1] for r in results}) <= sandbox.workers
