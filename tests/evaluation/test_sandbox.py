@@ -452,6 +452,57 @@ def test_programs_do_not_see_each_other(sandbox):
             "",
         ),
         ("import sympy\nprint(sympy.sqrt(8))", "ok", "2*sqrt(2)\n", ""),
+        ("import numpy as np\nprint(np.linalg.det(np.eye(300)))", "ok", "1.0\n", ""),
+        (
+            "import asyncio\nasync def f(): await asyncio.sleep(0); print(1)\nasyncio.run(f())",
+            "ok",
+            "1\n",
+            "",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as T\n"
+            "with T(4) as pool: print(sum(pool.map(abs, range(-9, 9))))",
+            "ok",
+            "81\n",
+            "",
+        ),
+        (
+            "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\n"
+            "shutil.make_archive('d', 'gztar', '.', 'a')\nshutil.unpack_archive('d.tar.gz', 'e')\n"
+            "print(open('e/a').read(), open('c').read())",
+            "ok",
+            "b b\n",
+            "",
+        ),
+        (
+            "import tempfile, pathlib\nwith tempfile.TemporaryDirectory() as d:\n"
+            " p = pathlib.Path(d, 'a'); p.write_text('b'); p.touch(); print(p.read_text())",
+            "ok",
+            "b\n",
+            "",
+        ),
+        (
+            "import sqlite3\nc = sqlite3.connect('a')\nc.execute('create table t (x)')\n"
+            "c.execute('insert into t values (7)')\nc.commit()\n"
+            "print(sqlite3.connect('a').execute('select x from t').fetchone())",
+            "ok",
+            "(7,)\n",
+            "",
+        ),
+        (
+            "import signal\nsignal.signal(signal.SIGALRM, lambda *_: print('rang'))\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.01)\nsignal.pause()",
+            "ok",
+            "rang\n",
+            "",
+        ),
+        (
+            "import os, multiprocessing\nprint(os.cpu_count() > 0, os.sched_getaffinity(0) != set())",
+            "ok",
+            "True True\n",
+            "",
+        ),
+        ("import subprocess\nsubprocess.run(['true'])", "limits", "", None),
     ],
 )
 def test_results(sandbox, program, status, stdout, error):
@@ -476,15 +527,16 @@ def test_a_crashed_server_is_replaced(sandbox):
     assert len(sandbox.servers) == 2 and sandbox.idle.qsize() == 2
 
 
-def test_servers_end_with_a_killed_caller(place):
-    """kill -9 of the caller while programs run: its servers and the programs end by themselves."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_of_a_killed_caller(place, tmp_path, number):
+    """Its servers and programs end by themselves, and take their folders along."""
     folder, _ = place
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from evaluation.sandbox import Sandbox\n"
         f"with Sandbox(2, timeout={PATIENT}) as sandbox:\n"
         "    print(flush=True)\n"
         "    input()\n"
-        "    sandbox.run(['while True: pass'] * 9)"
+        '    sandbox.run([\'open("file", "w")\\nwhile True: pass\'] * 9)'
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, folder / "copy"],
@@ -492,7 +544,7 @@ def test_servers_end_with_a_killed_caller(place):
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         cwd=folder,
-        env=dict(os.environ, TMPDIR=str(folder)),  # a killed caller leaves its folder
+        env=dict(os.environ, TMPDIR=str(tmp_path)),
     )
 
     def processes():
@@ -510,13 +562,32 @@ def test_servers_end_with_a_killed_caller(place):
 
     caller.stdout.readline()
     idle = processes()  # the caller waits meanwhile
-    assert idle >= 2
+    assert idle >= 2 and len(list(tmp_path.iterdir())) == 2
     print(file=caller.stdin, flush=True)
     # The programs never end, so however long this takes they are still there.
     wait_until(lambda: processes() == idle + 2)
-    caller.kill()
+    caller.send_signal(number)
     caller.wait()
     wait_until(lambda: processes() == 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_a_program_has_closed_are_removed(place):
+    """By a user whom the modes bind: mode 000, and one in the other."""
+    user = "as nobody" if os.getuid() == 0 else "as we are"
+    prefix, python, code = world_of(user, place[0])
+    close = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from evaluation.fork_server import remove\n"
+        "os.makedirs(sys.argv[2] + '/a/b')\n"
+        "open(sys.argv[2] + '/a/b/file', 'w')\n"
+        "os.chmod(sys.argv[2] + '/a/b', 0)\n"
+        "os.chmod(sys.argv[2] + '/a', 0)\n"
+        "remove(sys.argv[2])"
+    )
+    box = place[0] / "home" / "closed"
+    subprocess.run([*prefix, python, "-c", close, code, box], check=True)
+    assert not box.exists()
 
 
 @pytest.mark.parametrize(
@@ -538,6 +609,40 @@ def test_command_line(program, seconds, code, stdout, stderr):
     )
     assert (done.returncode, done.stdout) == (code, stdout)
     assert done.stderr.splitlines()[-1:] == ([stderr] if stderr else [])
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        ("--timeout nan", "--timeout: got nan, wanted seconds, above 0 and at most 86400"),
+        ("--timeout inf", "--timeout: got inf, wanted seconds, above 0 and at most 86400"),
+        ("--timeout 1e999", "--timeout: got 1e999, wanted seconds, above 0 and at most 86400"),
+        ("--timeout 0", "--timeout: got 0, wanted seconds, above 0 and at most 86400"),
+        ("--memory 0", "--memory: got 0, wanted a whole number of at least 1"),
+        ("--memory 1e9", "--memory: got 1e9, wanted a whole number of at least 1"),
+        ("--memory 1000", "memory: got 1000 bytes, wanted at least"),
+        ("--memory", "--memory: expected one argument"),
+        ("--time 3", "unrecognized arguments: --time 3"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, error):
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.sandbox", *arguments.split()],
+        cwd=ROOT,
+        input="print(1)",
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {error}") and done.stderr.count("\n") == 1
+
+
+def test_the_memory_that_an_error_names_is_enough():
+    command = [sys.executable, "-m", "evaluation.sandbox", "--memory"]
+    options = {"cwd": ROOT, "input": "print(1)", "text": True, "capture_output": True}
+    refused = subprocess.run([*command, "1000"], **options).stderr
+    least = re.search(r"at least (\d+)", refused)[1]
+    assert subprocess.run([*command, least], **options).stdout == "1\n"
 
 
 def test_does_not_import_torch():
