@@ -154,12 +154,12 @@ def escapes(found, stated):
     }
 
 
-def row(kind, found):
-    """held, and what got out, of one kind: "12", or "9, 3 out" """
-    reached = [what for attack, what in found.items() if attack.partition(": ")[0] == kind]
-    out = sum(map(bool, reached))
-    held = len(reached) - out
-    return f"{held}, {out} out" if out else str(held)
+def cell(kind, found):
+    """How many attacks of a kind are held; those that are not are stated: "12" or "9, 3 stated"."""
+    reached = [what for attack, what in found.items() if attack.startswith(f"{kind}: ")]
+    stated = sum(map(bool, reached))
+    held = len(reached) - stated
+    return f"{held}, {stated} stated" if stated else str(held)
 
 
 def main():
@@ -178,7 +178,7 @@ def main():
     print(f"| kind of attack | attacks | {' | '.join(columns)} |")
     print("|---|" + "---:|" * (len(columns) + 1))
     for kind, n in kinds.items():
-        cells = [row(kind, found) for found in columns.values()]
+        cells = [cell(kind, found) for found in columns.values()]
         print(f"| {kind} | {n} | {' | '.join(cells)} |")
 
 
