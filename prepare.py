@@ -32,6 +32,7 @@ from pathlib import Path
 
 from common.command_line import Parser, whole
 from common.errors import UserError, cli
+from common.files import refuse_overlap
 from data import file_hash
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
@@ -203,10 +204,8 @@ def prepare_files(args):
             "--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on"
         )
     out = Path(args.out)
-    refuse_own_input(out, args)
-    if args.overwrite:
-        (out / "hub.json").unlink(missing_ok=True)
-    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out)
+    refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
+    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out, args.overwrite)
     only_sets = all(source.kind == "set" for source in sources)
     if args.mask_prompt and not any(source.form in ("pair", "chat") for source in sources):
         raise UserError("--mask-prompt: needs --prompt-field and --response-field")
@@ -224,14 +223,6 @@ def prepare_files(args):
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
     plan = plan_of(args, sources, tokenizer, settings)
     build(out, sources, plan, tokenizer, settings, names=args.source)
-
-
-def refuse_own_input(out, args):
-    """Raises UserError where the new set would replace what it is made of."""
-    names = [*args.source, args.tokenizer] if args.tokenizer else args.source
-    for name in names:
-        if Path(name).is_dir() and Path(name).resolve() == out.resolve():
-            raise UserError(f"--out {out}: is also read from; name another folder")
 
 
 def tokenizer_for(args, sources):

@@ -54,21 +54,23 @@ class Source:
             self.shard.fetch()
 
 
-def sources_of(names, form, fields, skip_bad, out):
+def sources_of(names, form, fields, skip_bad, out, overwrite=False):
     """The sources that --source names. Raises UserError.
 
     `form` and `fields`: as the flags say, or None: by the names of the first record's fields.
     `out`: the folder that keeps the hub's listing, and the one shard that is on the disk.
+    `overwrite`: ask the hub again.
     """
+    listed_in = hub_datasets.listing_of(out, overwrite)
     sources = []
     for entry, name in enumerate(names):
         if name.startswith("hf:"):
-            parts, noted = hub_sources(name, out)
+            parts, noted = hub_sources(name, out, listed_in)
         else:
             parts, noted = [local_source(name, skip_bad)], None
         if parts[0].kind != "set":
             given = (form, fields) if form else noted
-            form_here, fields_here = given or known_format(name, parts[0], out)
+            form_here, fields_here = given or known_format(name, parts[0], listed_in)
             check_columns(name, parts[0], fields_here)
             for source in parts:
                 source.form, source.fields = form_here, fields_here
@@ -106,10 +108,10 @@ def ending_of(name):
     return max((ending for ending in KINDS if name.endswith(ending)), key=len, default=None)
 
 
-def hub_sources(name, out):
+def hub_sources(name, out, listed_in):
     """A source for each shard, and the (form, fields) that an earlier run saw, or None."""
     repo = hub_datasets.parse(name)["repo"]
-    listing = hub_datasets.listing(name, out, SHARDS, ".json")
+    listing = hub_datasets.listing(name, listed_in, SHARDS, ".json")
     sources = []
     for path, size in listing["files"]:
         shard = hub_datasets.Shard(repo, listing["commit"], path, str(out))
@@ -130,7 +132,7 @@ def check_columns(name, source, fields):
             raise UserError(f"--source {name}: has no field {field!r}, {formats.listed(columns)}")
 
 
-def known_format(name, source, out):
+def known_format(name, source, listed_in):
     """(form, fields) by the names of the first record's fields; nothing known: field text.
 
     What was found is shown with the first document, and of a data set on the hub noted.
@@ -141,7 +143,7 @@ def known_format(name, source, out):
     if record and (source.shard or fields != ["text"]):
         show_format(name, record, form, fields)
     if record and source.shard:
-        hub_datasets.note(name, out, format=[form, fields])
+        hub_datasets.note(name, listed_in, format=[form, fields])
     return form, fields
 
 
