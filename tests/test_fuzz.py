@@ -38,7 +38,7 @@ from hf.weight_files import weight_files
 from text import hub_datasets
 from tools.explore import runs
 from training import finished
-from training.run import read_state
+from training.states import read_file
 
 FAST, SLOW = 500, 20_000  # inputs over all formats
 TEXT = "Tom has 3 apples  and\tbuys 4.\n naïve 数学 🙂 don't </s> 12345"
@@ -397,7 +397,7 @@ FORMATS = {  # name: (what lies not beside it, damage, read)
     "tokenizer's json": (JSON_TOKENIZER, damage_object("tokenizer.json"), read_tokenizer),
     "its config": (JSON_TOKENIZER, damage_object("tokenizer_config.json"), read_tokenizer),
     "tokenizer.model": (MODEL_TOKENIZER, damage_bytes("tokenizer.model"), read_tokenizer),
-    "state": ((), damage_bytes("train_state.pt"), lambda f: read_state(f / "train_state.pt")),
+    "state": ((), damage_bytes("train_state.pt"), lambda f: read_file(f / "train_state.pt")),
     "problems": ((), damage_lines("problems.jsonl"), read_problems),
     "generations": ((), damage_lines("problems.jsonl"), read_generations),
 }
