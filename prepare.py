@@ -32,12 +32,13 @@ from pathlib import Path
 
 from common.command_line import Parser, whole
 from common.errors import UserError, cli
-from data import file_hash
+from data import TokenSet, file_hash
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
 from text.building import Settings, build
+from text.contents import Notes, differing
 from text.decontaminate import SHORTEST, Decontaminator
-from text.sources import open_set, sources_of
+from text.sources import LONGEST, open_set, sources_of
 
 TRAIN_BYTES = 10_000_000  # text that --train-vocab learns from
 SMALLEST_VOCABULARY = 257
@@ -80,6 +81,11 @@ def add_input_and_output(group):
         "--overwrite", action="store_true", help="start over, whatever token set lies in --out"
     )
     group.add_argument(
+        "--verify",
+        action="store_true",
+        help="make nothing: check the finished set in --out, and the files that it was made of",
+    )
+    group.add_argument(
         "--max-tokens", type=whole(2), help="stop after exactly N tokens (default: all)"
     )
     group.add_argument(
@@ -119,6 +125,12 @@ def add_records(group):
         "--skip-bad",
         action="store_true",
         help="leave out broken records, count them, and go on (default: stop at the first)",
+    )
+    group.add_argument(
+        "--max-document-bytes",
+        type=whole(1),
+        default=LONGEST,
+        help="a longer line, record or .txt file counts as broken (default: 64 MiB)",
     )
 
 
@@ -206,7 +218,8 @@ def prepare_files(args):
     refuse_own_input(out, args)
     if args.overwrite:
         (out / "hub.json").unlink(missing_ok=True)
-    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out)
+    longest = args.max_document_bytes
+    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out, longest)
     only_sets = all(source.kind == "set" for source in sources)
     if args.mask_prompt and not any(source.form in ("pair", "chat") for source in sources):
         raise UserError("--mask-prompt: needs --prompt-field and --response-field")
@@ -223,7 +236,9 @@ def prepare_files(args):
     if args.decontaminate:
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
     plan = plan_of(args, sources, tokenizer, settings)
-    build(out, sources, plan, tokenizer, settings, names=args.source)
+    notes = notes_of(out, plan, sources, args.overwrite)
+    tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
+    close_notes(notes, tokens, sources, args)
 
 
 def refuse_own_input(out, args):
@@ -264,8 +279,11 @@ def plan_of(args, sources, tokenizer, settings):
     """
     described = []
     formats = []
+    by_entry = {}
+    for source in sources:
+        by_entry.setdefault(source.entry, []).append(source)
     for entry, name in enumerate(args.source):
-        parts = [source for source in sources if source.entry == entry]
+        parts = by_entry[entry]
         described.append(f"{name} {identity(parts)}")
         formats.append([parts[0].form, parts[0].fields])
     check = settings.decontaminator
@@ -290,6 +308,59 @@ def identity(parts):
     if first.kind == "set":
         return f"sha256 {open_set(first.path).hash[:20]}"
     return f"sha256 {file_hash(first.path, sampled=True)[:20]}"
+
+
+# --------------------------------------------------------------------------------------------------
+# is it what it was?
+
+
+def notes_of(out, plan, sources, overwrite):
+    """The Notes of the set in `out`, for its sources. Raises UserError where a file was edited."""
+    notes = Notes(out, plan)
+    if overwrite:
+        notes.forget()
+    for path, why in differing(notes):
+        raise UserError(
+            f"--source {path}: is not the file that {out} was made of ({why}); make the set again "
+            f"with --overwrite, or name another --out"
+        )
+    for source in sources:
+        source.notes = notes
+    return notes
+
+
+def close_notes(notes, tokens, sources, args):
+    """Note the files and arrays of a set that has just been finished."""
+    if not notes.begun or notes.closed:
+        return
+    given = [entry["tokens"] for entry in tokens.meta["sources"]]
+    cut_off = set()  # the entries that were not read to their end
+    if args.max_tokens == tokens.count:
+        cut_off = {max(entry for entry, n_tokens in enumerate(given) if n_tokens)}
+    if args.mix:
+        cut_off = set(range(len(given)))
+    read = [source for source in sources if source.content and given[source.entry]]
+    whole = [source.content for source in read if source.entry not in cut_off]
+    begun = [source.content for source in read if source.entry in cut_off]
+    notes.close(whole, begun, tokens.folder)
+
+
+def verify(out):
+    """Check a finished set in full, and the files that it was made of. Raises UserError."""
+    if not out:
+        raise UserError("--verify: got no --out, wanted the folder of a finished token set")
+    tokens = TokenSet(out, verify=True)
+    notes = Notes(out)
+    for path, why in [*notes.other_arrays(), *differing(notes, thorough=True)]:
+        raise UserError(
+            f"--verify: {path} is not what it was when {out} was made ({why}); make the set again "
+            f"with --overwrite"
+        )
+    partly = sum(note["hashed"] < note["size"] for note in notes.files.values())
+    print(
+        f"{out}: verified, {tokens.count:,} tokens and {len(notes.files):,} source files are as "
+        f"they were ({partly:,} of them compared as far as they were noted)"
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -322,7 +393,9 @@ def test_problems(names, data_dir=None):
 def main(argv=None):
     args = arguments(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
-    if args.source == ["demo"]:
+    if args.verify:
+        verify(args.out)
+    elif args.source == ["demo"]:
         prepare_demo(args)
     else:
         prepare_files(args)
