@@ -32,6 +32,8 @@ def first_record(source):
     names = open_file(source).schema_arrow.names
     _, fields = formats.guess(names) or (None, [])
     record = dict.fromkeys(names)
+    if not fields:
+        return record
     for rows, *_ in read_rows(replace(source, fields=fields), 0, block=1):
         return record | dict(zip(fields, rows[0] or ()))
     return None
