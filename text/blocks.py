@@ -6,9 +6,10 @@ Memory holds a block or two and what the compression needs to look back on (zstd
 import gzip
 import zlib
 
-# A piece of a compressed file. Zstandard's smallest block has 4 bytes and unpacks to 128 KiB: a
-# piece never unpacks to more than 32 MiB.
-PIECE = 1 << 10
+READ = 1 << 16  # bytes of a compressed file that are read at a time
+# Of these so many are unpacked at a time. Zstandard's smallest block has 4 bytes and unpacks to
+# 128 KiB, so a piece never unpacks to more than 16 MiB.
+PIECE = 1 << 9
 WINDOW = 1 << 27  # bytes that Zstandard may look back on: 128 MiB, what `zstd --long` asks for
 
 
@@ -62,6 +63,12 @@ def of_one_size(pieces, size):
         raise damage
 
 
+def small_pieces(file):
+    while read := file.read(READ):
+        for start in range(0, len(read), PIECE):
+            yield read[start : start + PIECE]
+
+
 def zstd_pieces(file, window):
     """The unpacked bytes of Zstandard, which may hold several frames. Raises Damaged."""
     import zstandard
@@ -70,7 +77,7 @@ def zstd_pieces(file, window):
     frame = decompressor.decompressobj()
     between_frames = True
     try:
-        while piece := file.read(PIECE):
+        for piece in small_pieces(file):
             while piece:
                 yield frame.decompress(piece)
                 between_frames = frame.eof

@@ -65,7 +65,11 @@ class Content:
 
     def end(self):
         """It was read to its end. Raises UserError where it changed meanwhile."""
-        if state(self.path) != (self.size, self.changed):
+        try:
+            same = state(self.path) == (self.size, self.changed)
+        except OSError:
+            same = False
+        if not same:
             raise UserError(
                 f"{self.path}: was changed while it was read; the same command checks what was "
                 f"read of it, and goes on if it is as before"

@@ -16,6 +16,7 @@ must write it, for there its generation stops.)
 
 import re
 
+NAMED, LETTERS = 12, 60  # fields that a message lists, and how much of each one's name
 JOIN = "\n"  # between prompt and response; it belongs to the prompt
 
 # (form, fields); the first that a record has counts. Beside each: data sets that are published so.
@@ -44,7 +45,10 @@ def guess(fields):
 
 def listed(fields):
     """The end of a message about a field that is not there."""
-    names = ", ".join(map(repr, fields)) or "none"
+    fields = [str(field) for field in fields]
+    names = ", ".join(repr(field[:LETTERS]) for field in fields[:NAMED]) or "none"
+    if len(fields) > NAMED:
+        names += f", ... of {len(fields)}"
     return f"its fields are {names}; name one with --text-field or --prompt-field"
 
 

@@ -110,7 +110,7 @@ def sizes_in(source, file, group):
                     else:
                         rows = page.values * about.num_rows // max(1, column.num_values)
                         widest = max(widest, page.unpacked // max(1, rows))
-            except (ValueError, OSError):
+            except parquet_pages.NotPages:
                 continue
     return widest, dictionary
 

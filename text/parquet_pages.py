@@ -11,6 +11,10 @@ TYPE, UNPACKED, PACKED, DATA, DICTIONARY, DATA_V2 = 1, 2, 3, 5, 7, 8  # fields o
 DICTIONARY_PAGE = 2  # a TYPE
 
 
+class NotPages(Exception):
+    """Where pages should be, something else is."""
+
+
 class Page(NamedTuple):
     unpacked: int  # bytes
     packed: int
@@ -21,7 +25,7 @@ class Page(NamedTuple):
 def pages(file, column):
     """The pages of a column chunk (pyarrow's ColumnChunkMetaData) in an open file.
 
-    Raises ValueError where the file does not hold what its end says.
+    Raises NotPages where the file does not hold what its end says.
     """
     at = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset:
@@ -31,11 +35,11 @@ def pages(file, column):
         file.seek(at)
         header = read_struct(file)
         if not all(isinstance(header.get(field), int) for field in (TYPE, UNPACKED, PACKED)):
-            raise ValueError("a page has no header")
+            raise NotPages("a page has no header")
         about = header.get(DATA) or header.get(DATA_V2) or header.get(DICTIONARY) or {}
         packed = header[PACKED]
         if packed < 0 or header[UNPACKED] < 0:
-            raise ValueError("a page has a size below 0")
+            raise NotPages("a page has a size below 0")
         values = about.get(1, 0)
         yield Page(header[UNPACKED], packed, values, header[TYPE] == DICTIONARY_PAGE)
         at = file.tell() + packed
@@ -65,13 +69,13 @@ def read_value(file, kind, depth):
     if kind in (BYTE, DOUBLE):
         file.seek(1 if kind == BYTE else 8, 1)
         return None
-    raise ValueError(f"a page header has a field of type {kind}")
+    raise NotPages(f"a page header has a field of type {kind}")
 
 
 def read_byte(file):
     byte = file.read(1)
     if not byte:
-        raise ValueError("a page header is cut off")
+        raise NotPages("a page header is cut off")
     return byte[0]
 
 
@@ -82,7 +86,7 @@ def read_varint(file):
         value |= (byte & 127) << shift
         if byte < 128:
             return value
-    raise ValueError("a page header holds a number of more than 64 bits")
+    raise NotPages("a page header holds a number of more than 64 bits")
 
 
 def zigzag(value):

@@ -92,7 +92,7 @@ def sources_of(names, form, fields, skip_bad, out, longest=LONGEST):
         if name.startswith("hf:"):
             parts, noted = hub_sources(name, out)
         else:
-            parts, noted = [local_source(name, skip_bad)], None
+            parts, noted = [known_source(name, skip_bad)], None
         for source in parts:
             source.longest = longest
         if parts[0].kind != "set":
@@ -105,6 +105,14 @@ def sources_of(names, form, fields, skip_bad, out, longest=LONGEST):
             source.entry = entry
         sources += parts
     return sources
+
+
+def known_source(name, skip_bad):
+    """`local_source`; what the system says against a name is a UserError, too."""
+    try:
+        return local_source(name, skip_bad)
+    except OSError as error:
+        raise UserError(f"--source {name}: {error.strerror or error}") from None
 
 
 def local_source(name, skip_bad):

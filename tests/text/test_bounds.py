@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -108,26 +109,32 @@ def bombs(folder, n):
         (plain(folder / "line.jsonl", stream(b"a", n)), f"line.jsonl line 1: {long}"),
         (plain(folder / "one.txt", stream(b"a b\n", n)), f"one.txt: {long}"),
         (plain(folder / "one.json", [b'["', *stream(b"a", n)]), "damaged after record 0"),
-        (plain(folder / "deep.json", stream(b"[", n // 8)), "damaged after record 0"),
+        (plain(folder / "deep.json", stream(b"[", n // 64)), "damaged after record 0"),
         (parquet(folder / "page.parquet", ["x" * 1000] * (n // 1000), **one_page), "has a page of"),
         (
             parquet(folder / "rows.parquet", ["a"] * 9999 + ["x" * n, "b"], write_batch_size=1),
             "has a page of",
         ),
-        (parquet(folder / "group.parquet", ["x" * 999] * (n // 999), write_batch_size=64), ""),
+        (
+            parquet(
+                folder / "group.parquet",
+                ["x" * 999] * (n // 999),
+                write_batch_size=64,
+                data_page_size=MiB // 4,
+            ),
+            "",
+        ),
         (parquet(folder / "same.parquet", repeated, use_dictionary=True), ""),
     ]
 
 
-def test_what_unpacks_to_sixty_times_the_limit_needs_little_memory(folder, tmp_path):
-    made = bombs(tmp_path, 64 * MiB)
+def test_what_unpacks_to_eighty_times_the_limit_needs_little_memory(folder, tmp_path):
+    made = bombs(tmp_path, 80 * MiB)
     paths = [path for path, _ in made]
     rows = measured(folder, paths, "--max-document-bytes", MiB, "--max-tokens", 200_000)
     for (path, wanted), (peak, message) in zip(made, rows):
-        assert peak < 45, (path.name, peak)
-        if wanted:
-            pytest.raises(UserError, match=wanted).__exit__(UserError, UserError(message), None)
-        assert bool(message) == bool(wanted), (path.name, message)
+        assert peak < 72, (path.name, peak)
+        assert re.search(wanted, message) if wanted else not message, (path.name, message)
 
 
 @pytest.mark.slow
