@@ -245,7 +245,7 @@ def refuse_own_input(out, args):
     """Raises UserError where the new set would replace what it is made of."""
     names = [*args.source, args.tokenizer] if args.tokenizer else args.source
     for name in names:
-        if Path(name).is_dir() and Path(name).resolve() == out.resolve():
+        if os.path.isdir(name) and Path(name).resolve() == out.resolve():
             raise UserError(f"--out {out}: is also read from; name another folder")
 
 
@@ -356,11 +356,14 @@ def verify(out):
             f"--verify: {path} is not what it was when {out} was made ({why}); make the set again "
             f"with --overwrite"
         )
+    if notes.files:
+        sources = f"{len(notes.files):,} source files are as they were"
+    else:
+        sources = "there is no record of its source files"
     partly = sum(note["hashed"] < note["size"] for note in notes.files.values())
-    print(
-        f"{out}: verified, {tokens.count:,} tokens and {len(notes.files):,} source files are as "
-        f"they were ({partly:,} of them compared as far as they were noted)"
-    )
+    if partly:
+        sources += f" ({partly:,} of them as far as they were read or noted)"
+    print(f"{out}: verified, {tokens.count:,} tokens; {sources}")
 
 
 # --------------------------------------------------------------------------------------------------
