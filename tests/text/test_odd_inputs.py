@@ -175,7 +175,8 @@ def change(path, what, whole):
         path.write_bytes(whole + GOOD)
     elif what == "gone":
         path.unlink()
-    os.utime(path, ns=(0, 0)) if path.exists() else None
+    if path.exists():
+        os.utime(path, ns=(0, 0))
 
 
 def test_a_field_list_without_end_is_shortened(folder, tmp_path):
