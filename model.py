@@ -145,8 +145,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
+        shape = (x.shape[-1],)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # x is fp32. Cast here, once, and not in each of the products that follow.
+            scaled = F.rms_norm(x, shape, self.weight.float(), self.eps)
+            return scaled.to(torch.get_autocast_dtype(device))
         # normalised in fp32, cast back, then scaled: the order matters in bf16
-        normed = F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype)
+        normed = F.rms_norm(x.float(), shape, eps=self.eps).to(x.dtype)
         return normed * self.weight.to(x.dtype)
 
 
@@ -265,7 +271,8 @@ class Transformer(nn.Module):
         B, T = tokens.shape
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+            # The residual stream is a long sum: it stays fp32, as the weights are.
+            x = x.float()
         start = torch.zeros(1, dtype=torch.long, device=x.device)
         if cache is not None:
             start = cache.lengths[:B]

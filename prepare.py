@@ -32,6 +32,7 @@ from pathlib import Path
 
 from common.command_line import Parser, whole
 from common.errors import UserError, cli
+from common.files import lock_folder, refuse_overlap, unlock
 from data import TokenSet, file_hash
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
@@ -215,11 +216,16 @@ def prepare_files(args):
             "--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on"
         )
     out = Path(args.out)
-    refuse_own_input(out, args)
-    if args.overwrite:
-        (out / "hub.json").unlink(missing_ok=True)
-    longest = args.max_document_bytes
-    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out, longest)
+    refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
+    sources = sources_of(
+        args.source,
+        args.form,
+        args.fields,
+        args.skip_bad,
+        out,
+        args.overwrite,
+        args.max_document_bytes,
+    )
     only_sets = all(source.kind == "set" for source in sources)
     if args.mask_prompt and not any(source.form in ("pair", "chat") for source in sources):
         raise UserError("--mask-prompt: needs --prompt-field and --response-field")
@@ -239,14 +245,6 @@ def prepare_files(args):
     notes = notes_of(out, plan, sources, args.overwrite)
     tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
     close_notes(notes, tokens, sources, args)
-
-
-def refuse_own_input(out, args):
-    """Raises UserError where the new set would replace what it is made of."""
-    names = [*args.source, args.tokenizer] if args.tokenizer else args.source
-    for name in names:
-        if os.path.isdir(name) and Path(name).resolve() == out.resolve():
-            raise UserError(f"--out {out}: is also read from; name another folder")
 
 
 def tokenizer_for(args, sources):
@@ -342,7 +340,9 @@ def close_notes(notes, tokens, sources, args):
     read = [source for source in sources if source.content and given[source.entry]]
     whole = [source.content for source in read if source.entry not in cut_off]
     begun = [source.content for source in read if source.entry in cut_off]
+    lock_folder(tokens.folder, "token set")
     notes.close(whole, begun, tokens.folder)
+    unlock(tokens.folder)
 
 
 def verify(out):

@@ -125,13 +125,13 @@ def keep_top(scores, valid, k, scope="micro"):
     """Which tokens are kept, (B, T) bool: the k highest scores among the valid ones of each group.
 
     The group is all of the input ("micro", "batch") or each row ("sequence"). Equal scores: the
-    lowest position wins (a threshold `>=` would keep every one of them). Raises ValueError where
-    a valid score is not finite. On a GPU that check would cost a synchronisation: there a NaN
-    ranks first and makes the loss NaN, on which the trainer stops.
+    lowest position wins (a threshold `>=` would keep every one of them). Raises UserError where
+    a valid score is not finite. On a GPU that check would cost a synchronisation: there the
+    trainer looks once a step (training/meter.py).
     """
     if scores.is_cpu and not torch.isfinite(scores[valid]).all():
         bad = (~torch.isfinite(scores[valid])).sum()
-        raise ValueError(f"{bad} of {valid.sum()} scores are not finite")
+        raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
     n_groups = len(scores) if scope == "sequence" else 1
     ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
@@ -197,9 +197,15 @@ class Selection:
 # 3. The loss: the sum over the kept tokens. The trainer divides by the number kept in the batch.
 
 
-def at_least_fp32(logits):
-    """Cross-entropy in bf16 would blur the small differences that are ranked; fp64 stays fp64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def logits_of(hidden, weight):
+    """hidden (N, C) times weight (V, C): logits (N, V) in fp32; fp64 stays fp64.
+
+    Rounded to bf16, as autocast would do, a logit near 20 is off by up to 1/16: more than many of
+    the differences that are ranked. So the factors alone are bf16, and never their sum.
+    """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.linear(hidden.to(wide), weight.to(hidden.dtype).to(wide))
 
 
 def head_full(hidden, weight, targets, select):
@@ -209,7 +215,7 @@ def head_full(hidden, weight, targets, select):
     returns which are kept, (N,) bool. Returns the sum of the kept losses (scalar), all losses (N,)
     detached, kept (N,).
     """
-    logits = at_least_fp32(F.linear(hidden, weight))  # (N, V)
+    logits = logits_of(hidden, weight)  # (N, V)
     losses = F.cross_entropy(logits, targets, reduction="none")
     kept = select(losses.detach())
     return torch.where(kept, losses, 0.0).sum(), losses.detach(), kept
@@ -224,7 +230,7 @@ def token_losses(hidden, weight, targets, entropy=False, chunk=1024):
     """
     losses, entropies = [], []
     for i in range(0, len(targets), chunk):
-        logits = at_least_fp32(F.linear(hidden[i : i + chunk], weight))  # (chunk, V)
+        logits = logits_of(hidden[i : i + chunk], weight)  # (chunk, V)
         losses.append(F.cross_entropy(logits, targets[i : i + chunk], reduction="none"))
         if entropy:
             log_p = logits.log_softmax(-1)

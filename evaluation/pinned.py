@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import taking_turns, write_atomic
 
 GITHUB = "https://raw.githubusercontent.com"
 HARNESS = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"
@@ -69,8 +70,20 @@ def find(name, data_dir=None, base_url=GITHUB):
     if data_dir is not None:
         return find_own(name, data_dir)
     path = cache_dir() / name
-    if path.is_file() and sha256_of(path.read_bytes()) == SHA256[name]:
+    if is_whole(path, name):
         return path
+    with taking_turns(path.parent):  # several ranks or runs may want it at once: one downloads it
+        if not is_whole(path, name):
+            write_atomic(path, downloaded(name, base_url))
+    return path
+
+
+def is_whole(path, name):
+    return path.is_file() and sha256_of(path.read_bytes()) == SHA256[name]
+
+
+def downloaded(name, base_url):
+    """The bytes of a public file, checked. Raises UserError."""
     url = f"{base_url}/{address(name)}"
     content = download(url, name)
     got = sha256_of(content)
@@ -79,12 +92,7 @@ def find(name, data_dir=None, base_url=GITHUB):
             f"{url}: got a file with sha256 {got}, wanted {SHA256[name]}; "
             f"it was refused: try again, or give a good copy with --data-dir"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several ranks or runs may download at once: each writes under a name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-    return path
+    return content
 
 
 def find_own(name, data_dir):

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import write_atomic
+from common.files import refuse_foreign, taking_turns, write_atomic
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread
 from evaluation.pinned import read_rows
@@ -59,25 +59,17 @@ def write_results(task, texts, results, out_dir, settings, name=None, **more):
     """
     out_dir = Path(out_dir)
     name = name or label(task)
-    entries = read_entries(out_dir)
-    entries[name] = {"task": label(task), **summarize(results), **more, "settings": settings}
+    entry = {"task": label(task), **summarize(results), **more, "settings": settings}
     lines = [
         {"idx": idx, **result, "text": text}
         for idx, (text, result) in enumerate(zip(texts, results))
     ]
-    # In this order: results.json is what tells that NAME.jsonl is ours.
-    write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
+    with taking_turns(out_dir):  # other tasks may be written by other processes
+        entries = read_entries(out_dir) | {name: entry}
+        write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
+    # Last: a task is finished when its answers are there, and its entry is their settings.
     write_atomic(out_dir / f"{name}.jsonl", json_lines(lines))
     return entries
-
-
-def check_ours(out_dir, name):
-    """UserError where out_dir/NAME.jsonl is there and was not written by `write_results`."""
-    file = Path(out_dir) / f"{name}.jsonl"
-    if file.exists() and name not in read_entries(out_dir):
-        raise UserError(
-            f"{file} is no file of results (results.json does not know it); choose another --out"
-        )
 
 
 def json_lines(objects):
@@ -98,7 +90,7 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
     Returns all of results.json. Raises UserError with file and line for a line that is unusable.
     """
     name = name or label(task)
-    check_ours(out_dir, name)
+    refuse_foreign([Path(out_dir) / f"{name}.jsonl"])
     rows = read_rows(file)
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
     results = grade_many(task, [(text, row["gt"]) for text, row in zip(texts, rows)], workers)

@@ -5,14 +5,14 @@ the order in which they ended. OUT/NAME.jsonl takes their place when the task is
 """
 
 import json
-import os
 import time
 
 from tqdm import tqdm
 
+from common import files
 from common.errors import UserError
 from evaluation.pinned import read_rows
-from evaluation.results import check_ours, read_entries
+from evaluation.results import read_entries
 
 # The settings that decide the answers; the others (device, batch) only decide their speed.
 IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")
@@ -27,22 +27,28 @@ def keep(answers, path, settings, grader, bar):
 
     answers: yields (i, text, number of tokens). Returns {i: text}.
     """
-    cut_torn_line(path)
+    size = whole_lines(path)
+    file = files.Growing(path, size)
+    files.lock(path)
+    if size == 0:
+        file.write(line_of({"settings": settings}))
     texts = {}
     n_tokens = 0
     started = time.perf_counter()
-    with open(path, "a") as file:
-        if file.tell() == 0:
-            print(json.dumps({"settings": settings}), file=file, flush=True)
-        for i, text, tokens in answers:
-            print(json.dumps({"idx": i, "text": text}), file=file, flush=True)
-            grader.add(i, text)
-            texts[i] = text
-            n_tokens += tokens
-            speed = n_tokens / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
-            bar.update()
+    for i, text, tokens in answers:
+        file.write(line_of({"idx": i, "text": text}))
+        grader.add(i, text)
+        texts[i] = text
+        n_tokens += tokens
+        speed = n_tokens / (time.perf_counter() - started)
+        bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
+        bar.update()
+    file.close()
     return texts
+
+
+def line_of(record):
+    return (json.dumps(record) + "\n").encode()
 
 
 def progress_bar(name, n, n_before, shown):
@@ -50,11 +56,9 @@ def progress_bar(name, n, n_before, shown):
     return tqdm(total=n, initial=n_before, desc=name, unit="problem", disable=not shown)
 
 
-def cut_torn_line(path):
-    """A kill may have cut the last line."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+def whole_lines(path):
+    """Bytes of a file's whole lines: a kill may have cut the last one."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
 def read_answers(out, name):
@@ -76,22 +80,37 @@ def saved_settings(path):
 def earlier_answers(out, name, settings, overwrite):
     """{i: text} of what was answered before with these settings.
 
-    overwrite: delete it instead. Raises UserError where it was made with other settings, or where
-    the task's file is not one of ours.
+    overwrite: start over instead; what was finished stays aside until `replaced`. Raises UserError
+    where it was made with other settings, or where the task's file is not one of ours.
     """
     finished = out / f"{name}.jsonl"
-    check_ours(out, name)
+    files.refuse_foreign([out / "results.json", finished, *partial_files(out, name)])
     if overwrite:
-        for path in [*partial_files(out, name), finished]:
-            path.unlink(missing_ok=True)
+        for path in partial_files(out, name):
+            files.remove(path)
+        if finished.exists():
+            files.rename(finished, set_aside(out, name))
         return {}
     for path in partial_files(out, name):
         check_same(path, saved_settings(path) or settings, settings)
     texts = {}
-    if finished.exists():
-        check_same(finished, read_entries(out)[name].get("settings", {}), settings)
+    entries = read_entries(out)
+    # Answers whose results a kill kept from being written still stand in the unfinished files.
+    if finished.exists() and name in entries:
+        check_same(finished, entries[name].get("settings", {}), settings)
         texts = {row["idx"]: row["text"] for row in read_rows(finished)}
     return texts | read_answers(out, name)
+
+
+def set_aside(out, name):
+    """Where the answers are that --overwrite replaces."""
+    return out / f"{name}.before.jsonl"
+
+
+def replaced(out, name):
+    """The task's file is there: what was unfinished, or stood before it, goes."""
+    for path in [*partial_files(out, name), set_aside(out, name)]:
+        files.remove(path)
 
 
 def check_same(path, theirs, ours):

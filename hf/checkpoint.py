@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.files import read_json, renamed_when_whole, write_atomic
+from common.files import renamed_when_whole, write_atomic
+from common.records import read_json
 from hf.config import config_from_hf, config_to_hf
 from hf.tokenizer import Tokenizer
 from hf.weight_files import weight_files
@@ -214,7 +215,6 @@ def save(model, folder, dtype=None, shard_bytes=5_000_000_000, state=None, token
     exact; whoever wants half the bytes casts a copy.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if state is None:
         state = model.state_dict()
     state = {name.removeprefix("lm."): tensor for name, tensor in state.items()}

@@ -6,7 +6,7 @@ Its vocabulary must be the one that the text was made with.
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from hf import downloads
 from hf.checkpoint import load, model_hash
 from hf.config import config_from_hf

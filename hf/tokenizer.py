@@ -15,7 +15,6 @@ import codecs
 import hashlib
 import json
 import re
-import shutil
 import unicodedata
 from functools import cached_property
 from pathlib import Path
@@ -268,11 +267,10 @@ class Tokenizer:
         The originals byte for byte, and a tokenizer.json where there was none.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         originals = {saved_name(file): file for file in self._files}
         for name, file in originals.items():
             if not (folder / name).exists() or not file.samefile(folder / name):
-                shutil.copyfile(file, folder / name)
+                write_atomic(folder / name, file.read_bytes())
         made = {}
         if self._make_json and "tokenizer.json" not in originals:
             made["tokenizer.json"] = self._make_json(self)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from hf import byte_level_bpe, sentencepiece_bpe
 from hf.vocabulary import refuse
 

@@ -3,7 +3,7 @@
 import re
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 
 # (whole, index of shards), the preferred first
 WEIGHTS = (

@@ -8,6 +8,7 @@ POINT is KIND:WHAT:N and names the moment, counted from 1:
     before:train_state.pt:3          just before the third rename onto a file of that name
     after:train_state.pt:3           just after it
     inside:model*.safetensors:1      with half of the new file's bytes on disk, not renamed yet
+    moment::17                       at the 17th moment that common.files passes, whatever it is
     call:data:TokenSetWriter.mark:2  as the second call of a function (MODULE:FUNCTION) begins
     never                            not at all (for KIT_SLOW)
 
@@ -21,6 +22,7 @@ each rank counts for itself: only the first one writes files, all of them call `
 
 `--set MODULE:NAME=VALUE` changes a constant (VALUE is a Python literal) before the stage runs.
 `KIT_SLOW=0.05` in the environment sleeps that many seconds before and after each rename.
+`KIT_MOMENTS=FILE` writes a line there for each moment: `before rename out/args.json`.
 
 In a test:
 
@@ -91,24 +93,34 @@ class Point:
         signal.raise_signal(getattr(signal, self.sent))
 
 
-def arm_renames(point=None, seconds=0.0):
-    """Patch os.replace: `point` is reached there; sleep `seconds` before and after each rename."""
-    replace = os.replace
+def arm_changes(point=None, seconds=0.0, record=None):
+    """Watch common.files: `point` is reached there; sleep before and after each rename.
 
-    @functools.wraps(replace)
-    def patched(source, target, **more):
-        time.sleep(seconds)
-        if point and point.reached("inside", target):
-            os.truncate(source, os.path.getsize(source) // 2)
-            point.end()
-        if point and point.reached("before", target):
-            point.end()
-        replace(source, target, **more)
-        if point and point.reached("after", target):
-            point.end()
-        time.sleep(seconds)
+    `record`: a file that gets a line for each moment that this process passes.
+    """
+    from common import files
 
-    os.replace = patched
+    this = os.getpid()
+
+    def reached(moment, path):
+        when, kind = moment.split()
+        if kind == "rename":
+            time.sleep(seconds)
+        if record and os.getpid() == this:
+            with open(record, "a") as file:
+                file.write(f"{moment} {path}\n")
+        if not point:
+            return
+        if moment == "before rename" and point.reached("inside", path):
+            temporary = files.temporary_of(Path(path))
+            os.truncate(temporary, os.path.getsize(temporary) // 2)
+            point.end()
+        if kind == "rename" and point.reached(when, path):
+            point.end()
+        if point.reached("moment"):
+            point.end()
+
+    files.reached = reached
 
 
 def arm_call(point, function):
@@ -144,7 +156,8 @@ def main():
     sys.path[0] = str(ROOT)
     stage = ROOT / args.stage
     point = Point(args.point, args.send)
-    arm_renames(point, float(os.environ.get("KIT_SLOW", 0)))
+    seconds = float(os.environ.get("KIT_SLOW", 0))
+    arm_changes(point, seconds, os.environ.get("KIT_MOMENTS"))
 
     changes = []  # (module's name, name in it, what to make of it)
     for setting in args.set:

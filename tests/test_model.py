@@ -207,3 +207,22 @@ def test_what_is_not_supported_is_refused_by_name(change, message, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=message):
         checkpoint.load(tmp_path)
+
+
+def test_under_autocast_products_are_bf16_and_the_residual_stream_is_fp32():
+    model = M.initialise(M.Transformer(M.Config(vocab_size=50, hidden_size=24)), 0)
+    seen = {}
+
+    def note(name):
+        return lambda module, inputs, output: seen.update({name: (inputs[0].dtype, output.dtype)})
+
+    for name, module in model.named_modules():
+        module.register_forward_hook(note(name))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(torch.arange(7)[None]).dtype == torch.bfloat16
+    for i in range(model.config.num_hidden_layers):
+        block = f"model.layers.{i}"
+        assert seen[block] == (torch.float32, torch.float32)
+        assert seen[f"{block}.input_layernorm"] == (torch.float32, torch.bfloat16)
+        for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
+            assert seen[f"{block}.{part}"] == (torch.bfloat16, torch.bfloat16)

@@ -213,3 +213,19 @@ def test_token_losses_and_entropy_are_those_of_full_logits():
     p = logits.softmax(-1)
     assert torch.allclose(losses.double(), -p.log().gather(2, y[..., None])[..., 0], atol=1e-5)
     assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-5)
+
+
+def test_logits_are_summed_in_fp32_under_autocast():
+    """Plain form and scoring, against fp64 products of the same bf16 factors."""
+    generator = torch.Generator().manual_seed(3)
+    hidden, weight = (torch.randn(n, 64, generator=generator) for n in (40, 300))
+    targets = torch.randint(300, (40,), generator=generator)
+    factors = [t.bfloat16().double() for t in (hidden, weight)]
+    exact = F.cross_entropy(F.linear(*factors), targets, reduction="none")
+    with torch.autocast("cpu", torch.bfloat16):
+        scored = slm.token_losses(hidden.bfloat16(), weight, targets)
+        _, losses, _ = slm.head_full(hidden.bfloat16(), weight, targets, lambda l: l > 0)
+        rounded = F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="none")
+    assert scored.dtype == losses.dtype == torch.float32
+    assert torch.equal(scored, losses)
+    assert (scored - exact).abs().max() < 1e-4 < 0.01 < (rounded - exact).abs().max()

@@ -12,8 +12,8 @@ import json
 import os
 from pathlib import Path
 
+from common import files
 from common.errors import UserError
-from common.files import write_atomic
 from data import file_hash
 
 NAME = "sources.jsonl"
@@ -109,20 +109,22 @@ class Notes:
     """
 
     def __init__(self, out, plan=None):
-        """`plan`: notes of another one are not these. Raises UserError for a file of another kind.
+        """`plan`: notes of another one are not these; without a plan they are as they lie there.
 
-        Without a plan: as they lie there.
+        Raises UserError for a file that the kit did not write, or that is damaged.
         """
         self.path = Path(out) / NAME
         self.header = {"plan": hashlib.sha256(json.dumps(plan).encode()).hexdigest()}
         self.files = {}  # {path: its last note}
         self.begun = False  # are these notes in the file?
+        self.growing = None  # the open file
+        files.refuse_foreign([self.path])
         if not self.path.exists():
             return
-        header, files = self.read()
+        header, notes = self.read()
         if plan is None or header["plan"] == self.header["plan"]:
             self.header = header
-            self.files = files
+            self.files = notes
             self.begun = True
 
     def begin(self):
@@ -138,7 +140,10 @@ class Notes:
                 with contextlib.suppress(ValueError, RecursionError):
                     notes.append(json.loads(line))
         if not (notes and isinstance(notes[0], dict) and "plan" in notes[0]):
-            raise UserError(f"{self.path}: is no file of a token set; name another folder as --out")
+            raise UserError(
+                f"{self.path}: does not begin as the kit writes it; delete it, then the source "
+                f"files are not compared"
+            )
         return notes[0], {note["file"]: note for note in notes[1:]}
 
     def add(self, content, n_bytes, sha256):
@@ -147,8 +152,9 @@ class Notes:
         if known and known["changed"] == content.changed and known["hashed"] >= n_bytes:
             return
         self.files[content.path] = content.note(n_bytes, sha256)
-        with open(self.path, "a") as file:
-            file.write("\n" + json.dumps(self.files[content.path]))
+        if not self.growing:
+            self.growing = files.Growing(self.path, self.path.stat().st_size)
+        self.growing.write(("\n" + json.dumps(self.files[content.path])).encode())
 
     def forget(self):
         """The set is made anew."""
@@ -193,8 +199,11 @@ class Notes:
 
     def save(self):
         """Write it anew, with one line for each file."""
+        if self.growing:
+            self.growing.close()
+            self.growing = None
         lines = [json.dumps(line) for line in (self.header, *self.files.values())]
-        write_atomic(self.path, "\n".join(lines) + "\n")
+        files.write_atomic(self.path, "\n".join(lines) + "\n")
         self.begun = True
 
 

@@ -80,24 +80,25 @@ class Source:
             self.content.end()
 
 
-def sources_of(names, form, fields, skip_bad, out, longest=LONGEST):
+def sources_of(names, form, fields, skip_bad, out, overwrite=False, longest=LONGEST):
     """The sources that --source names. Raises UserError.
 
     `form` and `fields`: as the flags say, or None: by the names of the first record's fields.
     `out`: the folder that keeps the hub's listing, and the one shard that is on the disk.
-    `longest`: bytes of a record.
+    `overwrite`: ask the hub again. `longest`: bytes of a record.
     """
+    listed_in = hub_datasets.listing_of(out, overwrite)
     sources = []
     for entry, name in enumerate(names):
         if name.startswith("hf:"):
-            parts, noted = hub_sources(name, out)
+            parts, noted = hub_sources(name, out, listed_in)
         else:
             parts, noted = [known_source(name, skip_bad)], None
         for source in parts:
             source.longest = longest
         if parts[0].kind != "set":
             given = (form, fields) if form else noted
-            form_here, fields_here = given or known_format(name, parts[0], out)
+            form_here, fields_here = given or known_format(name, parts[0], listed_in)
             check_columns(name, parts[0], fields_here)
             for source in parts:
                 source.form, source.fields = form_here, fields_here
@@ -150,10 +151,10 @@ def ending_of(name):
     return max((ending for ending in KINDS if name.endswith(ending)), key=len, default=None)
 
 
-def hub_sources(name, out):
+def hub_sources(name, out, listed_in):
     """A source for each shard, and the (form, fields) that an earlier run saw, or None."""
     repo = hub_datasets.parse(name)["repo"]
-    listing = hub_datasets.listing(name, out, SHARDS, ".json")
+    listing = hub_datasets.listing(name, listed_in, SHARDS, ".json")
     sources = []
     for path, size in listing["files"]:
         shard = hub_datasets.Shard(repo, listing["commit"], path, str(out))
@@ -174,7 +175,7 @@ def check_columns(name, source, fields):
             raise UserError(f"--source {name}: has no field {field!r}, {formats.listed(columns)}")
 
 
-def known_format(name, source, out):
+def known_format(name, source, listed_in):
     """(form, fields) by the names of the first record's fields; nothing known: field text.
 
     What was found is shown with the first document, and of a data set on the hub noted.
@@ -185,7 +186,7 @@ def known_format(name, source, out):
     if record and (source.shard or fields != ["text"]):
         show_format(name, record, form, fields)
     if record and source.shard:
-        hub_datasets.note(name, out, format=[form, fields])
+        hub_datasets.note(name, listed_in, format=[form, fields])
     return form, fields
 
 

@@ -1,10 +1,16 @@
 """The flags of both trainers: what they are, and what they may be together."""
 
+import argparse
 import os
+import sys
 
 from common.command_line import add_machine, not_negative, positive, whole
 from common.errors import UserError
+from common.files import refuse_overlap
+from common.records import read_json
 from training.heads import HEADS
+
+READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
 
 
 def add_arguments(parser):
@@ -58,6 +64,9 @@ def add_arguments(parser):
     )
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument(
+        "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
+    )
+    group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations, store none"
     )
     group.add_argument(
@@ -65,6 +74,9 @@ def add_arguments(parser):
     )
 
     group = parser.add_argument_group("output")
+    group.add_argument(
+        "--from", dest="earlier", metavar="FILE", help="args.json of a run: repeat it, but for:"
+    )
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
         "--eval-every", type=whole(0), default=50, help="steps between validations; 0: at the end"
@@ -76,6 +88,41 @@ def add_arguments(parser):
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )
     group.add_argument("--overwrite", action="store_true", help="start over in --out")
+
+
+def parse(parser, argv=None):
+    """The command line, where `--from RUN/args.json` says what its flags leave open.
+
+    Raises UserError where that file is not a run's.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    given = earlier_arguments(argv)
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{key: value for key, value in given.items() if key in known})
+    args = parser.parse_args(argv)
+    del args.earlier
+    return args
+
+
+def earlier_arguments(argv):
+    """What `--from FILE` says: a run's args.json, but for what follows from other flags."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--from", dest="earlier")
+    path = first.parse_known_args(argv)[0].earlier
+    if path is None:
+        return {}
+    saved = read_json(path, "--from")
+    if "inputs" not in saved or "steps" not in saved:
+        raise UserError(f"--from {path}: is not the args.json of a run; name RUN/args.json")
+    if "--steps" in argv or saved.get("epochs") is None:
+        saved.pop("epochs", None)
+    else:  # the steps follow from them
+        saved.pop("steps")
+    if "--batch-size" in argv and saved["micro_batch_size"] == saved["batch_size"]:
+        saved.pop("micro_batch_size")
+    if "--lr" in argv and saved["min_lr"] == saved["lr"] / 10:
+        saved.pop("min_lr")
+    return saved
 
 
 def settle(args):
@@ -93,12 +140,19 @@ def settle(args):
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
         )
+    if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
+        raise UserError(
+            f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
+            f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
+        )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
     if args.out is None:
         raise UserError("--out: got none, wanted a folder for the run")
+    read = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in READ}
+    refuse_overlap(args.out, read)
 
 
 def is_snapshot(done, args):

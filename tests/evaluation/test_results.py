@@ -81,7 +81,7 @@ def test_a_file_of_the_user_s_is_never_overwritten(tmp_path):
     """A file with the task's name that is no file of results, such as the problems themselves."""
     (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1"}\n')
     (tmp_path / "test.jsonl").write_text('{"question": "x", "answer": "1"}\n')
-    with pytest.raises(UserError, match=r"test\.jsonl is no file of results"):
+    with pytest.raises(UserError, match=r"test\.jsonl: exists, and this kit did not write it"):
         regrade(tmp_path / "in.jsonl", "data/test.jsonl", tmp_path)
     assert "question" in (tmp_path / "test.jsonl").read_text()
     entry = regrade(tmp_path / "in.jsonl", "data/test.jsonl", tmp_path / "out")["test"]

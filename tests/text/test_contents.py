@@ -163,7 +163,7 @@ def test_a_file_of_the_users_of_that_name_is_left_alone(folder, tmp_path):
     mine.write_text('{"years": "of work"}\n')
     for more in ([], ["--overwrite"]):
         flags = ["--source", folder / "data.jsonl", "--tokenizer", folder / "set", *more]
-        with pytest.raises(UserError, match="is no file of a token set; name another folder"):
+        with pytest.raises(UserError, match="exists, and this kit did not write it"):
             prepared(tmp_path / "out", *flags)
     assert mine.read_text() == '{"years": "of work"}\n'
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
+from common.numerics import is_compiled
 from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
@@ -157,7 +158,9 @@ class Rows:
             same = {shape: getattr(self.config, shape) for shape in shapes}
             with self.env.device:
                 model = LlamaForCausalLM(LlamaConfig(**same))
-            parallel.compile_blocks(SimpleNamespace(lm=model), self.args, self.env)
+            if is_compiled(self.args, self.env):
+                for block in model.model.layers:
+                    block.compile()
             return model, make_optimizer(model, self.args)
 
         return self.once(name, make)
@@ -229,10 +232,9 @@ class Rows:
             batch_size=self.args.batch_size,
             entropy=False,
         )
-        if not out.exists():
-            np.full(data.count, np.nan, "<f2").tofile(out)
+        note = {"n_scored": 0, "checksums": {}}
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar
-            score.score(args, self.env, data, self.ours("full")[0], {}, 0)
+            score.score(args, self.env, data, self.ours("full")[0], note)
 
     def tokens_to_score(self):
         return token_set(self.folder, SCORED * self.n + 1, self.args.vocab_size)
@@ -243,7 +245,7 @@ def token_set(folder, count, vocab_size):
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
-    return writer.finish(tokenizer="none", sources={}, seed=0)
+    return writer.finish(tokenizer="none", sources=[], seed=0)
 
 
 # --------------------------------------------------------------------------------------------------
