@@ -36,7 +36,8 @@ class Content:
         """The file, whose bytes are hashed as they are read."""
         self.digest = hashlib.sha256()
         self.passed = 0
-        return Hashed(open(self.path, "rb"), self)
+        file = open(self.path, "rb")
+        return file if self.size <= SMALL else Hashed(file, self)  # a small one `begin` has hashed
 
     def begin(self, notes):
         """It will be read now, for the token set that keeps these notes (or None)."""

@@ -8,7 +8,7 @@ import re
 
 SPACE = b" \t\r\n"
 OUTSIDE = re.compile(rb'["\[\]{},]')  # what counts outside of a string
-INSIDE = re.compile(rb'["\\]')  # and inside of one
+BACKSLASH = b"\\"[0]
 
 
 class Unfinished:
@@ -88,14 +88,16 @@ class Array:
         at += self.skip
         self.skip = 0
         while not self.ended:
-            found = (INSIDE if self.in_string else OUTSIDE).search(block, at)
+            if self.in_string:
+                at = self.behind_string(block, at)
+                if at is None:
+                    break
+            found = OUTSIDE.search(block, at)
             if not found:
                 break
             at = found.end()
-            if found[0] == b"\\":
-                at += 1
-            elif found[0] == b'"':
-                self.in_string = not self.in_string
+            if found[0] == b'"':
+                self.in_string = True
             elif self.ends_element(found[0]):
                 self.append_to(elements, block[start : found.start()])
                 start = at
@@ -103,10 +105,26 @@ class Array:
             if block[start:].strip(SPACE):
                 self.damage = "something stands behind the array's end"
             return elements
-        self.skip = max(0, at - len(block))
         part = block[start:]
         self.element.add(part if self.element.length else part.lstrip(SPACE))
         return elements
+
+    def behind_string(self, block, at):
+        """Where the string ends whose middle is at `at`; None where the block ends first."""
+        while True:
+            quote = block.find(b'"', at)
+            end = quote if quote >= 0 else len(block)
+            first = end
+            while first > at and block[first - 1] == BACKSLASH:
+                first -= 1
+            escaped = (end - first) % 2
+            if quote < 0:
+                self.skip = escaped
+                return None
+            at = quote + 1
+            if not escaped:
+                self.in_string = False
+                return at
 
     def ends_element(self, mark):
         """Count the brackets; does the element end here?"""

@@ -50,39 +50,63 @@ def read_rows(source, start, block):
     for field in source.fields:
         if field not in columns:
             raise UserError(f"{source.path}: has no field {field!r}, {formats.listed(columns)}")
-    row = 0
+    records = []
+    n_bytes = 0
+    end = start
+    damage = None
+    n_rows = max(1, file.metadata.num_rows)
     try:
-        for group in range(file.num_row_groups):
-            n_rows = file.metadata.row_group(group).num_rows
-            if row + n_rows <= start:
-                row += n_rows
-                continue
-            for batch in batches(source, file, group, block):
-                for part in parts(batch, block):
-                    end = row + part.num_rows
-                    first = max(row, start)
-                    if first < end:
-                        records = rows_of(part.slice(first - row), source)
-                        read = source.size * end // file.metadata.num_rows
-                        yield records, first, end, read, part.nbytes
-                    row = end
+        for more, end, size, enough in stretches(source, file, start, block):
+            records += more
+            n_bytes += size
+            if n_bytes >= block or len(records) >= enough:
+                yield records, end - len(records), end, source.size * end // n_rows, n_bytes
+                records = []
+                n_bytes = 0
     except MemoryError:
         raise
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{source.path}: damaged after row {row} ({first_line(error)}); copy it again"
-        ) from None
+        damage = first_line(error)
+    if records:
+        yield records, end - len(records), end, source.size * end // n_rows, n_bytes
+    if damage:
+        raise UserError(f"{source.path}: damaged after row {end} ({damage}); copy it again")
 
 
-def batches(source, file, group, block):
-    """The rows of a row group, about `block` bytes at a time."""
+def stretches(source, file, start, block):
+    """Yields (records, number of the next, bytes of the records, rows of a job), bit by bit."""
+    row = 0
+    for group in range(file.num_row_groups):
+        n_rows = file.metadata.row_group(group).num_rows
+        if row + n_rows <= start:
+            row += n_rows
+            continue
+        rows = rows_of_job(file, group, block)
+        for batch in batches(source, file, group, rows):
+            for part in parts(batch, block):
+                end = row + part.num_rows
+                first = max(row, start)
+                if first < end:
+                    yield rows_of(part.slice(first - row), source), end, part.nbytes, rows
+                row = end
+
+
+def rows_of_job(file, group, block):
+    """How many rows of a row group make about `block` bytes."""
     about = file.metadata.row_group(group)
-    rows = block * about.num_rows // max(1, about.total_byte_size)
-    rows = max(1, min(ROWS, rows))
+    return max(1, min(ROWS, block * about.num_rows // max(1, about.total_byte_size)))
+
+
+def batches(source, file, group, rows):
+    """The rows of a row group, `rows` at a time or fewer."""
     widest, dictionary = sizes_in(source, file, group)
     rows = max(1, min(rows, source.longest // max(1, widest)))
-    if rows * dictionary > source.longest:
-        # One long value of the dictionary may stand in every row: it is not repeated here.
+    fitting = source.longest // max(1, dictionary)
+    # One long value of the dictionary may stand in every row. So few rows are read at a time; where
+    # that were too few, the values are not repeated here.
+    if fitting < rows <= 64 * fitting:
+        rows = fitting
+    elif fitting < rows:
         file = open_file(source, read_dictionary=source.fields)
     if nested(file, source.fields):
         rows = max(1, min(rows, source.longest // max(1, dictionary)))
