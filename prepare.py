@@ -30,14 +30,14 @@ identical files.
 import os
 from pathlib import Path
 
-from common.command_line import Parser, whole
+from common.command_line import COUNTED, SEEDS, THREADS, Parser, whole
 from common.errors import UserError, cli
-from common.files import lock_folder, refuse_overlap, unlock
-from data import TokenSet, file_hash
+from common.files import refuse_overlap
+from data import file_hash
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
 from text.building import Settings, build
-from text.contents import Notes, differing
+from text.contents import close_notes, notes_of, verify
 from text.decontaminate import SHORTEST, Decontaminator
 from text.sources import LONGEST, open_set, sources_of
 
@@ -87,7 +87,7 @@ def add_input_and_output(group):
         help="make nothing: check the finished set in --out, and the files that it was made of",
     )
     group.add_argument(
-        "--max-tokens", type=whole(2), help="stop after exactly N tokens (default: all)"
+        "--max-tokens", type=whole(2, COUNTED), help="stop after exactly N tokens (default: all)"
     )
     group.add_argument(
         "--mix",
@@ -107,7 +107,9 @@ def add_input_and_output(group):
         metavar="DIR",
         help="folder with the test sets' eval/ (default: download them)",
     )
-    group.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the demo's text")
+    group.add_argument(
+        "--seed", type=whole(0, SEEDS), default=0, metavar="S", help="of the demo's text"
+    )
 
 
 def add_records(group):
@@ -129,7 +131,7 @@ def add_records(group):
     )
     group.add_argument(
         "--max-document-bytes",
-        type=whole(1),
+        type=whole(1, COUNTED),
         default=LONGEST,
         help="a longer line, record or .txt file counts as broken (default: 64 MiB)",
     )
@@ -151,7 +153,7 @@ def add_workers(group):
         cores = len(os.sched_getaffinity(0))
     group.add_argument(
         "--workers",
-        type=whole(1),
+        type=whole(1, THREADS),
         default=cores,
         help=f"processes that tokenise (default: one for each core, here {cores})",
     )
@@ -244,7 +246,7 @@ def prepare_files(args):
     plan = plan_of(args, sources, tokenizer, settings)
     notes = notes_of(out, plan, sources, args.overwrite)
     tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
-    close_notes(notes, tokens, sources, args)
+    close_notes(notes, tokens, sources, args.max_tokens, args.mix)
 
 
 def tokenizer_for(args, sources):
@@ -273,8 +275,12 @@ def tokenizer_for(args, sources):
 def plan_of(args, sources, tokenizer, settings):
     """What identifies the set: one of another plan in --out is refused.
 
-    --skip-bad is no part of it: it makes no difference before the first broken record.
+    --skip-bad is no part of it: it makes no difference before the first broken record. Nor is
+    --max-document-bytes, unless it says what is left out.
     """
+    left_out = []
+    if args.skip_bad and args.max_document_bytes != LONGEST:
+        left_out = [f"none over {args.max_document_bytes} bytes"]
     described = []
     formats = []
     by_entry = {}
@@ -283,7 +289,7 @@ def plan_of(args, sources, tokenizer, settings):
     for entry, name in enumerate(args.source):
         parts = by_entry[entry]
         described.append(f"{name} {identity(parts)}")
-        formats.append([parts[0].form, parts[0].fields])
+        formats.append([parts[0].form, parts[0].fields, *left_out])
     check = settings.decontaminator
     return {
         "sources": described,
@@ -306,64 +312,6 @@ def identity(parts):
     if first.kind == "set":
         return f"sha256 {open_set(first.path).hash[:20]}"
     return f"sha256 {file_hash(first.path, sampled=True)[:20]}"
-
-
-# --------------------------------------------------------------------------------------------------
-# is it what it was?
-
-
-def notes_of(out, plan, sources, overwrite):
-    """The Notes of the set in `out`, for its sources. Raises UserError where a file was edited."""
-    notes = Notes(out, plan)
-    if overwrite:
-        notes.forget()
-    for path, why in differing(notes):
-        raise UserError(
-            f"--source {path}: is not the file that {out} was made of ({why}); make the set again "
-            f"with --overwrite, or name another --out"
-        )
-    for source in sources:
-        source.notes = notes
-    return notes
-
-
-def close_notes(notes, tokens, sources, args):
-    """Note the files and arrays of a set that has just been finished."""
-    if not notes.begun or notes.closed:
-        return
-    given = [entry["tokens"] for entry in tokens.meta["sources"]]
-    cut_off = set()  # the entries that were not read to their end
-    if args.max_tokens == tokens.count:
-        cut_off = {max(entry for entry, n_tokens in enumerate(given) if n_tokens)}
-    if args.mix:
-        cut_off = set(range(len(given)))
-    read = [source for source in sources if source.content and given[source.entry]]
-    whole = [source.content for source in read if source.entry not in cut_off]
-    begun = [source.content for source in read if source.entry in cut_off]
-    lock_folder(tokens.folder, "token set")
-    notes.close(whole, begun, tokens.folder)
-    unlock(tokens.folder)
-
-
-def verify(out):
-    """Check a finished set in full, and the files that it was made of. Raises UserError."""
-    if not out:
-        raise UserError("--verify: got no --out, wanted the folder of a finished token set")
-    tokens = TokenSet(out, verify=True)
-    notes = Notes(out)
-    for path, why in [*notes.other_arrays(), *differing(notes, thorough=True)]:
-        raise UserError(
-            f"--verify: {path} is not what it was when {out} was made ({why}); make the set again "
-            f"with --overwrite"
-        )
-    if notes.files:
-        sources = f"{len(notes.files):,} source files are as they were"
-    else:
-        sources = "there is no record of its source files"
-    partly = sum(note["hashed"] < note["size"] for note in notes.files.values())
-    if partly:
-        sources += f" ({partly:,} of them as far as they were read or noted)"
-    print(f"{out}: verified, {tokens.count:,} tokens; {sources}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ def arguments(argv=None):
     )
     group.add_argument("--seq-len", type=whole(1), default=128, help="as train_slm.py will use")
     group.add_argument("--batch-size", type=whole(1), default=32, help="windows per forward pass")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays in a document, as in training"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -80,7 +83,11 @@ def main():
     }
     note = env.from_main(lambda: claim(args, header, data))
     if note["n_scored"] < data.n_windows(args.seq_len):
-        model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+        reference = checkpoint.load(folder, device=env.device)
+        if args.document_mask:
+            models.mask_documents(reference, data)
+        reference.cast_products(env.dtype)
+        model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
         score(args, env, data, model, note)
     if env.main:

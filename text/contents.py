@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import files
 from common.errors import UserError
-from data import file_hash
+from data import TokenSet, file_hash
 
 NAME = "sources.jsonl"
 SMALL = 1 << 26  # bytes of a file that is always compared in whole; a larger one is noted so often
@@ -244,3 +244,61 @@ def differing(notes, thorough=False):
         except OSError as error:
             found.append((path, error.strerror))
     return found
+
+
+# --------------------------------------------------------------------------------------------------
+# what prepare.py does with them
+
+
+def notes_of(out, plan, sources, overwrite):
+    """The Notes of the set in `out`, for its sources. Raises UserError where a file was edited."""
+    notes = Notes(out, plan)
+    if overwrite:
+        notes.forget()
+    for path, why in differing(notes):
+        raise UserError(
+            f"--source {path}: is not the file that {out} was made of ({why}); make the set again "
+            f"with --overwrite, or name another --out"
+        )
+    for source in sources:
+        source.notes = notes
+    return notes
+
+
+def close_notes(notes, tokens, sources, max_tokens=None, mix=None):
+    """Note the files and arrays of a set that has just been finished."""
+    if not notes.begun or notes.closed:
+        return
+    given = [entry["tokens"] for entry in tokens.meta["sources"]]
+    cut_off = set()  # the entries that were not read to their end
+    if max_tokens == tokens.count:
+        cut_off = {max(entry for entry, n_tokens in enumerate(given) if n_tokens)}
+    if mix:
+        cut_off = set(range(len(given)))
+    read = [source for source in sources if source.content and given[source.entry]]
+    whole = [source.content for source in read if source.entry not in cut_off]
+    begun = [source.content for source in read if source.entry in cut_off]
+    files.lock_folder(tokens.folder, "token set")
+    notes.close(whole, begun, tokens.folder)
+    files.unlock(tokens.folder)
+
+
+def verify(out):
+    """Check a finished set in full, and the files that it was made of. Raises UserError."""
+    if not out:
+        raise UserError("--verify: got no --out, wanted the folder of a finished token set")
+    tokens = TokenSet(out, verify=True)
+    notes = Notes(out)
+    for path, why in [*notes.other_arrays(), *differing(notes, thorough=True)]:
+        raise UserError(
+            f"--verify: {path} is not what it was when {out} was made ({why}); make the set again "
+            f"with --overwrite"
+        )
+    if notes.files:
+        sources = f"{len(notes.files):,} source files are as they were"
+    else:
+        sources = "there is no record of its source files"
+    partly = sum(note["hashed"] < note["size"] for note in notes.files.values())
+    if partly:
+        sources += f" ({partly:,} of them as far as they were read or noted)"
+    print(f"{out}: verified, {tokens.count:,} tokens; {sources}")

@@ -15,7 +15,7 @@ from prepared import folder_fixture, prepared, texts_fixture, write  # noqa: F40
 
 from common.errors import UserError
 from conftest import ROOT
-from text import workers
+from text import reading, workers
 from text.cutting import Array, Lines
 
 MiB = 1 << 20
@@ -172,6 +172,18 @@ def test_a_record_that_is_too_long_is_named_or_left_out(folder, tmp_path, ending
         prepared(tmp_path / "out", *flags)
     tokens = prepared(tmp_path / "out", *flags, "--skip-bad")
     assert tokens.meta["bad_records"] == 1 and tokens.meta["sources"][0]["documents"] == 3
+    with pytest.raises(UserError, match="fields was .*none over 200 bytes.*, is now"):
+        prepared(tmp_path / "out", *flags[:-2], "--skip-bad")
+
+
+def test_a_higher_limit_goes_on_where_a_lower_one_stopped(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reading, "BLOCK", 64)
+    flags = ["--source", write(tmp_path / "x.jsonl", LONG), "--tokenizer", folder / "set"]
+    with pytest.raises(UserError, match="line 3: is longer than 200 bytes"):
+        prepared(tmp_path / "out", *flags, "--max-document-bytes", 200)
+    tokens = prepared(tmp_path / "out", *flags, "--max-document-bytes", 400)
+    assert "goes on where it stopped" in capsys.readouterr().out
+    assert tokens.meta["sources"][0]["documents"] == 4
 
 
 @pytest.mark.parametrize("size", [1, 3, 10, 1000])

@@ -41,6 +41,7 @@ PRESETS = {
     "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
     "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
+    "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves
     "tinyllama-1b": Preset(32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
 }
 OURS = {  # row: head, backward, selective
