@@ -27,6 +27,7 @@ from text.workers import in_order
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+START_OVER = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
 
 
@@ -138,6 +139,8 @@ def use_again(out, plan, settings):
         )
     refuse_bad(out, done.meta["bad_records"], settings)
     files.remove(out / "progress.json")  # killed just before it did so itself
+    aside.discard(out)
+    files.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 
@@ -146,7 +149,7 @@ def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
     if settings.overwrite or not (out / "progress.json").exists():
         return False
-    saved = read_json(out / "progress.json", "progress of an unfinished token set")
+    saved = read_json(out / "progress.json", "progress of an unfinished token set", START_OVER)
     if saved.get("plan") == plan:
         print(f"{out}: goes on where it stopped")
         return True

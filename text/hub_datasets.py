@@ -138,7 +138,8 @@ def nothing_fits(name, repo, files, endings):
 
 def noted(path):
     """What OUT/hub.json says: {--source: what is known of it}."""
-    return read_json(path, "listing of the hub's files") if Path(path).exists() else {}
+    mend = "delete it, and the hub is asked again"
+    return read_json(path, "listing of the hub's files", mend) if Path(path).exists() else {}
 
 
 def note(name, path, **more):

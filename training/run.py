@@ -6,6 +6,7 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ NOT_IDENTITY = {
     "chain",
 }
 FORMAT = 1  # of args.json and what it belongs to
+START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 STATE = "train_state.pt"
 BEFORE = "train_state.before.pt"  # the state before that one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
@@ -74,6 +76,7 @@ class Run:
         record = {"format": FORMAT, **identity, "inputs": inputs}
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
+        self.newest = None  # which of the two files holds the newest state that can be read
         self.state = self._saved_state() if self.summary is None else None
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
@@ -85,6 +88,8 @@ class Run:
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
         self.timed_seconds = 0.0
+        if self.state and env.main:
+            aside.discard(self.folder)  # a kill came before the first state could do so
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
 
@@ -101,7 +106,7 @@ class Run:
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
-        saved = read_json(path, "run")
+        saved = read_json(path, "run", START_OVER)
         differing = [
             f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
         ]
@@ -133,7 +138,10 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
-        return read_json(self.folder / "summary.json", "run")
+        aside.discard(self.folder)
+        files.remove(self.folder / BEFORE)
+        files.unlock(self.folder)
+        return read_json(self.folder / "summary.json", "run", START_OVER)
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""
@@ -152,24 +160,35 @@ class Run:
             if not path.exists():
                 continue
             try:
-                return read_state(path)
+                state = read_state(path)
             except UserError as error:
                 broken.append(error)
-                if self.env.main:
-                    print(f"{error}; going on from the state before it", file=sys.stderr)
+                continue
+            self.newest = name
+            if broken and self.env.main:
+                step = state["step"]
+                print(f"{broken[0]}; going on from the one before it, step {step}", file=sys.stderr)
+            return state
         if broken:
-            raise UserError(f"{broken[-1]}; no older one is left: start over with --overwrite")
+            raise UserError(f"{broken[0]}; no older one is left: start over with --overwrite")
         return None
 
     def _log_size(self):
-        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again."""
+        """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
+
+        Raises UserError where it does not reach that far.
+        """
         path = self.folder / "log.jsonl"
         size = 0
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if not line.endswith(b"}\n") or json.loads(line)["step"] > self.step:
-                    break
-                size += len(line)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for step in range(1, self.step + 1):
+            line = lines[step - 1] if step <= len(lines) else b""
+            if not line.startswith(b'{"step": %d,' % step) or not line.endswith(b"}\n"):
+                raise UserError(
+                    f"{path}: was cut or changed at step {step}, the saved state is of step "
+                    f"{self.step}; bring the whole file back, or start over with --overwrite"
+                )
+            size += len(line)
         return size
 
     def restore(self, student, optimizer):
@@ -231,10 +250,11 @@ class Run:
             }
             self.log_file.to_disk()  # a state never knows more steps than the log
             path = self.folder / STATE
-            if path.exists():
+            if self.newest == STATE:  # a damaged one never takes the place of a good one
                 files.rename(path, self.folder / BEFORE)
             with renamed_when_whole(path) as temporary:
                 torch.save(state, temporary)
+            self.newest = STATE
             aside.discard(self.folder)
         self.env.wait()
 
@@ -272,7 +292,7 @@ class Run:
         return model_card(
             vars(self.args),
             self.record,
-            command=sys.argv,
+            command=[word for word in sys.argv if word != "--overwrite"],  # no part of the recipe
             ranks=self.env.world,
             step=self.step,
             tokens_seen=self.tokens_seen,
@@ -290,6 +310,10 @@ class Run:
 def read_state(path):
     """A training state, its tensors mapped from the file. Raises UserError where it is damaged."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} differs")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no one class for a file that is cut, empty or no state
         reason = str(error).splitlines()[0][:SHOWN_REASON] if str(error) else type(error).__name__
