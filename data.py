@@ -85,7 +85,9 @@ class TokenSet:
             raise UserError(
                 f"token set: {folder} is not a folder; make one with prepare.py --out {folder}"
             )
-        self.meta = read_json(self.folder / "meta.json", "token set")
+        self.meta = read_json(
+            self.folder / "meta.json", "token set", "make it again with prepare.py --overwrite"
+        )
         if self.meta.get("format") != FORMAT:
             raise UserError(
                 f"token set: {folder}/meta.json has format {self.meta.get('format')!r}, "

@@ -114,8 +114,9 @@ def claim(args, header, data):
     """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    files.refuse_foreign([note, *files_of(args)])
-    refuse_other(out, note)
+    files.refuse_taken([note, *files_of(args)])
+    if not args.overwrite or not is_broken(note):
+        refuse_other(out, note)
     files.lock(out)
     settle_aside(args)
     if not note.exists():
@@ -146,12 +147,21 @@ def claim(args, header, data):
     return saved
 
 
+def is_broken(note):
+    """Is there a note that cannot be read? --overwrite is then the way out."""
+    try:
+        read_json(note, "note")
+    except UserError:
+        return note.exists()
+    return False
+
+
 def refuse_other(out, note):
     """Raises UserError where the kit wrote something at `out` that are no losses."""
     began_over = (out.parent / place_of(out)).exists()
     if not out.exists() or out.stat().st_size == 0 or began_over:
         return
-    if not note.exists() or b'"n_scored"' not in note.read_bytes():
+    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
         raise UserError(
             f"--out {out}: is there, and {note.name} is no note of losses beside it; "
             f"name another file"
@@ -207,6 +217,10 @@ class Losses(files.Growing):
     def __init__(self, path, size, known):
         super().__init__(path, size)
         self.checksums = Checksums(path, size, known)
+        if size and self.checksums.all() != known:
+            raise UserError(
+                f"{path}: was changed since it was scored, its checksum differs; {START_OVER}"
+            )
         if size == 0:
             self.append(np.full(1, np.nan))  # nothing predicts the first token
 

@@ -89,21 +89,27 @@ def claim(path):
     path = Path(path)
     make_folder(path.parent)
     if path.name != LIST:
-        _refuse_kind(path)
+        refuse_taken([path])
     if is_ours(path):
         return
     if path.name != LIST:
-        refuse_foreign([path, temporary_of(path)])
+        refuse_foreign([temporary_of(path)])
     _note(path.parent, "+" + path.name)
 
 
-def _refuse_kind(path):
-    """Raises UserError where a file's folder is a run's or the like, and not held by us."""
-    kind = kind_of(path.parent)
-    if kind and _key(path.parent / LIST) not in _held:
-        raise UserError(
-            f"{path}: its folder is a {kind}'s, which nothing else is written to; name another place"
-        )
+def refuse_taken(paths):
+    """Raises UserError where one of these cannot be an output.
+
+    It is somebody else's, or lies in a run's folder or the like, which is not held by us.
+    """
+    for path in map(Path, paths):
+        kind = kind_of(path.parent)
+        if kind and _key(path.parent / LIST) not in _held:
+            raise UserError(
+                f"{path}: lies in a {kind}'s folder, where nothing else is written; "
+                f"name another place"
+            )
+        refuse_foreign([path])
 
 
 def own_folder(folder):

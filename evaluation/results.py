@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.files import refuse_foreign, taking_turns, write_atomic
+from common.records import read_json
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread
 from evaluation.pinned import read_rows
@@ -41,13 +42,7 @@ def read_entries(out_dir):
     file = Path(out_dir) / "results.json"
     if not file.exists():
         return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file}: got broken JSON ({error}), wanted earlier results; "
-            f"delete it or choose another --out"
-        ) from error
+    return read_json(file, "earlier results", "delete it or choose another --out")
 
 
 def write_results(task, texts, results, out_dir, settings, name=None, **more):

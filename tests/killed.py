@@ -166,7 +166,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM"])
+    parser.add_argument(
+        "--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM", "SIGSTOP"]
+    )
     parser.add_argument("--set", action="append", default=[], metavar="MODULE:NAME=VALUE")
     parser.add_argument("point")
     parser.add_argument("stage")

@@ -106,7 +106,7 @@ def refuse_outputs(args):
     """Raises UserError where an output would take the place of an input or of anybody's file."""
     for path in filter(None, (args.out, args.report)):
         files.refuse_overlap(path, {"--source": args.source, "--data-dir": args.data_dir})
-        files.refuse_foreign([Path(path)])
+        files.refuse_taken([path])
     if args.out and args.report and Path(args.out).resolve() == Path(args.report).resolve():
         raise UserError(f"--report {args.report}: is --out, too; name another file")
 

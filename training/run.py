@@ -42,6 +42,8 @@ START_OVER = "bring it back, or start over with --overwrite"  # for a file that 
 STATE = "train_state.pt"
 BEFORE = "train_state.before.pt"  # the state before that one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
+RECORDS = ("args.json", "log.jsonl", "summary.json", STATE, BEFORE)  # of the run, and not the model
+MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
 STATE_KEYS = {"step", "seconds", "tokens", "val_loss", "model", "optimizer"}
 SHOWN_REASON = 80  # characters of what torch says
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
@@ -103,6 +105,8 @@ class Run:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
+        if not (self.folder / "summary.json").exists():
+            files.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
@@ -125,7 +129,7 @@ class Run:
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign([self.folder / "args.json"])
+        files.refuse_foreign(self.folder / name for name in RECORDS)
         if any(self.folder.iterdir()) and not files.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"

@@ -20,7 +20,9 @@ def contents(root, without=()):
     root = Path(root)
     paths = {str(path.relative_to(root)): path for path in sorted(root.rglob("*"))}
     kept = {name: path for name, path in paths.items() if name not in without and path.is_file()}
-    return {name: content_of(path, theirs_alone(path, kept.values())) for name, path in kept.items()}
+    return {
+        name: content_of(path, theirs_alone(path, kept.values())) for name, path in kept.items()
+    }
 
 
 def theirs_alone(path, ours):
@@ -71,7 +73,9 @@ def differences(got, wanted):
     lines += [f"left over: {name}" for name in got.keys() - wanted.keys()]
     for name in sorted(got.keys() & wanted.keys()):
         if got[name] != wanted[name]:
-            lines.append(f"differs: {name}: {str(got[name])[:300]} instead of {str(wanted[name])[:300]}")
+            lines.append(
+                f"differs: {name}: {str(got[name])[:300]} instead of {str(wanted[name])[:300]}"
+            )
     return lines
 
 

@@ -9,32 +9,31 @@ lies there must be what an undisturbed run leaves, and nobody else's file may ha
 """
 
 import functools
-import json
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from contents import contents, differences, untouched
-from warm import Warm
 
 from common import files
-from conftest import write_model, write_set
-from tools import local_hub
+from contents import contents, differences, untouched
+from stages import (  # noqa: F401 (fixtures)
+    EVAL,
+    FILES,
+    HUB,
+    RUN,
+    SCORE,
+    SETTINGS,
+    SLM,
+    fresh,
+    hub_fixture,
+    inputs_fixture,
+    warm_fixture,
+)
 
-SAMPLE = 12  # moments of a case in the fast tests
-MACHINE = "--device cpu --threads 1"
-RUN = f"--val v --init m --seq-len 16 --batch-size 4 --eval-every 3 {MACHINE}"
-RUN += " --steps 6 --save-every 2 --snapshots 2"
-SLM = f"--data d --ref-loss ref_loss.bin {RUN}"
-SCORE = f"--data d --seq-len 16 --batch-size 4 --entropy {MACHINE}"
-EVAL = f"--model run --max-new-tokens 4 --batch-tokens 4096 {MACHINE}"
-FILES = "--source a.jsonl b.jsonl --workers 1"
-HUB = "--source hf:open-web-math/open-web-math --tokenizer vocabulary --workers 1"
-SETTINGS = {"score:CHUNK": 3, "text.building:MARK_SECONDS": -1, "text.reading:BLOCK": 3000}
+SAMPLE = 4  # moments of a case in the fast tests
+DERIVED = (files.LIST, "results.json", "results.md")  # change with each task
 
 
 @dataclass
@@ -109,55 +108,6 @@ CASES = {
 
 
 # --------------------------------------------------------------------------------------------------
-# the inputs
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """The address of a hub on this machine, and its folder."""
-    root = tmp_path_factory.mktemp("hub")
-    local_hub.make_corpora(root / "datasets", 12)
-    server, address, _ = local_hub.serve(root)
-    yield address
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def warm(hub, tmp_path_factory):
-    process = Warm(
-        HF_ENDPOINT=hub,
-        HF_HOME=str(tmp_path_factory.mktemp("home")),
-        HF_HUB_OFFLINE="0",
-        HF_HUB_DISABLE_PROGRESS_BARS="1",
-    )
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="module")
-def inputs(vocabulary, warm, tmp_path_factory):
-    """A folder with all that the commands read."""
-    root = tmp_path_factory.mktemp("inputs")
-    write_set(root / "d", vocabulary, 900, kind=np.arange(900) % 2)
-    write_set(root / "v", vocabulary, 100, seed=1)
-    write_model(root / "m", vocabulary, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
-    vocabulary.save(root / "vocabulary")
-    for name in "ab":
-        texts = [f"{name}{i}: Tom has {i} apples and buys 4 more. " * 5 for i in range(40)]
-        (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    for name in "pq":
-        problems = [{"question": f"Q: {name} {i}+3=", "answer": f"#### {i + 3}"} for i in range(3)]
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
-    for stage, command in (
-        ("score", f"--model m {SCORE} --out ref_loss.bin"),
-        ("train_ref", f"--data d {RUN} --out run"),
-    ):
-        code, printed = warm.run(stage, command.split(), root, settings=SETTINGS)
-        assert code == 0, printed
-    return root
-
-
-# --------------------------------------------------------------------------------------------------
 # other people's files
 
 
@@ -182,13 +132,6 @@ def plant(root, out):
 
 # --------------------------------------------------------------------------------------------------
 # the kills
-
-
-def fresh(start, folder):
-    """The folder as it is before the command."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    shutil.copytree(start, folder, symlinks=True)
 
 
 class Killing:
@@ -261,7 +204,7 @@ def lost(got, old, new):
     return [
         f"lost: {name}"
         for name, value in old.items()
-        if not name.endswith(files.LIST) and value not in values and got.get(name) != new.get(name)
+        if Path(name).name not in DERIVED and value not in values and got.get(name) != new.get(name)
     ]
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MODULES = ("prepare", "train_ref", "train_slm", "score", "eval_math", "tools.decontaminate")
 LATE = (
-    "huggingface_hub",
+    "huggingface_hub.file_download",
+    "huggingface_hub.hf_api",
+    "huggingface_hub.repocard_data",
     "pyarrow.parquet",
     "torch.optim",
     "torch._dynamo",
@@ -91,7 +93,9 @@ def main():
     torch.set_num_threads(1)
     for name in (*LATE, *MODULES):
         importlib.import_module(name)
-    os.fsync = lambda descriptor: None  # a kill loses nothing that was written; only power loss does
+    os.fsync = lambda descriptor: (
+        None
+    )  # a kill loses nothing that was written; only power loss does
     for line in sys.stdin:
         process = os.fork()
         if process == 0:
