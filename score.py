@@ -114,7 +114,7 @@ def claim(args, header, data):
     """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    files.refuse_taken([note, *files_of(args)])
+    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
     if not args.overwrite or not is_broken(note):
         refuse_other(out, note)
     files.lock(out)
@@ -149,10 +149,12 @@ def claim(args, header, data):
 
 def is_broken(note):
     """Is there a note that cannot be read? --overwrite is then the way out."""
+    if not note.exists():
+        return False
     try:
         read_json(note, "note")
     except UserError:
-        return note.exists()
+        return True
     return False
 
 

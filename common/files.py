@@ -227,10 +227,10 @@ def lock_folder(folder, kind):
     if other is None:
         _note(folder, "=" + kind)
     for name in sorted(written(folder)):  # what a kill left
-        if os.path.lexists(temporary_of(folder / name)):
-            _remove(temporary_of(folder / name))
         if not os.path.lexists(folder / name):
-            _note(folder, "-" + name)
+            _forget(folder / name)
+        elif os.path.lexists(temporary_of(folder / name)):
+            _remove(temporary_of(folder / name))
 
 
 def unlock(path):
@@ -308,7 +308,7 @@ def rename(source, target):
         os.replace(source, target)
         _to_disk(target.parent)
     if is_ours(source):
-        _note(source.parent, "-" + source.name)
+        _forget(source)
 
 
 def _to_disk(path):
@@ -372,11 +372,17 @@ def remove(path):
     path = Path(path)
     if not is_ours(path):
         return not os.path.lexists(path)
-    for existing in (temporary_of(path), path):
-        if os.path.lexists(existing) and not (existing.is_dir() and not existing.is_symlink()):
-            _remove(existing)
-    _note(path.parent, "-" + path.name)
+    if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink()):
+        _remove(path)
+    _forget(path)
     return True
+
+
+def _forget(path):
+    """A file of ours is gone: its name, and what a kill left under its temporary one, go too."""
+    if os.path.lexists(temporary_of(path)):
+        _remove(temporary_of(path))
+    _note(path.parent, "-" + path.name)
 
 
 def _remove(path):

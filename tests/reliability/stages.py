@@ -1,5 +1,7 @@
 """What the tests of this folder share: a warm process, and a folder with all that the stages read."""
 
+import atexit
+import functools
 import json
 import shutil
 
@@ -21,17 +23,31 @@ HUB = "--source hf:open-web-math/open-web-math --tokenizer vocabulary --workers 
 SETTINGS = {"score:CHUNK": 3, "text.building:MARK_SECONDS": -1, "text.reading:BLOCK": 3000}
 
 
-@pytest.fixture(scope="module", name="hub")
+def once(make):
+    """A fixture's function that is called once for all modules that import the fixture."""
+    made = []
+
+    @functools.wraps(make)
+    def known(*args, **more):
+        if not made:
+            made.append(make(*args, **more))
+        return made[0]
+
+    return known
+
+
+@pytest.fixture(scope="session", name="hub")
+@once
 def hub_fixture(tmp_path_factory):
-    """The address of a hub on this machine, and its folder."""
+    """The address of a hub on this machine."""
     root = tmp_path_factory.mktemp("hub")
     local_hub.make_corpora(root / "datasets", 12)
-    server, address, _ = local_hub.serve(root)
-    yield address
-    server.shutdown()
+    _, address, _ = local_hub.serve(root)
+    return address
 
 
-@pytest.fixture(scope="module", name="warm")
+@pytest.fixture(scope="session", name="warm")
+@once
 def warm_fixture(hub, tmp_path_factory):
     process = Warm(
         HF_ENDPOINT=hub,
@@ -39,11 +55,12 @@ def warm_fixture(hub, tmp_path_factory):
         HF_HUB_OFFLINE="0",
         HF_HUB_DISABLE_PROGRESS_BARS="1",
     )
-    yield process
-    process.close()
+    atexit.register(process.close)
+    return process
 
 
-@pytest.fixture(scope="module", name="inputs")
+@pytest.fixture(scope="session", name="inputs")
+@once
 def inputs_fixture(vocabulary, warm, tmp_path_factory):
     """A folder with all that the commands read."""
     root = tmp_path_factory.mktemp("inputs")

@@ -32,7 +32,7 @@ from stages import (  # noqa: F401 (fixtures)
     warm_fixture,
 )
 
-SAMPLE = 4  # moments of a case in the fast tests
+SAMPLE = 3  # moments of a case in the fast tests
 DERIVED = (files.LIST, "results.json", "results.md")  # change with each task
 
 

@@ -196,6 +196,19 @@ ARRANGEMENTS = {
         KIND,
     ),
 }
+FAST = (  # one for each rule and stage; the others are slow
+    "another program's args.json",
+    "around everything",
+    "on another token set",
+    "losses on a table",
+    "losses on another set's tokens",
+    "losses on a link",
+    "a set on a run",
+    "a set on somebody's tokens.bin.partial",
+    "answers on somebody's results.md",
+    "clean text on its source",
+    "measurements on a run's summary",
+)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +253,13 @@ def commands(at):
     return [at.command, at.command + " --overwrite"]
 
 
-@pytest.mark.parametrize("name", ARRANGEMENTS)
+def some_fast(names, fast):
+    """Parameters for a test: those in `fast`, and the others under `slow`."""
+    assert set(fast) <= set(names)
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_fast(ARRANGEMENTS, FAST))
 def test_nothing_of_theirs_is_touched(name, warm, start, tmp_path):
     at = ARRANGEMENTS[name]
     for command in commands(at):
@@ -279,7 +298,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", some_fast(PAIRS, ["score"]))
 def test_the_second_of_two_processes_is_refused_and_the_first_unharmed(name, warm, start, tmp_path):
     """The first one is stopped at a moment (SIGSTOP) while the second tries, twice."""
     script, command, point = PAIRS[name]
