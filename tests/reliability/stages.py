@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a warm process, and a folder with all that the stages read."""
+"""What the tests of this folder share: a warm process, a folder with all that the stages read."""
 
 import atexit
 import functools

@@ -213,7 +213,7 @@ FAST = (  # one for each rule and stage; the others are slow
 
 @pytest.fixture(scope="module")
 def start(warm, inputs, tmp_path_factory):
-    """The inputs, and more that the kit made: a set in other/v, an evaluation, losses, clean text."""
+    """The inputs, and more of the kit's: a set in other/v, an evaluation, losses, clean text."""
     root = tmp_path_factory.mktemp("start") / "start"
     fresh(inputs, root)
     for stage, command in (

@@ -139,7 +139,7 @@ def test_both_states_damaged_is_one_line_and_overwrite_mends_it(warm, stopped, t
     assert code == 0 and not differences(contents(work), whole), printed
 
 
-# Each: the stage, its command, where it was killed, the file, what the line says (None: it goes on).
+# Each: the stage, its command, where it was killed, the file, what the line says.
 TRAIN = ("train_ref", f"{RUN} --out new", "after:new/train_state.pt:2")
 TRAINED = ("train_ref", f"{RUN} --out new", "after:new/summary.json:1")
 SCORED = ("score", SCORE, "after:new.json:3")
@@ -181,7 +181,7 @@ def test_another_damaged_file_is_one_line_that_says_what_to_do(
 
 @pytest.mark.parametrize("damage", some_slow(zeros_inside, *DAMAGES), ids=by_name)
 def test_damaged_losses_are_refused(warm, stopped, tmp_path, damage):
-    """Where they are too short at once, where they were changed by the student, by their checksums."""
+    """At once where they are too short, else by their checksums, at the latest by the student."""
     work = tmp_path / "work"
     stage, command, point = SCORED
     whole = stopped(stage, command, point, work)
