@@ -30,7 +30,7 @@ identical files.
 import os
 from pathlib import Path
 
-from common.command_line import Parser, whole
+from common.command_line import COUNTED, SEEDS, THREADS, Parser, whole
 from common.errors import UserError, cli
 from common.files import refuse_overlap
 from data import file_hash
@@ -81,7 +81,7 @@ def add_input_and_output(group):
         "--overwrite", action="store_true", help="start over, whatever token set lies in --out"
     )
     group.add_argument(
-        "--max-tokens", type=whole(2), help="stop after exactly N tokens (default: all)"
+        "--max-tokens", type=whole(2, COUNTED), help="stop after exactly N tokens (default: all)"
     )
     group.add_argument(
         "--mix",
@@ -101,7 +101,9 @@ def add_input_and_output(group):
         metavar="DIR",
         help="folder with the test sets' eval/ (default: download them)",
     )
-    group.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the demo's text")
+    group.add_argument(
+        "--seed", type=whole(0, SEEDS), default=0, metavar="S", help="of the demo's text"
+    )
 
 
 def add_records(group):
@@ -139,7 +141,7 @@ def add_workers(group):
         cores = len(os.sched_getaffinity(0))
     group.add_argument(
         "--workers",
-        type=whole(1),
+        type=whole(1, THREADS),
         default=cores,
         help=f"processes that tokenise (default: one for each core, here {cores})",
     )

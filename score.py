@@ -10,7 +10,9 @@ student will have. Interrupted, the same command goes on, and the file ends the 
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -24,7 +26,9 @@ from common import aside, files
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.records import read_json
+from common.json_files import read_json
+from common.numerics import SAID, notice, numerics
+from common.records import as_record, at_least
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
@@ -43,6 +47,9 @@ def arguments(argv=None):
     )
     group.add_argument("--seq-len", type=whole(1), default=128, help="as train_slm.py will use")
     group.add_argument("--batch-size", type=whole(1), default=32, help="windows per forward pass")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays in a document, as in training"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -71,13 +78,17 @@ def main():
         "data": data.hash,
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
-        "dtype": str(env.dtype).removeprefix("torch."),
         "count": data.count,
         "entropy": args.entropy,
+        **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
     if note["n_scored"] < data.n_windows(args.seq_len):
-        model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+        reference = checkpoint.load(folder, device=env.device)
+        if args.document_mask:
+            models.mask_documents(reference, data)
+        reference.cast_products(env.dtype)
+        model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
         score(args, env, data, model, note)
     if env.main:
@@ -96,6 +107,14 @@ def check(args):
         )
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
         files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
+
+
+@dataclass
+class Note:
+    """What the kit itself reads of the note beside the losses."""
+
+    n_scored: Annotated[int, at_least(0)]
+    checksums: dict[str, list[int]]
 
 
 def files_of(args):
@@ -124,16 +143,19 @@ def claim(args, header, data):
         files.write_atomic(note, json.dumps(begun, indent=1))
         return begun
     saved = read_json(note, "reference losses", START_OVER)
+    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()
-        if saved.get(key) != value
+        if saved.get(key) != value and key not in SAID
     ]
     if differing:
         raise UserError(
             f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
             f"start over with --overwrite"
         )
+    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
+        print(said)
     for path in files_of(args):
         size = path.stat().st_size if path.exists() else 0
         wanted = size_of(saved["n_scored"], data, args.seq_len)

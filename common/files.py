@@ -304,6 +304,8 @@ def renamed_when_whole(path):
 def rename(source, target):
     """Give one of our files another name. Raises UserError where `target` is somebody else's."""
     claim(target)
+    if source.is_dir():
+        _to_disk(source)  # the names in it
     with change("rename", target):
         os.replace(source, target)
         _to_disk(target.parent)
@@ -317,6 +319,18 @@ def _to_disk(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def part(path):
+    """A new file to write bytes to, in a folder that gets its name only when all of it is whole.
+
+    The folder's list names it already (`claim`), perhaps by another rank. On the disk at the end.
+    """
+    with change("write", path):
+        with open(path, "xb") as file:
+            yield file
+        _to_disk(path)
 
 
 # --------------------------------------------------------------------------------------------------

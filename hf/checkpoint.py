@@ -162,8 +162,14 @@ def stored_tensors(path):
 
 def check_plain(path, name, tensor):
     """Raise UserError for what is not a plain tensor, or one that repeats a few bytes endlessly."""
-    named_tensor = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-    if not named_tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    plain = (
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+    if not plain:
         raise UserError(
             f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}"
         )

@@ -103,7 +103,7 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     writer.append(**arrays)
     vocabulary.save(folder)
     meta = {"kinds": ["even", "odd"]} if kind is not None else {}
-    return writer.finish(tokenizer=vocabulary.hash, sources={}, seed=seed, **meta)
+    return writer.finish(tokenizer=vocabulary.hash, sources=[], seed=seed, **meta)
 
 
 def write_model(folder, vocabulary, seed=0, tokenizer_from=None, **changes):

@@ -120,7 +120,7 @@ def break_bytes(folder):
         (lambda f: (f / "tokens.bin").unlink(), "tokens.bin does not exist"),
         (lambda f: (f / "meta.json").unlink(), "meta.json does not exist"),
         (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format 9"),
+        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format is 9, wanted 1"),
     ],
 )
 def test_a_damaged_set_is_refused(vocabulary, tmp_path, damage, message):

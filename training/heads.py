@@ -25,7 +25,7 @@ def head_full(hidden, weight, targets, select, count=None):
 
 
 def head_kept(hidden, weight, targets, select, count=None):
-    """Holds the logits (N, V) in the dtype of the forward pass, until the loss is known."""
+    """Holds the logits (N, V) in fp32 until the loss is known."""
     return Head.apply(hidden, weight, targets, select, count, True)
 
 
@@ -40,9 +40,9 @@ HEADS = {"full": head_full, "kept": head_kept, "lean": head_lean}
 class Head(torch.autograd.Function):
     """Loss and gradients in one go, in the forward pass, on the kept rows alone.
 
-    d loss / d logits = softmax - onehot. Products run in the autocast dtype; losses, softmax and
-    the sum of the weight's gradient over chunks in fp32. Where every row is kept (count = N) one
-    pass over chunks does all, in either form: the usual chunked head.
+    d loss / d logits = softmax - onehot. Factors of products have the hidden states' precision
+    (bf16 under autocast); logits, losses, softmax and the gradient's sums are fp32. Where every row
+    is kept (count = N) one pass over chunks does all, in either form: the usual chunked head.
     """
 
     @staticmethod
@@ -50,16 +50,15 @@ class Head(torch.autograd.Function):
         device = hidden.device.type
         N, V = len(targets), len(weight)
         dtype = hidden.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        wide = torch.promote_types(dtype, torch.float32)
+        factor = factor_dtype(hidden)
         size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * V))
         chunks = [slice(i, i + size) for i in range(0, N, size)]
         with torch.autocast(device, enabled=False):
-            h = hidden.to(dtype)
-            w = weight.to(dtype)
-            wide = torch.promote_types(dtype, torch.float32)
+            h = hidden.to(factor)
+            w = weight.to(dtype).to(factor)
             losses = torch.empty(N, device=hidden.device, dtype=wide)
-            d_hidden = torch.zeros_like(h)
+            d_hidden = torch.zeros_like(hidden)
             d_weight = torch.zeros_like(weight, dtype=wide)
 
             logits = None
@@ -67,33 +66,36 @@ class Head(torch.autograd.Function):
             parts = chunks
             if count != N:  # choose first
                 if hold:
-                    logits = F.linear(h, w)  # (N, V)
+                    logits = product(h, w.T)  # (N, V)
                 for part in chunks:
-                    z = F.linear(h[part], w) if logits is None else logits[part]
-                    losses[part] = _losses(slm.at_least_fp32(z), targets[part])
+                    z = product(h[part], w.T) if logits is None else logits[part]
+                    losses[part] = _losses(z, targets[part])
                 kept = select(losses)
                 parts = rows_of(kept, count).split(size)
 
             for part in parts:
                 h_part, y_part = h[part], targets[part]
-                z = F.linear(h_part, w) if logits is None else logits.index_select(0, part)
-                z = slm.at_least_fp32(z)  # (chunk, V)
+                if logits is None:
+                    z = product(h_part, w.T)  # (chunk, V)
+                else:
+                    z = logits.index_select(0, part)
                 if kept is None:
                     losses[part] = _losses(z, y_part)
                 d_logits = z.softmax(-1)
                 del z  # as large as d_logits: no more than two of a chunk are held
                 minus_one = torch.full_like(d_logits[:, :1], -1.0)
-                d_logits = d_logits.scatter_add_(1, y_part[:, None], minus_one).to(dtype)
-                d_hidden[part] = d_logits @ w
-                if dtype == wide:
+                d_logits = d_logits.scatter_add_(1, y_part[:, None], minus_one)
+                d_logits = d_logits.to(dtype).to(factor)
+                d_hidden[part] = product(d_logits, w).to(hidden.dtype)
+                if factor == wide:
                     d_weight.addmm_(d_logits.T, h_part)
                 else:
-                    d_weight.add_(d_logits.T @ h_part)
+                    d_weight.add_(product(d_logits.T, h_part))
                 del d_logits  # before the next chunk's are made
 
         if kept is None:
             kept = select(losses)
-        ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight.to(weight.dtype))
+        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses, kept)
         return torch.where(kept, losses, 0.0).sum(), losses, kept
 
@@ -102,6 +104,27 @@ class Head(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         # In place: a second backward pass raises.
         return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None, None
+
+
+def factor_dtype(hidden):
+    """What products with the hidden states are made of: bf16 on a GPU, where they may be so.
+
+    A CPU has no product of bf16 factors with an fp32 result. It is given their values in fp32.
+    """
+    if hidden.is_cuda:
+        return hidden.dtype
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def product(a, b):
+    """a (n, m) times b (m, l): (n, l) in fp32, or wider where the factors are.
+
+    A GPU sums products of bf16 factors in fp32 in any case; here it stays so. The operator has no
+    derivative: it is for inside of an autograd function.
+    """
+    if a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
 
 
 def _losses(logits, targets):

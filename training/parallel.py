@@ -1,24 +1,49 @@
 """torch.compile, and several ranks: DDP or FSDP2 around the training module, and whole states."""
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from common.errors import UserError
+from common.numerics import is_compiled
+
+# Graphs of one block that a run may make: with and without gradients, the last block and the
+# others, all rows kept or none, or one, or any number of them. (tests/training/test_heads.py: 8)
+GRAPHS = 16
+COLLECT_EVERY = 50  # steps
+
 
 def compile_blocks(module, args, env):
-    """torch.compile each block (`--compile`).
+    """torch.compile each block (`--compile`), whole, or stop.
 
-    Shapes are static there; selection and head stay outside.
+    Shapes are static there; selection and head stay outside, and so do FSDP's and other hooks.
     """
-    wanted = args.compile == "on"
-    if args.compile == "auto":
-        wanted = env.device.type == "cuda"
-    if not wanted:
+    if not is_compiled(args, env):
         return
     # It would cut blocks at DDP's buckets; a block is small enough.
     torch._dynamo.config.optimize_ddp = False
+    torch._dynamo.config.recompile_limit = GRAPHS
     for block in module.lm.model.layers:
-        block.compile()
+        # fullgraph: where a part cannot be compiled, that is an error and no slow run.
+        block.forward = or_stop(torch.compile(block.forward, fullgraph=True))
+
+
+def or_stop(compiled):
+    """A compiled function; past the limit of graphs a UserError, and not a slow run in silence."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    def call(*args, **kwargs):
+        try:
+            return compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            raise UserError(
+                f"torch.compile has made {GRAPHS} graphs of one block and wants another; "
+                f"TORCH_LOGS=recompiles says why. --compile off runs without"
+            ) from None
+
+    return call
 
 
 def wrap(module, args, env):
@@ -28,24 +53,87 @@ def wrap(module, args, env):
     if env.world == 1:
         return module
     if args.parallel == "ddp":
-        return DistributedDataParallel(module)
+        # Gradients are views of the buckets that are reduced: 4 bytes a parameter and not 8.
+        return DistributedDataParallel(module, gradient_as_bucket_view=True)
+    return shard(module, args, env)
+
+
+def shard(module, args, env):
+    """FSDP2, as torchtitan runs it: fp32 shards, bf16 copies gathered, gradients reduced in fp32.
+
+    With `--shard-size` N only N ranks share one copy of the states (HSDP): gathers stay among them,
+    within a node perhaps, and the groups of N average their gradients as DDP does.
+    """
     # These take seconds to import.
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(env.device.type, (env.world,))
+    size = args.shard_size or env.world
+    if size == env.world:
+        mesh = init_device_mesh(env.device.type, (size,))
+    else:
+        shape = (env.world // size, size)
+        mesh = init_device_mesh(env.device.type, shape, mesh_dim_names=("replicate", "shard"))
+    policy = MixedPrecisionPolicy()
+    if env.dtype != torch.float32:
+        # Inputs keep their dtype: the residual stream and RoPE's cosines are fp32.
+        policy = MixedPrecisionPolicy(env.dtype, torch.float32, cast_forward_inputs=False)
     for block in module.lm.model.layers:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     # Embedding, norm and head are one group: tied weights stay together.
-    return fully_shard(module, mesh=mesh)
+    return fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def sync_gradients(module, last):
-    """Reduce gradients over ranks in the backward pass of the last micro-batch only."""
+    """Which gradients are reduced over ranks in the backward pass of a micro-batch.
+
+    DDP: those of the last micro-batch, which are the sum of all. FSDP: each micro-batch's, among
+    the ranks that share a copy; held back, they would be whole, 4 bytes a parameter on every rank.
+    Between copies (HSDP) the last micro-batch's.
+    """
     if isinstance(module, DistributedDataParallel):
         module.require_backward_grad_sync = last
-    elif hasattr(module, "set_requires_gradient_sync"):
-        module.set_requires_gradient_sync(last)
+    elif hasattr(module, "set_requires_all_reduce"):
+        module.set_requires_all_reduce(last)
+
+
+def clear_gradients(module, optimizer):
+    """After a step: gradients are freed, but DDP's, which are views of its buckets, are zeroed."""
+    optimizer.zero_grad(set_to_none=not isinstance(module, DistributedDataParallel))
+
+
+def tensors(module, optimizer):
+    """{name: tensor} of the weights and of the optimiser's state: the live ones, no copies.
+
+    Of an FSDP2 module each rank's shards (DTensors). Names do not depend on the number of ranks. A
+    new optimiser gets its moments here, as zeros.
+    """
+    for part in module.modules():
+        if hasattr(part, "reshard"):  # FSDP2: behind a validation some weights are still gathered
+            part.reshard()
+    if not optimizer.state:
+        from torch.distributed.checkpoint import state_dict as sharded
+
+        sharded.get_optimizer_state_dict(module, optimizer)  # by a step of length 0
+    found = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(_names(module, optimizer), params):
+        name = name.removeprefix("module.")  # DDP's
+        found[f"model.{name}"] = p.detach()
+        for key, value in optimizer.state[p].items():
+            found[f"optimizer.{name}.{key}"] = value
+    return found
+
+
+def collect_garbage(step, env):
+    """With several ranks Python's garbage is collected at the same steps on all of them.
+
+    Left to itself, it would stop now one rank and now another, and each time all wait.
+    """
+    if env.world > 1:
+        gc.disable()
+        if step % COLLECT_EVERY == 0:
+            gc.collect(1)
 
 
 def full_state(module, optimizer=None):

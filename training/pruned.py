@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import slm
 from model import MLP, attend
 
 QUERIES = 64  # of attention's backward pass on CPU, at a time
@@ -99,11 +98,11 @@ def attention_backward(
             g = grad[b].index_select(1, at).view(n_kv, -1, D)
             key = k[b, :, :n]
             value = v[b, :, :n]
-            scores = slm.at_least_fp32(query @ key.mT).mul_(scale)
+            scores = at_least_fp32(query @ key.mT).mul_(scale)
             later = torch.arange(n) > at[:, None]
             scores.view(H, len(at), n).masked_fill_(later, -torch.inf)
             p = scores.softmax(-1)
-            d_p = slm.at_least_fp32(g @ value.mT)
+            d_p = at_least_fp32(g @ value.mT)
             mean = (d_p * p).sum(-1, keepdim=True)
             d_scores = d_p.sub_(mean).mul_(p).mul_(scale).to(q.dtype)
             d_q[b].index_copy_(1, at, (d_scores @ key).view(H, len(at), D))
@@ -115,6 +114,11 @@ def attention_backward(
 @attention_backward.register_fake
 def _(grad, q, k, v, rows):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def at_least_fp32(scores):
+    """Softmax and its gradient are made in fp32; fp64 stays fp64."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def pick(rows, *tensors):

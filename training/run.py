@@ -6,18 +6,19 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from common import aside, files
-from common.errors import UserError
-from common.files import renamed_when_whole, write_atomic
-from common.records import read_json
+from common.errors import StopRequest, UserError
+from common.files import write_atomic
+from common.json_files import parse, read_json
+from common.numerics import REFUSED, differences, notice, numerics
+from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
-from training import parallel
+from hf.config import config_to_hf
+from training import finished, parallel, states
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
 
@@ -27,6 +28,7 @@ NOT_IDENTITY = {
     "overwrite",
     "threads",
     "save_every",
+    "save_minutes",
     "eval_every",
     "snapshots",
     "verify",
@@ -38,14 +40,10 @@ NOT_IDENTITY = {
     "chain",
 }
 FORMAT = 1  # of args.json and what it belongs to
-START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
-STATE = "train_state.pt"
-BEFORE = "train_state.before.pt"  # the state before that one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
-RECORDS = ("args.json", "log.jsonl", "summary.json", STATE, BEFORE)  # of the run, and not the model
+RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
-STATE_KEYS = {"step", "seconds", "tokens", "val_loss", "model", "optimizer"}
-SHOWN_REASON = 80  # characters of what torch says
+START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
 SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
 SUMMARY = {
@@ -60,13 +58,21 @@ SUMMARY = {
 }
 
 
+@dataclass
+class LogLine:
+    """What the kit itself reads of a record of log.jsonl."""
+
+    step: int
+
+
 class Run:
-    """args.json, log.jsonl, train_state.pt, summary.json and the model. Only rank 0 writes.
+    """args.json, log.jsonl, training states, summary.json and the model.
 
     Opening it settles whether the run starts, goes on, is finished (`summary` is set), or is
-    another one (UserError). train_state.pt holds all that is needed to go on, weights too: one
-    rename makes a checkpoint, and a kill at any moment leaves the last good one. The one before it
-    is kept as well, for a disk that loses what it was given. No other process can write here.
+    another one (UserError). A state holds all that is needed to go on, weights too: one rename
+    makes a checkpoint, and a kill at any moment leaves the last good one. The one before it is kept
+    as well, for a disk that loses what it was given. Only rank 0 writes, but for the parts of a
+    state on several ranks. No other run can write here.
     """
 
     def __init__(self, args, inputs, env, model, tokenizer_from):
@@ -74,18 +80,21 @@ class Run:
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
+        self.config = model.config
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
+        record["numerics"] = numerics(args, env, args.micro_batch_size)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
-        self.newest = None  # which of the two files holds the newest state that can be read
-        self.state = self._saved_state() if self.summary is None else None
+        self.states = states.States(self.folder, env, args.save_minutes)
+        self.state = self.states.resume() if self.summary is None else None
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
         self.seconds = saved["seconds"]
         self.tokens_seen, self.tokens_selected = saved["tokens"]
         self.started = time.perf_counter()
+        self.stop = StopRequest()
         self.shown = {}
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
@@ -112,8 +121,12 @@ class Run:
             return None
         saved = read_json(path, "run", START_OVER)
         differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
+            f"{k} {saved.get(k)!r} -> {v!r}"
+            for k, v in self.record.items()
+            if saved.get(k) != v and k != "numerics"
         ]
+        before, now = saved.get("numerics", {}), self.record["numerics"]
+        differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
@@ -123,6 +136,8 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
+        if self._begun() and (said := notice(path, before, now)):
+            print(said)
         return None
 
     def _refuse_foreign(self):
@@ -143,9 +158,9 @@ class Run:
                 f"train again with --overwrite"
             )
         aside.discard(self.folder)
-        files.remove(self.folder / BEFORE)
+        states.keep_one(self.folder)
         files.unlock(self.folder)
-        return read_json(self.folder / "summary.json", "run", START_OVER)
+        return finished.summary(self.folder)
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""
@@ -154,52 +169,48 @@ class Run:
             return True
         if any(self.folder.glob("step-[0-9]*")):
             return True
-        return any((self.folder / name).exists() for name in ("summary.json", STATE, BEFORE))
-
-    def _saved_state(self):
-        """The newest training state that can be read, or None. Raises UserError."""
-        broken = []
-        for name in (STATE, BEFORE):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                state = read_state(path)
-            except UserError as error:
-                broken.append(error)
-                continue
-            self.newest = name
-            if broken and self.env.main:
-                step = state["step"]
-                print(f"{broken[0]}; going on from the one before it, step {step}", file=sys.stderr)
-            return state
-        if broken:
-            raise UserError(f"{broken[0]}; no older one is left: start over with --overwrite")
-        return None
+        return (self.folder / "summary.json").exists() or bool(states.present(self.folder))
 
     def _log_size(self):
         """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
 
-        Raises UserError where it does not reach that far.
+        Raises UserError where a record before it cannot be read.
         """
         path = self.folder / "log.jsonl"
         size = 0
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        for step in range(1, self.step + 1):
-            line = lines[step - 1] if step <= len(lines) else b""
-            if not line.startswith(b'{"step": %d,' % step) or not line.endswith(b"}\n"):
-                raise UserError(
-                    f"{path}: was cut or changed at step {step}, the saved state is of step "
-                    f"{self.step}; bring the whole file back, or start over with --overwrite"
-                )
-            size += len(line)
-        return size
+        if self.step == 0:
+            return size
+        if not path.exists():
+            raise UserError(
+                f"{path}: is gone, the saved state is of step {self.step}; {START_OVER}"
+            )
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                size += len(line)
+                try:
+                    step = as_record(parse(line), LogLine, "").step
+                except ValueError:
+                    raise UserError(
+                        f"{path}, line {number}: is not what was written; the run goes on when "
+                        f"the line is deleted"
+                    ) from None
+                if step >= self.step:
+                    return size
+        raise UserError(
+            f"{path}: was cut, its last record is not of step {self.step}, of which the saved "
+            f"state is; {START_OVER}"
+        )
 
     def restore(self, student, optimizer):
-        """Load the saved state, if there is one, into the wrapped model and its optimiser."""
+        """Load the saved state, if there is one, into the wrapped model and its optimiser.
+
+        From here on SIGTERM ends the run behind a step, see `save_if_due`.
+        """
         if self.state:
-            parallel.restore(student, optimizer, self.state)
+            states.restore(student, optimizer, self.state)
             self.state = None  # as large as the weights and the optimiser
+            self.env.wait()
+        self.stop.watch()
 
     def record_step(self, step, record, seconds, bar):
         """One line of log.jsonl and of the progress bar. `step` counts from 1.
@@ -232,35 +243,44 @@ class Run:
         bar.update()
 
     def save_if_due(self, done, student, optimizer):
-        """A snapshot (`--snapshots`) and a training state (`--save-every`), each in its turn."""
+        """A snapshot (`--snapshots`) and a training state, each in its turn.
+
+        A state is due by steps (`--save-every`), by time (`--save-minutes`), at the end, and where
+        any rank got SIGTERM: then KeyboardInterrupt on all of them. Raises OSError where a state
+        that was being written could not be.
+        """
         if is_snapshot(done, self.args):
+            self.states.wait()
             folder = self.folder / f"step-{done:06d}"
             if self.env.main:
                 files.own_folder(folder)
             self.save_model(student, folder)
-        if done % self.args.save_every == 0 or done == self.args.steps:
-            self.save_state(done, *parallel.full_state(student, optimizer))
+        # Ranks agree in each step; on gloo this takes less than a millisecond.
+        asked, late, failed = self.env.any_rank(
+            self.stop.asked, self.states.is_late(), self.states.has_failed()
+        )
+        if failed:
+            self.states.wait()
+        if asked or late or done % self.args.save_every == 0 or done == self.args.steps:
+            self.save_state(done, student, optimizer)
+        if asked:
+            self.states.wait()
+            raise KeyboardInterrupt
 
-    def save_state(self, step, model_state, optimizer_state):
-        """The training state, atomically. States are gathered, alike for any number of ranks."""
+    def save_state(self, step, student, optimizer):
+        """The training state after `step`, and what a Hugging Face folder needs beside weights."""
         if self.env.main:
-            state = {
-                "step": step,
-                "seconds": self.seconds + time.perf_counter() - self.started,
-                "tokens": [self.tokens_seen, self.tokens_selected],
-                "val_loss": self.val_loss,
-                "model": model_state,
-                "optimizer": optimizer_state,
-            }
             self.log_file.to_disk()  # a state never knows more steps than the log
-            path = self.folder / STATE
-            if self.newest == STATE:  # a damaged one never takes the place of a good one
-                files.rename(path, self.folder / BEFORE)
-            with renamed_when_whole(path) as temporary:
-                torch.save(state, temporary)
-            self.newest = STATE
-            aside.discard(self.folder)
-        self.env.wait()
+        record = {
+            "step": step,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+            "tokens": [self.tokens_seen, self.tokens_selected],
+            "val_loss": self.val_loss,
+            "config": config_to_hf(self.config),
+            "tokenizer_from": str(self.tokenizer_from),
+            "card": self.card(),
+        }
+        self.states.save(student, optimizer, record)
 
     def save_model(self, student, folder):
         """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""
@@ -269,9 +289,11 @@ class Run:
             model = getattr(student, "module", student).lm
             checkpoint.save(model, folder, state=state, tokenizer_from=self.tokenizer_from)
             write_atomic(folder / "README.md", self.card())
+        self.env.wait()
 
     def finish(self, student):
         """The model, then summary.json: its presence says that the run is finished."""
+        self.states.wait()
         self.save_model(student, self.folder)
         self.summary = {
             "val_loss": self.val_loss,
@@ -288,8 +310,10 @@ class Run:
         if self.env.main:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
-            files.remove(self.folder / BEFORE)
+            self.states.keep_newest()
             files.unlock(self.folder)
+        self.env.wait()
+        self.stop.release()
 
     def card(self):
         """The model card of what has been trained so far."""
@@ -309,20 +333,3 @@ class Run:
             known = [key for key in SUMMARY if self.summary.get(key) is not None]
             shown = [SUMMARY[key].format(self.summary[key]) for key in known]
             print(f"{self.folder}: {', '.join(shown)}")
-
-
-def read_state(path):
-    """A training state, its tensors mapped from the file. Raises UserError where it is damaged."""
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"the checksum of {damaged} differs")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch has no one class for a file that is cut, empty or no state
-        reason = str(error).splitlines()[0][:SHOWN_REASON] if str(error) else type(error).__name__
-        raise UserError(f"{path}: is damaged or no training state ({reason})") from None
-    missing = STATE_KEYS - set(state) if isinstance(state, dict) else STATE_KEYS
-    if missing:
-        raise UserError(f"{path}: is no training state, it lacks {', '.join(sorted(missing))}")
-    return state

@@ -1,18 +1,17 @@
 """Cheap forms against plain ones: heads against full logits, pruned backward against hooks."""
 
 import copy
-import os
-import subprocess
-import sys
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import slm
-from conftest import HANGS, ROOT
+from common.errors import UserError
 from model import Config, Transformer, initialise
-from training import heads
+from training import heads, parallel
 from training.loss import BACKWARD, FastLoss
 
 CASES = {
@@ -48,6 +47,7 @@ def tiny(dtype=torch.float32, seed=1, rows=3, **changes):
     x, y = (torch.randint(50, (rows, 9), generator=generator) for _ in range(2))
     ref = torch.rand(rows, 9, generator=generator, dtype=dtype) * 5
     valid = torch.rand(rows, 9, generator=generator) < 0.8
+    torch.manual_seed(0)  # of biases, which `initialise` leaves as PyTorch makes them
     return initialise(Transformer(config), 0).to(dtype), x, y, ref, valid
 
 
@@ -162,7 +162,60 @@ def test_bf16_autocast_stays_near_fp32_and_keeps_fp32_gradients_and_losses(head)
     assert losses.dtype == torch.float32 and (losses - exact["losses"]).abs().max() < 0.1
     for name, p in model.named_parameters():
         assert p.grad.dtype == torch.float32
-        assert F.cosine_similarity(p.grad.flatten(), exact[name].flatten(), dim=0) > 0.999, name
+        assert F.cosine_similarity(p.grad.flatten(), exact[name].flatten(), dim=0) > 0.995, name
+
+
+@pytest.fixture
+def products_of_a_gpu(monkeypatch):
+    """bf16 factors, and an operator with an fp32 result that a CPU lacks; the list of its calls."""
+    calls = []
+
+    def mm(a, b, out_dtype):
+        assert a.dtype == b.dtype == torch.bfloat16 and out_dtype == torch.float32
+        calls.append(tuple(a.shape))
+        return a.float() @ b.float()
+
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("mm.dtype", mm, "CPU")
+    monkeypatch.setattr(heads, "factor_dtype", lambda hidden: hidden.dtype)
+    yield calls
+    library._destroy()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("head", ["kept", "lean"])
+def test_under_autocast_only_factors_are_rounded(head, case, products_of_a_gpu):
+    """Losses against fp64 products of bf16 hidden states and weights, by the path of a GPU."""
+    (k, scope), (_, _, y, ref, valid) = CASES[case], tiny()
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = (torch.randn(n, 16, generator=generator) * 3 for n in (27, 50))
+    hidden, weight = hidden.bfloat16().requires_grad_(), weight.requires_grad_()
+    wide = [t.detach().bfloat16().double().requires_grad_() for t in (hidden, weight)]
+    count = slm.Selection(k, scope=scope).count(valid.numpy())
+
+    def select(losses):
+        return selection(ref, valid, k, scope)(losses).flatten()
+
+    exact, exact_losses, exact_kept = slm.head_full(*wide, y.flatten(), select)
+    exact.div(7).backward()
+    for form, operators in ((heads.HEADS[head], True), (heads.head_full, False)):
+        hidden.grad = weight.grad = None
+        products_of_a_gpu.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            total, losses, kept = form(hidden, weight, y.flatten(), select, count)
+        total.div(7).backward()
+        assert bool(products_of_a_gpu) == operators
+        assert losses.dtype == torch.float32 and torch.equal(kept, exact_kept)
+        assert (losses - exact_losses).abs().max() < 1e-4  # logits near 100, steps of 8e-6
+        assert abs(total - exact) < 1e-5 * exact
+        for mine, true in zip((hidden, weight), wide):  # gradients of logits are bf16 factors
+            assert (mine.grad - true.grad).abs().max() < 0.01 * true.grad.abs().max()
+    rounded = F.cross_entropy(
+        F.linear(*(t.detach().bfloat16() for t in (hidden, weight))).float(),
+        y.flatten(),
+        reduction="none",
+    )
+    assert (rounded - exact_losses).abs().max() > 0.03  # what the kit did before
 
 
 def test_several_micro_batches_before_one_backward_do_not_share_their_rows():
@@ -258,85 +311,71 @@ def test_a_wrong_count_and_a_second_backward_are_refused():
         total.backward()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backward", BACKWARD)
-def test_selection_causes_no_recompilation_and_compiled_gradients_are_the_same(backward):
-    """Blocks compiled; the choice, and how many are chosen, change from step to step."""
+@pytest.fixture
+def compiled(monkeypatch):
+    """compiled(module) compiles its blocks as the trainers do, to the graphs that autograd sees."""
     import torch._dynamo
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    model = tiny()[0]
-    plain, compiled = (
-        FastLoss(copy.deepcopy(model), "kept", backward),
-        FastLoss(model, "kept", backward),
-    )
-    for block in model.model.layers:
-        block.compile(backend="aot_eager")
-    graphs = []
-    for step in range(6):
-        _, x, y, ref, valid = tiny(seed=step)
-        count = slm.Selection(0.6).count(valid.numpy())
-        out = [results(module, x, y, selection(ref, valid), count) for module in (plain, compiled)]
-        assert distance(*out) < 1e-5
-        with torch.no_grad():
-            compiled(x, y)
-        graphs.append((counters["stats"]["unique_graphs"], count))
-    assert len({count for _, count in graphs}) > 2
-    assert not counters["graph_break"] and graphs[-1][0] == graphs[1][0], graphs
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
+    args = SimpleNamespace(compile="on")
+    env = SimpleNamespace(device=torch.device("cpu"))
+    yield lambda module: parallel.compile_blocks(module, args, env)
+    torch._dynamo.reset()
 
 
-RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/training"]
-torch.set_num_threads(1)
-import common.device
-from training import parallel
-import slm
-from training.loss import BACKWARD, FastLoss
-from types import SimpleNamespace
-from test_heads import tiny, selection
-dist.init_process_group("gloo")
-rank, env = dist.get_rank(), SimpleNamespace(world=2, device=torch.device("cpu"))
-for backward in BACKWARD:
-    for kind in ("ddp", "fsdp"):
-        args = SimpleNamespace(compile="off", checkpointing=kind == "fsdp", parallel=kind)
-        batches = [tiny(torch.float64, seed=seed)[1:] for seed in range(4)]
-        module = parallel.wrap(FastLoss(tiny(torch.float64)[0], "kept", backward), args, env)
-        for i, (x, y, ref, valid) in enumerate(batches[rank::2]):
-            parallel.sync_gradients(module, last=i == 1)
-            count = slm.Selection(0.6).count(valid.numpy())
-            module(x, y, selection(ref, valid), count=count)[0].mul(2 / 7).backward()
-        single = FastLoss(tiny(torch.float64)[0], "lean", backward)
-        for x, y, ref, valid in batches:
-            count = slm.Selection(0.6).count(valid.numpy())
-            single(x, y, selection(ref, valid), count=count)[0].div(7).backward()
-        for (name, p), q in zip(module.named_parameters(), single.parameters()):
-            grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-            assert (grad - q.grad).abs().max() <= 1e-12 * q.grad.abs().max(), (backward, kind, name)
-dist.barrier()
-print("equal", flush=True)
-dist.destroy_process_group()
-"""
+def graphs():
+    from torch._dynamo.utils import counters
+
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+# Of any other block and of the last: with gradients and without, the last also with some rows kept,
+# with any number of them, with none, with one, and with all.
+GRAPHS_OF = {"exact": (5, 8), "pruned": (3, 6)}
 
 
 @pytest.mark.slow
-def test_two_ranks_and_accumulation_equal_one_process_under_ddp_and_fsdp(tmp_path):
-    (tmp_path / "ranks.py").write_text(RANKS.format(root=str(ROOT)))
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            str(tmp_path / "ranks.py"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0 and done.stdout.count("equal") == 2, done.stdout + done.stderr
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_so_many_graphs_are_made_and_compiled_gradients_are_the_same(backward, compiled):
+    """T is fixed; the choice, and how many are chosen, change from step to step."""
+    model = tiny()[0]
+    plain = FastLoss(copy.deepcopy(model), "kept", backward)
+    quick = FastLoss(model, "kept", backward)
+    compiled(quick)
+    usual, all_kinds = GRAPHS_OF[backward]
+    counts = []
+    for step in range(9):
+        _, x, y, ref, valid = tiny(seed=step)
+        if step > 5:
+            valid[:] = {6: False, 7: False, 8: True}[step]
+            valid[0, 0] = step > 6
+        k = 1.0 if step == 8 else 0.6
+        counts.append(slm.Selection(k).count(valid.numpy()))
+        select = selection(ref, valid, k)
+        out = [results(module, x, y, select, counts[-1]) for module in (plain, quick)]
+        if counts[-1]:
+            assert distance(*out) < 1e-5
+        with torch.no_grad():
+            quick(x, y)
+        if step == 5:
+            assert len(set(counts)) > 2 and graphs() == usual
+    assert counts[6:] == [0, 1, 27]
+    assert graphs() == all_kinds
+
+
+@pytest.mark.slow
+def test_a_graph_too_many_stops_the_run_with_one_line(compiled, monkeypatch):
+    monkeypatch.setattr(parallel, "GRAPHS", 2)
+    module = FastLoss(tiny()[0])
+    compiled(module)
+    with pytest.raises(UserError, match="has made 2 graphs of one block.*--compile off runs"):
+        for step in range(4):
+            _, x, y, ref, valid = tiny(seed=step)
+            results(module, x, y, selection(ref, valid), slm.Selection(0.6).count(valid.numpy()))
+            with torch.no_grad():
+                module(x, y)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
+from common.numerics import is_compiled
 from data import TokenSetWriter
 from model import Config, Transformer, initialise
 from training import parallel
@@ -40,6 +41,7 @@ PRESETS = {
     "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
     "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
+    "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves
     "tinyllama-1b": Preset(32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
 }
 OURS = {  # row: head, backward, selective
@@ -157,7 +159,9 @@ class Rows:
             same = {shape: getattr(self.config, shape) for shape in shapes}
             with self.env.device:
                 model = LlamaForCausalLM(LlamaConfig(**same))
-            parallel.compile_blocks(SimpleNamespace(lm=model), self.args, self.env)
+            if is_compiled(self.args, self.env):
+                for block in model.model.layers:
+                    block.compile()
             return model, make_optimizer(model, self.args)
 
         return self.once(name, make)
@@ -242,7 +246,7 @@ def token_set(folder, count, vocab_size):
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
-    return writer.finish(tokenizer="none", sources={}, seed=0)
+    return writer.finish(tokenizer="none", sources=[], seed=0)
 
 
 # --------------------------------------------------------------------------------------------------
