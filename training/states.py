@@ -6,6 +6,7 @@ second to import: that is done where it is needed.
 
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -63,7 +64,10 @@ class States:
 
     def _clean_and_find(self):
         files.remove_folder(self.folder / NEW)  # what a kill left
-        return newest_of(self.folder)
+        newest = newest_of(self.folder)
+        if newest:  # a kill came before its save could do so
+            aside.discard(self.folder)
+        return newest
 
     # ----------------------------------------------------------------------------------------------
     # out
@@ -162,7 +166,15 @@ def newest_of(folder):
             steps[path] = read(path)["step"]
         except UserError as error:
             broken[path] = error
-    newest = max(steps, key=steps.get, default=None)
+    newest = None
+    for path in sorted(steps, key=steps.get, reverse=True):
+        try:
+            check(path)
+        except UserError as error:
+            broken[path] = error
+        else:
+            newest = path
+            break
     if newest is None and broken:
         *_, last = broken.values()
         raise UserError(f"{last}; no older one is left: start over with --overwrite")
@@ -206,6 +218,24 @@ def read_file(path):
     except Exception as error:  # torch has no one class for a file that is cut, empty or no state
         message = f"{path}: is damaged or no training state ({reason_of(error)})"
         raise UserError(message) from None
+
+
+def check(path):
+    """Raises UserError where a file's bytes are not those that were saved: torch does not look.
+
+    Reads all of it once.
+    """
+    if path.is_dir():
+        return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
+
+
+def keep_one(folder):
+    """Of a finished run, where a kill came before `keep_newest`."""
+    if (folder / STATE).exists():
+        remove(folder / BEFORE)
 
 
 def restore(student, optimizer, state):
