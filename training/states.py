@@ -227,9 +227,13 @@ def check(path):
     """
     if path.is_dir():
         return
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"{path}: is damaged ({reason_of(error)})") from None
+    if damaged:
+        raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
 
 
 def keep_one(folder):
