@@ -233,12 +233,3 @@ def test_150_files(folder, monkeypatch):
 @pytest.mark.slow
 def test_5000_files(folder, monkeypatch):
     fuzz(folder, monkeypatch, 5000)
-
-
-FOUND = []  # (ending, bytes, flags) that broke something once
-
-
-@pytest.mark.parametrize("ending, content, flags", FOUND)
-def test_what_broke_once(folder, monkeypatch, ending, content, flags):
-    quickly(folder, monkeypatch)
-    try_one(folder, ending, content, flags)
