@@ -23,7 +23,7 @@ from common import files
 from common.checksums import Checked
 from common.errors import UserError
 from common.files import write_atomic
-from common.json_files import regular_size
+from common.json_files import SHOWN, regular_size
 from common.records import at_least, between, one_of, read_json, read_record
 
 FORMAT = 1
@@ -443,8 +443,8 @@ class Stored:
         ):
             if got != wanted:
                 raise UserError(
-                    f"reference losses: {self.path} has {what} {got}, this run has {wanted}; "
-                    f"score again: {command}{flag}"
+                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
+                    f"{wanted}; score again: {command}{flag}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

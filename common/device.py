@@ -6,15 +6,19 @@ import os
 import resource
 from pathlib import Path
 
+from common.errors import UserError  # before torch: Ctrl-C is quiet while that is loaded
+
 # Threads that wait for each other spin for a moment, then sleep. By default they spin for long, and
 # where another process takes a core two threads are 40 times slower than one (LOG.md). It is read
 # when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# How many rows are kept changes from step to step: on a GPU, segments that can grow leave no gaps
+# between blocks of many sizes. (PyTorch before 2.12 reads it under this name alone.)
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed as dist
-
-from common.errors import UserError
 
 # Dense bf16, by a part of the device's name.
 PEAK_FLOPS = {
@@ -64,7 +68,8 @@ class Env:
         if args.dtype != "auto":
             self.dtype = getattr(torch, args.dtype)
         if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
-            torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
+            of_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+            torch.set_num_threads(args.threads or max(1, os.cpu_count() // of_this_machine))
         if on_gpu:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")

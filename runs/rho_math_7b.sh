@@ -51,6 +51,7 @@ fi
 # 3. The student: 2e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 2e-5 --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH \
-    --micro-batch-size $MICRO --rank-windows $RANK $EXTRA --snapshots $(pick 15 1) $SHARD --out $O/$RUN
+    --micro-batch-size $MICRO --rank-windows $RANK $EXTRA $SHARD --snapshots $(pick 15 1) \
+    --out $O/$RUN
 # 4. The nine tasks.
 run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

@@ -1,5 +1,7 @@
 """torch.compile, and several ranks: DDP or FSDP2 around the training module, and whole states."""
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +12,7 @@ from common.numerics import is_compiled
 # Graphs of one block that a run may make: with and without gradients, the last block and the
 # others, all rows kept or none, or one, or any number of them. (tests/training/test_heads.py: 8)
 GRAPHS = 16
+COLLECT_EVERY = 50  # steps
 
 
 def compile_blocks(module, args, env):
@@ -120,6 +123,17 @@ def tensors(module, optimizer):
         for key, value in optimizer.state[p].items():
             found[f"optimizer.{name}.{key}"] = value
     return found
+
+
+def collect_garbage(step, env):
+    """With several ranks Python's garbage is collected at the same steps on all of them.
+
+    Left to itself, it would stop now one rank and now another, and each time all wait.
+    """
+    if env.world > 1:
+        gc.disable()
+        if step % COLLECT_EVERY == 0:
+            gc.collect(1)
 
 
 def full_state(module, optimizer=None):

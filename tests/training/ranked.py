@@ -87,6 +87,9 @@ def exact():
                 assert distance < 1e-12, (backward, kind, distance)
                 optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
                 parallel.clear_gradients(module, optimizer)
+                if kind == "ddp":  # one bucket holds all gradients
+                    storages = {p.grad.untyped_storage().data_ptr() for p in module.parameters()}
+                    assert len(storages) == 1, len(storages)
 
 
 def bfloat16():

@@ -529,3 +529,24 @@ def test_scores_that_are_not_finite_stop_the_run_on_any_device():
     meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
     with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
         meter.read()
+
+
+def test_document_masks_are_the_same_in_every_stage_or_refused(stage, inputs):
+    scores = "--model r --data d --seq-len 16 --device cpu --threads 1"
+    assert stage(score, f"{scores} --out masked.bin --document-mask")[0] == 0
+    assert stage(score, f"{scores} --out plain.bin")[0] == 0
+    masked, plain = (np.fromfile(inputs / f"{name}.bin", "<f2") for name in ("masked", "plain"))
+    assert not np.array_equal(masked, plain, equal_nan=True)
+    slm = f"--data d --init m {TINY} --steps 2 --k 0.6"
+    for losses, flag, said in (("plain", " --document-mask", "False"), ("masked", "", "True")):
+        code, _, err = stage(train_slm, f"{slm} --ref-loss {losses}.bin --out a{flag}")
+        assert code == 2 and f"has the document mask {said}" in err
+        assert ("--document-mask" in err) == bool(flag)
+    command = f"{slm} --ref-loss masked.bin --document-mask"
+    assert stage(train_slm, f"{command} --out a")[0] == 0
+    assert stage(train_slm, f"{command} --out b --backward pruned")[0] == 0
+    assert record_of(inputs / "a")["document_mask"] is True
+
+
+def record_of(folder):
+    return json.loads((folder / "args.json").read_text())

@@ -48,7 +48,8 @@ def main(args):
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of = choose_windows(saved, data, args.windows)
-    seen = [look(folder, data, micro_batches, seq_len, env, top=TOP) for _, folder in models]
+    mask = saved.get("document_mask", False)
+    seen = [look(folder, data, micro_batches, seq_len, env, TOP, mask) for _, folder in models]
 
     windows = np.concatenate(micro_batches)
     valid = data.valid(windows, seq_len)  # (windows, T)

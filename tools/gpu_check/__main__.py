@@ -91,7 +91,7 @@ def main(argv=None):
 
 
 def known_results(path, args):
-    """What an earlier call left, or the head of a new file. Raises UserError for another setting."""
+    """What an earlier call left, or a new file's head. Raises UserError for another setting."""
     env = Env(SimpleNamespace(device=args.device, dtype=args.dtype, threads=args.threads))
     head = {
         "machine": machine(SimpleNamespace(threads=args.threads or 0), env),
