@@ -19,7 +19,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100               # seconds for that; older versions give 30
 stop() {
-    kill -TERM "$run"                                   # srun tells every torchrun, it tells its ranks
+    kill -TERM "$run"                                   # srun tells torchrun, that its ranks
     wait "$run" || true
     scontrol requeue "$SLURM_JOB_ID"
 }

@@ -119,7 +119,8 @@ class Plan:
         """How often a state is saved, and the seconds that training stands still for it."""
         row["saves"] = -(-args.steps // args.save_every)
         if args.save_minutes:
-            row["saves"] += int(row["hours"] * 60 / args.save_minutes)
+            between = row["hours"] * 60 / row["saves"]
+            row["saves"] *= 1 + int(between / args.save_minutes)
         share = row["state"] / self.n_gpus
         row["still"] = row["saves"] * share / (COPIED if self.n_gpus > 1 else WRITTEN)
 
