@@ -85,7 +85,7 @@ COMMANDS = {
         ("tools/explore/__main__.py", FIGURES),
         (
             "tools/explore/__main__.py",
-            "tokens --run slm --data d --ref-loss ref_loss.bin --out page.html",
+            "tokens --run slm --data d --ref-loss ref_loss.bin --reference m --out page.html",
         ),
     ],
 }
@@ -169,6 +169,8 @@ def known(path, work, passed):
     if work not in path.parents and path != work:
         return str(path).startswith(tuple(EXCEPTIONS))
     if path in passed or files.temporary_of(path) in passed:
+        return True
+    if any(files.ROOM in folder.name for folder in path.parents):  # a library's, in our folder
         return True
     if SHARD in f"{path}/":
         return True
