@@ -81,11 +81,12 @@ COMMANDS = {
         ("tools/bench/__main__.py", f"tokenizer --json new.json {MACHINE}"),
     ],
     "tools.explore": [
-        ("train_slm.py", f"{SLM} --out slm"),
+        ("score.py", f"--model run {SCORE} --out losses.bin"),
+        ("train_slm.py", f"{SLM} --ref-loss losses.bin --out slm"),
         ("tools/explore/__main__.py", FIGURES),
         (
             "tools/explore/__main__.py",
-            "tokens --run slm --data d --ref-loss ref_loss.bin --reference m --out page.html",
+            "tokens --run slm --data d --ref-loss losses.bin --out page.html",
         ),
     ],
 }
