@@ -9,6 +9,7 @@ POINT is KIND:WHAT:N and names the moment, counted from 1:
     after:train_state.pt:3           just after it
     inside:model*.safetensors:1      with half of the new file's bytes on disk, not renamed yet
     moment::17                       at the 17th moment that common.files passes, whatever it is
+    half::17                         there, too, with half of what is being done: see `halve`
     moment:__1_0.distcp:2            at the second one that is about a file of that name
     call:data:TokenSetWriter.mark:2  as the second call of a function (MODULE:FUNCTION) begins
     never                            not at all (for KIT_SLOW)
@@ -105,9 +106,12 @@ def arm_changes(point=None, seconds=0.0, record=None):
     from common import files
 
     this = os.getpid()
+    sizes = {}  # of files that are about to be appended to
 
     def reached(moment, path):
         when, kind = moment.split()
+        if moment == "before append":
+            sizes[path] = os.path.getsize(path) if os.path.exists(path) else 0
         if kind == "rename":
             time.sleep(seconds)
         if record and os.getpid() == this:
@@ -121,10 +125,26 @@ def arm_changes(point=None, seconds=0.0, record=None):
             point.end()
         if kind == "rename" and point.reached(when, path):
             point.end()
+        if point.reached("half"):
+            halve(Path(path), sizes.get(path, 0))
+            point.end()
         if point.reached("moment", path if point.what else None):
             point.end()
 
     files.reached = reached
+
+
+def halve(path, before=0):
+    """As a kill in the middle leaves it: half of the bytes written, half of a folder removed.
+
+    `before`: bytes of the file that were there already.
+    """
+    if path.is_dir():
+        inside = sorted(inner for inner in path.rglob("*") if inner.is_file())
+        for inner in inside[: len(inside) // 2]:
+            inner.unlink()
+    else:
+        os.truncate(path, before + (os.path.getsize(path) - before) // 2)
 
 
 def arm_call(point, function):
@@ -150,7 +170,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM"])
+    parser.add_argument(
+        "--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM", "SIGSTOP"]
+    )
     parser.add_argument("--set", action="append", default=[], metavar="MODULE:NAME=VALUE")
     parser.add_argument("--rank", help="the only rank that is ended")
     parser.add_argument("point")

@@ -145,6 +145,8 @@ def use_again(out, plan, settings):
         )
     refuse_bad(out, done.meta["bad_records"], settings)
     files.remove(out / "progress.json")  # killed just before it did so itself
+    aside.discard(out)
+    files.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 

@@ -36,11 +36,15 @@ NOT_IDENTITY = {
     "device",
     "head",
     "parallel",
+    "shard_size",
     "checkpointing",
     "chain",
 }
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
+RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
+MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
+START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
 SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
 SUMMARY = {
@@ -96,6 +100,8 @@ class Run:
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
         self.timed_seconds = 0.0
+        if self.state and env.main:
+            aside.discard(self.folder)  # a kill came before the first state could do so
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
 
@@ -109,10 +115,12 @@ class Run:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
+        if not (self.folder / "summary.json").exists():
+            files.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
-        saved = read_json(path, "run")
+        saved = read_json(path, "run", START_OVER)
         differing = [
             f"{k} {saved.get(k)!r} -> {v!r}"
             for k, v in self.record.items()
@@ -137,7 +145,7 @@ class Run:
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign([self.folder / "args.json"])
+        files.refuse_foreign(self.folder / name for name in RECORDS)
         if any(self.folder.iterdir()) and not files.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
@@ -150,6 +158,9 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
+        aside.discard(self.folder)
+        states.keep_one(self.folder)
+        files.unlock(self.folder)
         return finished.summary(self.folder)
 
     def _begun(self):
@@ -168,8 +179,12 @@ class Run:
         """
         path = self.folder / "log.jsonl"
         size = 0
-        if self.step == 0 or not path.exists():
+        if self.step == 0:
             return size
+        if not path.exists():
+            raise UserError(
+                f"{path}: is gone, the saved state is of step {self.step}; {START_OVER}"
+            )
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 size += len(line)
@@ -181,8 +196,11 @@ class Run:
                         f"the line is deleted"
                     ) from None
                 if step >= self.step:
-                    break
-        return size
+                    return size
+        raise UserError(
+            f"{path}: was cut, its last record is not of step {self.step}, of which the saved "
+            f"state is; {START_OVER}"
+        )
 
     def restore(self, student, optimizer):
         """Load the saved state, if there is one, into the wrapped model and its optimiser.
@@ -303,7 +321,7 @@ class Run:
         return model_card(
             vars(self.args),
             self.record,
-            command=sys.argv,
+            command=[word for word in sys.argv if word != "--overwrite"],  # no part of the recipe
             ranks=self.env.world,
             step=self.step,
             tokens_seen=self.tokens_seen,

@@ -6,12 +6,17 @@ second to import: that is done where it is needed.
 
 import sys
 import time
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from common import aside, files
 from common.errors import UserError, reason_of
+from common.json_files import regular_size
+from common.records import Bound, as_record, at_least
 from training import parallel
 
 STATE = "train_state.pt"
@@ -20,6 +25,17 @@ FOLDERS = "state-[0-9]*"
 NEW = "state.new"  # a folder that is not whole yet
 KEYS = {"step", "seconds", "tokens", "val_loss"}
 KEYS_OF_FILE = KEYS | {"model", "optimizer"}
+TWO = Bound(lambda values: len(values) == 2, "two numbers")
+
+
+@dataclass
+class Record:
+    """What a state holds beside tensors."""
+
+    step: Annotated[int, at_least(0)]
+    seconds: Annotated[float, at_least(0)]
+    tokens: Annotated[list[Annotated[int, at_least(0)]], TWO]  # seen, selected
+    val_loss: float | None
 
 
 class States:
@@ -48,7 +64,10 @@ class States:
 
     def _clean_and_find(self):
         files.remove_folder(self.folder / NEW)  # what a kill left
-        return newest_of(self.folder)
+        newest = newest_of(self.folder)
+        if newest:  # a kill came before its save could do so
+            aside.discard(self.folder)
+        return newest
 
     # ----------------------------------------------------------------------------------------------
     # out
@@ -147,7 +166,15 @@ def newest_of(folder):
             steps[path] = read(path)["step"]
         except UserError as error:
             broken[path] = error
-    newest = max(steps, key=steps.get, default=None)
+    newest = None
+    for path in sorted(steps, key=steps.get, reverse=True):
+        try:
+            check(path)
+        except UserError as error:
+            broken[path] = error
+        else:
+            newest = path
+            break
     if newest is None and broken:
         *_, last = broken.values()
         raise UserError(f"{last}; no older one is left: start over with --overwrite")
@@ -180,15 +207,39 @@ def read(path):
         missing = KEYS_OF_FILE - set(state) if isinstance(state, dict) else KEYS_OF_FILE
     if missing:
         raise UserError(f"{path}: is no training state, it lacks {', '.join(sorted(missing))}")
+    as_record(state, Record, f"{path}: is no training state")
     return state
 
 
 def read_file(path):
+    regular_size(path, "training state")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no one class for a file that is cut, empty or no state
         message = f"{path}: is damaged or no training state ({reason_of(error)})"
         raise UserError(message) from None
+
+
+def check(path):
+    """Raises UserError where a file's bytes are not those that were saved: torch does not look.
+
+    Reads all of it once.
+    """
+    if path.is_dir():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"{path}: is damaged ({reason_of(error)})") from None
+    if damaged:
+        raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
+
+
+def keep_one(folder):
+    """Of a finished run, where a kill came before `keep_newest`."""
+    if (folder / STATE).exists():
+        remove(folder / BEFORE)
 
 
 def restore(student, optimizer, state):

@@ -75,7 +75,7 @@ def interrupted_run(stage, folder, interrupt, kept=10):
     out = interrupt(args)
     assert "interrupted" in out and "Traceback" not in out
     assert torch.load(folder / "a/train_state.pt", weights_only=True)["step"] == kept
-    assert not list(folder.glob("a/*.tmp"))
+    assert not list(folder.glob("a/*-tmp"))
     assert stage(train_ref, f"{args} --out a")[0] == 0
     assert stage(train_ref, f"{args} --out whole")[0] == 0
     assert same(folder / "whole", folder / "a") and log(folder / "whole") == log(folder / "a")
