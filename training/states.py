@@ -226,6 +226,9 @@ def check(path):
     Reads all of it once.
     """
     if path.is_dir():
+        from training import checkpoints
+
+        checkpoints.check(path)
         return
     try:
         with zipfile.ZipFile(path) as archive:
