@@ -78,6 +78,12 @@ def not_negative(text):
     return _number(float, text, "0 or more", lambda x: 0 <= x < math.inf)
 
 
+def duration(text):
+    """An argument type: seconds, above 0 and at most a day."""
+    wanted = "seconds, above 0 and at most 86400"
+    return _number(float, text, wanted, lambda x: 0 < x <= 86_400)
+
+
 def share(text):
     """An argument type: a share above 0 and at most 1."""
     wanted = "a share above 0 and at most 1, such as 0.6 for 60 %"

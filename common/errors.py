@@ -31,6 +31,7 @@ NO_MEMORY = (
     "Storage size calculation overflowed",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+SHOWN = 1000  # characters of a message's beginning, and of its end
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that ended so
 
 SHOWN_REASON = 80  # characters of what a library says
@@ -47,6 +48,9 @@ class UserError(ValueError):
 
 
 def one_line(message):
+    """The message without line ends and control characters, and its middle where it is long."""
+    if len(message) > 2 * SHOWN:
+        message = f"{message[:SHOWN]} [...] {message[-SHOWN:]}"
     if message.isprintable():
         return message
     line = message.replace("\n", " ")

@@ -132,7 +132,7 @@ def read_tensors(path):
             yield name, tensor.detach()
             if mapped:
                 forget_pages(tensor)
-    except (UserError, OSError):
+    except UserError:
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
         raise UserError(
@@ -140,6 +140,8 @@ def read_tensors(path):
             "Wanted safetensors, or a pickled {name: tensor}"
         ) from None
     except Exception as error:  # a hostile pickle can break anything
+        if isinstance(error, OSError) and error.filename:  # of the system, not of the content
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a whole weight file ({reason[:200]}); get it again") from None
 

@@ -18,7 +18,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fuzzing import damaged_bytes, damaged_json, damaged_lines, reads_or_refuses
+from fuzzing import (
+    damaged_bytes,
+    damaged_json,
+    damaged_lines,
+    damaged_value,
+    reads_or_refuses,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,8 +43,7 @@ from hf.tokenizer import Tokenizer
 from hf.weight_files import weight_files
 from text import hub_datasets
 from tools.explore import runs
-from training import finished
-from training.run import read_state
+from training import finished, states
 
 FAST, SLOW = 500, 20_000  # inputs over all formats
 TEXT = "Tom has 3 apples  and\tbuys 4.\n naïve 数学 🙂 don't </s> 12345"
@@ -306,6 +311,15 @@ def damage_safetensors(rng, folder):
     path.write_bytes(struct.pack("<Q", max(0, length)) + header + content[8 + size :])
 
 
+def damage_state(rng, folder):
+    """What a state holds beside tensors."""
+    path = folder / "train_state.pt"
+    state = torch.load(path, weights_only=True)
+    record = {key: state.pop(key) for key in states.KEYS}
+    changed = damaged_value(rng, record)
+    torch.save({**state, **changed} if isinstance(changed, dict) else changed, path)
+
+
 class Printing:
     """What a hostile pickle would do."""
 
@@ -397,7 +411,8 @@ FORMATS = {  # name: (what lies not beside it, damage, read)
     "tokenizer's json": (JSON_TOKENIZER, damage_object("tokenizer.json"), read_tokenizer),
     "its config": (JSON_TOKENIZER, damage_object("tokenizer_config.json"), read_tokenizer),
     "tokenizer.model": (MODEL_TOKENIZER, damage_bytes("tokenizer.model"), read_tokenizer),
-    "state": ((), damage_bytes("train_state.pt"), lambda f: read_state(f / "train_state.pt")),
+    "state": ((), damage_bytes("train_state.pt"), states.newest_of),
+    "its record": ((), damage_state, states.newest_of),
     "problems": ((), damage_lines("problems.jsonl"), read_problems),
     "generations": ((), damage_lines("problems.jsonl"), read_generations),
 }

@@ -13,9 +13,12 @@ Until all is on the disk the folder has another name. Then rank 0 renames it.
 
 import contextlib
 import errno
+import io
 import json
 import pickle
 import warnings
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,6 +38,7 @@ from common.records import as_record, at_least
 
 RECORD = "state.json"
 PICKLE = ".metadata"  # DCP's name
+READERS = 4  # threads that compare checksums, each of a piece of a tensor
 # All that DCP's metadata consists of when it describes tensors alone. What it calls bytes is left
 # out: those are pickles that DCP would run.
 ALLOWED = {
@@ -184,6 +188,29 @@ def read(folder):
             raise UserError(f"{folder}: is damaged ({name} has {found} bytes, wanted {size})")
     Reader(folder).read_metadata()
     return record
+
+
+def check(folder):
+    """Raises UserError where bytes are not those that were saved. Reads all of it once, threaded.
+
+    Each piece of a tensor is a zip archive of its own: torch writes its checksums and reads none.
+    """
+    places = Reader(folder).read_metadata().storage_data.values()
+
+    def is_whole(place):
+        with open(Path(folder) / place.relative_path, "rb") as file:
+            file.seek(place.offset)
+            piece = io.BytesIO(file.read(place.length))
+        with zipfile.ZipFile(piece) as archive:
+            return archive.testzip() is None
+
+    try:
+        with ThreadPoolExecutor(READERS) as threads:
+            whole = all(threads.map(is_whole, places))
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"{folder}: is damaged ({reason_of(error)})") from None
+    if not whole:
+        raise UserError(f"{folder}: is damaged (a checksum differs)")
 
 
 def load(folder, tensors):

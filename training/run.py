@@ -36,6 +36,7 @@ NOT_IDENTITY = {
     "device",
     "head",
     "parallel",
+    "shard_size",
     "checkpointing",
     "chain",
 }

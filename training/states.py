@@ -7,12 +7,16 @@ second to import: that is done where it is needed.
 import sys
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from common import aside, files
 from common.errors import UserError, reason_of
+from common.json_files import regular_size
+from common.records import Bound, as_record, at_least
 from training import parallel
 
 STATE = "train_state.pt"
@@ -21,6 +25,17 @@ FOLDERS = "state-[0-9]*"
 NEW = "state.new"  # a folder that is not whole yet
 KEYS = {"step", "seconds", "tokens", "val_loss"}
 KEYS_OF_FILE = KEYS | {"model", "optimizer"}
+TWO = Bound(lambda values: len(values) == 2, "two numbers")
+
+
+@dataclass
+class Record:
+    """What a state holds beside tensors."""
+
+    step: Annotated[int, at_least(0)]
+    seconds: Annotated[float, at_least(0)]
+    tokens: Annotated[list[Annotated[int, at_least(0)]], TWO]  # seen, selected
+    val_loss: float | None
 
 
 class States:
@@ -192,10 +207,12 @@ def read(path):
         missing = KEYS_OF_FILE - set(state) if isinstance(state, dict) else KEYS_OF_FILE
     if missing:
         raise UserError(f"{path}: is no training state, it lacks {', '.join(sorted(missing))}")
+    as_record(state, Record, f"{path}: is no training state")
     return state
 
 
 def read_file(path):
+    regular_size(path, "training state")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch has no one class for a file that is cut, empty or no state
@@ -209,10 +226,17 @@ def check(path):
     Reads all of it once.
     """
     if path.is_dir():
+        from training import checkpoints
+
+        checkpoints.check(path)
         return
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"{path}: is damaged ({reason_of(error)})") from None
+    if damaged:
+        raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
 
 
 def keep_one(folder):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 
 from common.device import Env
 
@@ -108,9 +109,27 @@ def test_an_older_damaged_state_is_not_worth_a_word(two, capsys):
     assert states.newest_of(two) == two / "state-000010" and not capsys.readouterr().err
 
 
-def test_a_part_of_the_right_size_that_is_no_part_is_found_when_it_is_read(two):
-    path = two / "state-000010/__0_0.distcp"
+def a_bit_flips(path):
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<3f", *range(20, 23)))  # among the numbers, in both states
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def a_block_of_zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("spoil", [a_bit_flips, a_block_of_zeros])
+def test_a_part_of_the_right_size_with_other_bytes_is_found_out(two, spoil, capsys):
+    spoil(two / "state-000010/__0_0.distcp")
+    assert states.newest_of(two) == two / "state-000005"
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "state-000010: is damaged" in line and line.endswith("going on from state-000005")
+
+
+def test_what_cannot_be_loaded_is_one_line(two):
+    a_block_of_zeros(two / "state-000010/__0_0.distcp")
     with pytest.raises(UserError, match="is damaged .*; after `rm -r .*` the same command goes on"):
         checkpoints.load(two / "state-000010", {"model.a": torch.zeros(1000)})
 
@@ -321,12 +340,12 @@ KILLS = (
 )
 
 
-@pytest.mark.parametrize("parallel", [DDP, FSDP])
+@pytest.mark.parametrize("parallel, points", [(FSDP, KILLS), (DDP, KILLS[4::4])])
 @pytest.mark.slow
-def test_killed_while_ranks_save_it_ends_bit_identical(inputs, parallel):
+def test_killed_while_ranks_save_it_ends_bit_identical(inputs, parallel, points):
     args = f"train_ref.py {REF} --steps 60 --save-every 5 {parallel}"
     finish(launch(f"{args} --out whole", inputs, ranks=2))
-    for point, rank in KILLS:
+    for point, rank in points:
         killed(point, f"{args} --out cut", inputs, ranks=2, rank=rank)
         assert not (inputs / "cut/summary.json").exists()
     out = finish(launch(f"{args} --out cut", inputs, ranks=2))

@@ -57,8 +57,9 @@ def look(folder, data, batches, seq_len, env, top=0, document_mask=False):
     """What the model in `folder` says of every target of some windows.
 
     `batches`: lists of window numbers, a forward pass each; the losses are those of training if the
-    batches are, and `document_mask` is as it was. Returns arrays over all windows in that order: loss (N, T) fp32, in nats; with
-    `top` also entropy (N, T) fp32, in nats, and its likeliest tokens, top_id and top_p (N, T, top).
+    batches are, and `document_mask` is as it was. Returns arrays over all windows in that order:
+    loss (N, T) fp32, in nats; with `top` also entropy (N, T) fp32, in nats, and its likeliest
+    tokens, top_id and top_p (N, T, top).
     """
     models.check_vocabulary(folder, data)
     model = checkpoint.load(folder, device=env.device)
