@@ -9,19 +9,29 @@ token but the first is a target exactly once, always with the same context. That
 loss that was stored once (score.py) be used in any order of training (train_slm.py).
 """
 
+import dataclasses
 import hashlib
 import json
 import mmap
 import os
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
+from common import files
+from common.checksums import Checked
 from common.errors import UserError
-from common.files import read_json, write_atomic
+from common.files import write_atomic
+from common.json_files import SHOWN, regular_size
+from common.records import at_least, between, one_of, read_json, read_record
 
 FORMAT = 1
+STORED_FORMAT = 2  # of the note beside stored losses
+PLACES = 64  # in stored losses that are looked at when they are opened
+PIECE = 1024  # values at each of them
 BLOCK = 1 << 20  # bytes read at a time when a whole file is hashed
+REMAKE = "make it again: the same prepare.py command with --overwrite"
 
 
 def token_dtype(vocab_size):
@@ -56,6 +66,43 @@ def forget(array):
         array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
+def refuse_cut(array):
+    """Raises UserError where a mapped file has become shorter: to read on would be a bus error."""
+    if isinstance(array, np.memmap) and os.stat(array.filename).st_size < array.nbytes:
+        raise UserError(
+            f"{array.filename}: was cut while it was in use; bring the whole file back, then the "
+            f"same command goes on"
+        )
+
+
+@dataclasses.dataclass
+class Source:
+    """What a token set holds of one --source."""
+
+    name: str
+    documents: Annotated[int, at_least(0)]
+    tokens: Annotated[int, at_least(0)]
+
+
+@dataclasses.dataclass
+class Header:
+    """A token set's meta.json."""
+
+    format: Annotated[int, one_of(FORMAT)]
+    count: Annotated[int, at_least(0)]
+    dtype: Annotated[str, one_of("<u2", "<u4")]
+    vocab_size: Annotated[int, between(1, 1 << 32)]
+    sha256: str
+    sample_sha256: str
+    tokenizer: str  # its hash
+    kinds: list[str] | None = None  # names of the labels in kind.bin
+    sources: list[Source] = dataclasses.field(default_factory=list)
+    text_bytes: Annotated[int, at_least(0)] = 0
+    bad_records: Annotated[int, at_least(0)] = 0
+    contaminated: Annotated[int, at_least(0)] = 0
+    plan: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class TokenSet:
     """A token set on disk, memory-mapped: opening it reads the header and 64 sampled blocks.
 
@@ -70,43 +117,37 @@ class TokenSet:
             raise UserError(
                 f"token set: {folder} is not a folder; make one with prepare.py --out {folder}"
             )
-        self.meta = read_json(self.folder / "meta.json", "token set")
-        if self.meta.get("format") != FORMAT:
-            raise UserError(
-                f"token set: {folder}/meta.json has format {self.meta.get('format')!r}, "
-                f"this kit reads {FORMAT}; make it again with prepare.py"
-            )
-        self.count = self.meta["count"]
-        self.vocab_size = self.meta["vocab_size"]
-        self.hash = self.meta["sha256"]
-        self.tokenizer_hash = self.meta["tokenizer"]
-        self.kinds = self.meta.get("kinds")
-        self.tokens = self._open("tokens.bin", np.dtype(self.meta["dtype"]))
+        header = read_record(self.folder / "meta.json", Header, "token set", REMAKE)
+        self.meta = dataclasses.asdict(header)
+        self.count = header.count
+        self.vocab_size = header.vocab_size
+        self.hash = header.sha256
+        self.tokenizer_hash = header.tokenizer
+        self.tokens = self._open("tokens.bin", np.dtype(header.dtype))
         self.loss_mask = self._open("loss_mask.bin", np.uint8, optional=True)
         self.kind = self._open("kind.bin", np.uint8, optional=True)
+        self.kinds = header.kinds if self.kind is not None else None
         path = self.folder / "tokens.bin"
-        same = file_hash(path, sampled=True) == self.meta["sample_sha256"]
+        same = file_hash(path, sampled=True) == header.sample_sha256
         if same and verify:
             same = file_hash(path) == self.hash
         if not same:
             raise UserError(
                 f"token set: {path} is not the file that meta.json describes (its sha256 differs); "
-                f"make it again with prepare.py"
+                f"{REMAKE}"
             )
 
     def _open(self, name, dtype, optional=False):
         path = self.folder / name
         dtype = np.dtype(dtype)
-        if not path.exists():
-            if optional:
-                return None
-            raise UserError(f"token set: {path} does not exist; make it again with prepare.py")
-        size = path.stat().st_size
+        if optional and not path.exists():
+            return None
+        size = regular_size(path, "token set", REMAKE)
         wanted = self.count * dtype.itemsize
         if size != wanted:
             raise UserError(
                 f"token set: {path} has {size} bytes, meta.json says {self.count} tokens = "
-                f"{wanted} bytes; it was cut or replaced, make it again with prepare.py"
+                f"{wanted} bytes; it was cut or replaced, {REMAKE}"
             )
         if size == 0:  # cannot be mapped
             return np.empty(0, dtype)
@@ -122,7 +163,20 @@ class TokenSet:
                 f"token set: {self.folder} has {self.count} tokens and so no target; "
                 f"prepare more text"
             )
+        self.refuse_no_target()
         return -(-(self.count - 1) // seq_len)
+
+    def refuse_no_target(self):
+        """Raises UserError where no token may be a target: a loss over none is no number."""
+        if self.loss_mask is None:
+            return
+        for start in range(1, self.count, BLOCK):
+            if self.loss_mask[start : start + BLOCK].any():
+                return
+        raise UserError(
+            f"token set: loss_mask.bin of {self.folder} lets no token be a target; prepare a set "
+            f"whose documents have a response"
+        )
 
     def batch(self, windows, seq_len):
         """x, y (B, T) int64 and valid (B, T) bool of the given windows.
@@ -131,7 +185,16 @@ class TokenSet:
         """
         x = self.cut(self.tokens, windows, seq_len, fill=0, shift=0, dtype=np.int64)
         y = self.cut(self.tokens, windows, seq_len, fill=0, dtype=np.int64)
+        self.refuse_beyond(max(x.max(), y.max()), self.vocab_size, "an id")
         return x, y, self.valid(windows, seq_len)
+
+    def refuse_beyond(self, highest, limit, what):
+        """Raises UserError where meta.json does not know of so high an id or label."""
+        if highest >= limit:
+            raise UserError(
+                f"token set: {self.folder} holds {what} of {highest}, meta.json says that all are "
+                f"below {limit}; {REMAKE}"
+            )
 
     def valid(self, windows, seq_len):
         """Which targets of the windows count, (B, T) bool."""
@@ -149,13 +212,16 @@ class TokenSet:
         """The kind of each target, (B, T) int64, or None. For reporting only."""
         if self.kind is None:
             return None
-        return self.cut(self.kind, windows, seq_len, fill=0, dtype=np.int64)
+        kind = self.cut(self.kind, windows, seq_len, fill=0, dtype=np.int64)
+        self.refuse_beyond(kind.max(), len(self.kinds or ()), "a label")
+        return kind
 
     def cut(self, array, windows, seq_len, fill, shift=1, dtype=None):
         """Rows array[wT + shift : wT + shift + T] of a per-token array, (B, T).
 
         Padded with `fill` at the end.
         """
+        refuse_cut(array)
         out = np.full((len(windows), seq_len), fill, dtype or array.dtype)
         for row, window in zip(out, windows):
             start = int(window) * seq_len + shift
@@ -222,7 +288,7 @@ class TokenSetWriter:
         self.folder = Path(folder)
         self.vocab_size = vocab_size
         self.plan = plan
-        self.folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self.folder)
         self.dtypes = {name: np.dtype(np.uint8) for name in arrays}
         self.dtypes["tokens"] = token_dtype(vocab_size)
         self.count = 0
@@ -231,10 +297,7 @@ class TokenSetWriter:
         self._go_on()
         self.files = {}
         for name, dtype in self.dtypes.items():
-            path = self._partial(name)
-            self.files[name] = open(path, "r+b" if path.exists() else "w+b")
-            self.files[name].truncate(self.count * dtype.itemsize)
-            self.files[name].seek(0, os.SEEK_END)
+            self.files[name] = files.Growing(self._partial(name), self.count * dtype.itemsize)
 
     def _undo_renames(self):
         """After a kill inside `finish`: arrays that were renamed already are partial again."""
@@ -243,7 +306,7 @@ class TokenSetWriter:
         for name in self.dtypes:
             path = self.folder / self.NAMES[name]
             if path.exists() and not self._partial(name).exists():
-                os.replace(path, self._partial(name))
+                files.rename(path, self._partial(name))
 
     def _go_on(self):
         """Take up `count` and `state` of the last mark, if it was this plan's and all is there."""
@@ -274,18 +337,16 @@ class TokenSetWriter:
     def mark(self, state):
         """What was appended so far survives a kill; `state` (JSON) says where to go on."""
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            file.to_disk()
         progress = {"plan": self.plan, "count": self.count, "state": state}
         write_atomic(self.folder / "progress.json", json.dumps(progress))
 
     def finish(self, **meta):
         """Close the set. `meta`: tokenizer (hash), sources, seed, kinds ... Returns the set."""
         for name, file in self.files.items():
-            file.flush()
-            os.fsync(file.fileno())
+            file.to_disk()
             file.close()
-            os.replace(self._partial(name), self.folder / self.NAMES[name])
+            files.rename(self._partial(name), self.folder / self.NAMES[name])
         path = self.folder / "tokens.bin"
         header = {
             "format": FORMAT,
@@ -297,7 +358,7 @@ class TokenSetWriter:
             "sample_sha256": file_hash(path, sampled=True),
         }
         write_atomic(self.folder / "meta.json", json.dumps(header, indent=1))
-        (self.folder / "progress.json").unlink(missing_ok=True)
+        files.remove(self.folder / "progress.json")
         return TokenSet(self.folder)
 
 
@@ -309,6 +370,27 @@ def entropy_path(ref_loss):
     return path.with_name(path.stem + ".entropy" + path.suffix)
 
 
+@dataclasses.dataclass
+class Note:
+    """What score.py notes beside the stored losses."""
+
+    format: Annotated[int, one_of(STORED_FORMAT)]
+    data: str  # the token set's hash
+    reference: str  # the model's hash
+    seq_len: Annotated[int, at_least(1)]
+    count: Annotated[int, at_least(0)]
+    n_scored: Annotated[int, at_least(0)]
+    checksums: dict[str, list[int]]  # of each file's blocks
+    # What its rounding depends on (common/numerics.py):
+    dtype: str | None = None
+    document_mask: bool = False
+    device: str | None = None
+    compile: bool | None = None
+    attention: str | None = None
+    micro_batch: int | None = None
+    torch: str | None = None
+
+
 class Stored:
     """A value per token that the reference left behind: ref_loss.bin or ref_entropy.bin.
 
@@ -318,11 +400,11 @@ class Stored:
     is not what the caller trains with.
     """
 
-    def __init__(self, ref_loss, token_set, seq_len, entropy=False, dtype=None):
+    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None):
         """`ref_loss`: the file of losses; `entropy`: open the entropies stored with them.
 
-        `dtype`: the precision that the student computes in ("float32", "bfloat16"), where it has
-        to be the reference's.
+        `numerics`: how the student computes (common/numerics.py), where that has to be the
+        reference's way.
         """
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
@@ -335,26 +417,34 @@ class Stored:
                 f"reference losses: {self.path} does not exist; make it with {command} "
                 f"--model REFERENCE"
             )
-        self.meta = read_json(Path(ref_loss).with_suffix(".json"), "reference losses")
-        self._check(dtype, f"{command} --model REFERENCE --overwrite")
+        again = f"{command} --model REFERENCE --overwrite"
+        path = Path(ref_loss).with_suffix(".json")
+        note = read_record(path, Note, "reference losses", f"score again: {again}")
+        self.meta = dataclasses.asdict(note)
+        self._check(numerics or {}, again)
+        checksums = self.meta["checksums"].get(self.path.name, [])
+        self.checked = Checked(self.path, checksums, f"score again: {again}")
         self.values = np.memmap(self.path, "<f2", "r")
+        self._check_values(again)
 
-    def _check(self, dtype, command):
+    def _check(self, numerics, command):
         meta = self.meta
-        size = self.path.stat().st_size
-        if dtype is None:
-            dtype = meta.get("dtype")
+        size = regular_size(self.path, "reference losses")
+        dtype = numerics.get("dtype", meta["dtype"])
+        mask = numerics.get("document_mask", meta["document_mask"])
+        mask_flag = " --document-mask" if mask else ""
         for what, got, wanted, flag in (
-            ("losses of token set", meta.get("data"), self.set.hash, ""),
-            ("a length of", meta.get("count"), self.set.count, ""),
+            ("losses of token set", meta["data"], self.set.hash, ""),
+            ("a length of", meta["count"], self.set.count, ""),
             ("a size in bytes of", size, 2 * self.set.count, ""),
-            ("windows of", meta.get("seq_len"), self.seq_len, ""),
-            ("the precision", meta.get("dtype"), dtype, f" --dtype {dtype}"),
+            ("windows of", meta["seq_len"], self.seq_len, ""),
+            ("the precision", meta["dtype"], dtype, f" --dtype {dtype}"),
+            ("the document mask", meta["document_mask"], mask, mask_flag),
         ):
             if got != wanted:
                 raise UserError(
-                    f"reference losses: {self.path} has {what} {got}, this run has {wanted}; "
-                    f"score again: {command}{flag}"
+                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
+                    f"{wanted}; score again: {command}{flag}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:
@@ -363,11 +453,32 @@ class Stored:
                 f"scoring was interrupted; the same score.py command goes on"
             )
 
+    def _check_values(self, command):
+        """Raises UserError for values that no loss (or entropy) can have, in a sample of them."""
+        starts = np.linspace(0, max(0, self.set.count - PIECE), PLACES, dtype=np.int64)
+        pieces = [self.values[start : start + PIECE] for start in starts]
+        sample = np.concatenate(pieces).astype(np.float32)
+        forget(self.values)
+        sample = sample[~np.isnan(sample)]
+        if not len(sample):
+            return
+        low, high, mean = sample.min(), sample.max(), sample.mean()
+        most = np.log(self.set.vocab_size) + 2
+        if low < -0.01 or not np.isfinite(high) or mean > most:
+            raise UserError(
+                f"reference losses: {self.path} has values from {low:.3g} to {high:.3g}, mean "
+                f"{mean:.3g}; wanted none below 0 and a mean up to {most:.3g} nats (ln of the "
+                f"vocabulary, plus 2); score again: {command}"
+            )
+
     def batch(self, windows, valid):
         """The windows' values (B, T) fp32; 0 at targets that are not valid.
 
         Raises UserError where a valid one is missing.
         """
+        for window in windows:
+            first = 2 * (int(window) * self.seq_len + 1)
+            self.checked.check(first, min(2 * self.set.count, first + 2 * self.seq_len))
         out = self.set.cut(self.values, windows, self.seq_len, fill=0).astype(np.float32)
         missing = np.isnan(out) & valid
         if missing.any():

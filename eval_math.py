@@ -21,7 +21,8 @@ import torch
 
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.files import read_json, write_atomic
+from common.files import is_ours, own_folder, refuse_overlap, taking_turns, write_atomic
+from common.records import read_json
 from evaluation import results as report
 from evaluation import tasks, unfinished
 from evaluation.answers import end_of_hashes
@@ -137,6 +138,7 @@ def check(args):
 def regrade(args):
     """Grade a file of generations. Returns the results' folder."""
     out = Path(args.out or Path(args.regrade).parent / "regraded")
+    refuse_overlap(out, {"--regrade": args.regrade})
     task = args.tasks[0]
     settings = {"regraded": args.regrade, "mode": args.mode}
     report.regrade(args.regrade, task, out, settings, result_name(task, args.mode))
@@ -155,10 +157,21 @@ def evaluate(args):
     if not args.out and not Path(args.model).is_dir():
         raise UserError(f"--out: name a folder for the results of {args.model}")
     out = Path(args.out or folder / "eval")
+    refuse_overlap(out, {"--tasks": [task for task in args.tasks if tasks.check(task).own]})
+    if args.out is None and env.main:
+        with taking_turns(folder):
+            own_folder(out)  # goes with the run, where it is one
     subject = Subject(folder, args, env)
+    if args.overwrite:  # all of them first: the same command without --overwrite goes on then
+        env.from_main(lambda: start_over(args, out))
     for task in args.tasks:
         evaluate_task(task, args, env, subject, out)
     return out if env.main else None
+
+
+def start_over(args, out):
+    for task in args.tasks:
+        unfinished.start_over(out, result_name(task, args.mode))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -226,7 +239,7 @@ def evaluate_task(task, args, env, subject, out):
     examples = examples[: args.limit]
     prompts = prompts[: args.limit]
     name = result_name(task, args.mode)
-    earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings, args.overwrite))
+    earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings))
     texts = {i: earlier[i] for i in range(len(examples)) if i in earlier}
     todo = [i for i in range(len(examples)) if i not in texts]
     with Grader(task, examples) as grader:
@@ -234,8 +247,7 @@ def evaluate_task(task, args, env, subject, out):
             grader.add(i, text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
-            out.mkdir(parents=True, exist_ok=True)
-            path = out / f"{name}.partial-{env.rank}.jsonl"
+            path = unfinished.partial_file(out, name, env.rank)
             with unfinished.progress_bar(name, n + len(texts), len(texts), env.main) as bar:
                 texts |= unfinished.keep(answers, path, settings, grader, bar)
             env.wait()
@@ -247,8 +259,7 @@ def evaluate_task(task, args, env, subject, out):
             verdicts = [grader.verdict(i) for i in range(len(examples))]
             ordered = [texts[i] for i in range(len(examples))]
             report.write_results(task, ordered, verdicts, out, settings, name)
-            for path in unfinished.partial_files(out, name):
-                path.unlink()
+            unfinished.replaced(out, name)
             if tasks.check(task).own and not args.limit:
                 note_exact_match(subject.folder, task, verdicts)
 
@@ -295,12 +306,14 @@ def note_exact_match(folder, task, verdicts):
     on: they are its own test.
     """
     path = folder / "summary.json"
-    if not (path.exists() and (folder / "args.json").exists()):
+    if not (path.exists() and (folder / "args.json").exists() and is_ours(path)):
         return
     data = Path(read_json(folder / "args.json", "run").get("data", ""))
     if data.resolve().parent == Path(task).resolve().parent:
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
-        write_atomic(path, json.dumps({**read_json(path, "run"), "exact_match": share}, indent=1))
+        with taking_turns(folder):
+            summary = {**read_json(path, "run"), "exact_match": share}
+            write_atomic(path, json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

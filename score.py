@@ -10,7 +10,9 @@ student will have. Interrupted, the same command goes on, and the file ends the 
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -20,13 +22,18 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
+from common import aside, files
+from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.files import read_json, write_atomic
-from data import TokenSet, entropy_path, forget
+from common.json_files import read_json
+from common.numerics import SAID, notice, numerics
+from common.records import as_record, at_least
+from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
 
+START_OVER = "bring it back, or start over with --overwrite"
 CHUNK = 64  # batches between two notes of how far scoring has come
 
 
@@ -40,6 +47,9 @@ def arguments(argv=None):
     )
     group.add_argument("--seq-len", type=whole(1), default=128, help="as train_slm.py will use")
     group.add_argument("--batch-size", type=whole(1), default=32, help="windows per forward pass")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays in a document, as in training"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -64,21 +74,23 @@ def main():
     data = TokenSet(args.data, args.verify)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
-        "format": 1,
+        "format": STORED_FORMAT,
         "data": data.hash,
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
-        "dtype": str(env.dtype).removeprefix("torch."),
         "count": data.count,
         "entropy": args.entropy,
+        **numerics(args, env, args.batch_size),
     }
-    n_scored = env.from_main(lambda: claim(args, header, data))
-    if n_scored < data.n_windows(args.seq_len):
+    note = env.from_main(lambda: claim(args, header, data))
+    if note["n_scored"] < data.n_windows(args.seq_len):
         reference = checkpoint.load(folder, device=env.device)
+        if args.document_mask:
+            models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
-        score(args, env, data, model, header, n_scored)
+        score(args, env, data, model, note)
     if env.main:
         print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}")
 
@@ -93,6 +105,16 @@ def check(args):
             f"--out {args.out}: the note beside the losses has that name; name a file such as "
             f"ref_loss.bin"
         )
+    for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
+        files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
+
+
+@dataclass
+class Note:
+    """What the kit itself reads of the note beside the losses."""
+
+    n_scored: Annotated[int, at_least(0)]
+    checksums: dict[str, list[int]]
 
 
 def files_of(args):
@@ -102,59 +124,139 @@ def files_of(args):
     return [Path(args.out)]
 
 
+def size_of(windows, data, seq_len):
+    """Bytes of a file that holds so many windows: float16 values, the first token's is NaN."""
+    return 2 * min(data.count, windows * seq_len + 1) if windows else 0
+
+
 def claim(args, header, data):
-    """Go on with the files that are there, or make them. Returns the number of windows done."""
+    """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    if args.overwrite:
-        note.unlink(missing_ok=True)
-    if note.exists():
-        saved = read_json(note, "reference losses")
-        differing = [
-            f"{key} {saved.get(key)!r} -> {value!r}"
-            for key, value in header.items()
-            if saved.get(key) != value
-        ]
-        if differing:
-            raise UserError(
-                f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
-                f"start over with --overwrite"
-            )
-        return saved["n_scored"]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
+    if not args.overwrite or not is_broken(note):
+        refuse_other(out, note)
+    files.lock(out)
+    settle_aside(args)
+    if not note.exists():
+        begun = {**header, "n_scored": 0, "checksums": {}}
+        files.write_atomic(note, json.dumps(begun, indent=1))
+        return begun
+    saved = read_json(note, "reference losses", START_OVER)
+    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
+    differing = [
+        f"{key} {saved.get(key)!r} -> {value!r}"
+        for key, value in header.items()
+        if saved.get(key) != value and key not in SAID
+    ]
+    if differing:
+        raise UserError(
+            f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
+            f"start over with --overwrite"
+        )
+    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
+        print(said)
     for path in files_of(args):
-        fill_with_nan(path, data.count)
-    write_atomic(note, json.dumps({**header, "n_scored": 0}, indent=1))
-    return 0
+        size = path.stat().st_size if path.exists() else 0
+        wanted = size_of(saved["n_scored"], data, args.seq_len)
+        if size < wanted:
+            raise UserError(
+                f"{path} has {size} bytes, {note.name} says that {wanted} were written; it was "
+                f"cut: start over with --overwrite"
+            )
+    if saved["n_scored"]:  # a kill came before the first losses could do so
+        aside.discard(out.parent, place_of(out))
+    return saved
 
 
-def fill_with_nan(path, count, block=1 << 20):
-    """NaN = not scored yet."""
-    with open(path, "wb") as file:
-        for start in range(0, count, block):
-            file.write(np.full(min(block, count - start), np.nan, "<f2").tobytes())
+def is_broken(note):
+    """Is there a note that cannot be read? --overwrite is then the way out."""
+    if not note.exists():
+        return False
+    try:
+        read_json(note, "note")
+    except UserError:
+        return True
+    return False
 
 
-def score(args, env, data, model, header, n_scored):
-    n_windows = data.n_windows(args.seq_len)
+def refuse_other(out, note):
+    """Raises UserError where the kit wrote something at `out` that are no losses."""
+    began_over = (out.parent / place_of(out)).exists()
+    if not out.exists() or out.stat().st_size == 0 or began_over:
+        return
+    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
+        raise UserError(
+            f"--out {out}: is there, and {note.name} is no note of losses beside it; "
+            f"name another file"
+        )
+
+
+def settle_aside(args):
+    """--overwrite: what is there stays aside until there are new losses."""
+    out = Path(args.out)
+    if args.overwrite:
+        names = {path.name for path in (out, entropy_path(out), out.with_suffix(".json"))}
+        aside.set_aside(out.parent, names=names, place=place_of(out))
+    else:
+        aside.put_back(out.parent, place_of(out))
+    if not entropy_path(out).exists():
+        files.remove(entropy_path(out))  # the list must not name what is not there
+    files.unlock(out)  # the lock went along
+    files.lock(out)
+
+
+def place_of(out):
+    """The name of the folder for what --overwrite sets aside."""
+    return f".before-{Path(out).name}"
+
+
+def score(args, env, data, model, note):
+    T = args.seq_len
+    n_windows = data.n_windows(T)
+    n_scored = note["n_scored"]
     chunk = CHUNK * args.batch_size
-    # One rank writes: on a shared disk several that write into one page may lose losses.
-    files = []
-    if env.main:
-        files = [np.memmap(path, "<f2", "r+") for path in files_of(args)]
+    losses = []
+    if env.main:  # one rank writes
+        known = note["checksums"]
+        size = size_of(n_scored, data, T)
+        losses = [Losses(path, size, known.get(path.name, [])) for path in files_of(args)]
     bar = tqdm(
         total=n_windows, initial=n_scored, desc=args.out, unit="window", disable=not env.main
     )
     for start in range(n_scored, n_windows, chunk):
         end = min(n_windows, start + chunk)
-        score_chunk(args, env, data, model, files, start, end, bar)
+        score_chunk(args, env, data, model, losses, start, end, bar)
         if env.main:
-            for file in files:
-                file.flush()
-                forget(file)
-            note = Path(args.out).with_suffix(".json")
-            write_atomic(note, json.dumps({**header, "n_scored": end}, indent=1))
+            checksums = {file.path.name: file.save() for file in losses}
+            note |= {"n_scored": end, "checksums": checksums}
+            files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
+            aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
+
+
+class Losses(files.Growing):
+    """A file of float16 values, with its checksums."""
+
+    def __init__(self, path, size, known):
+        super().__init__(path, size)
+        self.checksums = Checksums(path, size, known)
+        if size and self.checksums.all() != known:
+            raise UserError(
+                f"{path}: was changed since it was scored, its checksum differs; {START_OVER}"
+            )
+        if size == 0:
+            self.append(np.full(1, np.nan))  # nothing predicts the first token
+
+    def append(self, values):
+        content = np.asarray(values, "<f2").tobytes()
+        self.write(content)
+        self.checksums.add(content)
+
+    def save(self):
+        """The values so far are on the disk. Returns their checksums."""
+        self.to_disk()
+        return self.checksums.all()
 
 
 def score_chunk(args, env, data, model, files, start, end, bar):
@@ -172,13 +274,13 @@ def score_chunk(args, env, data, model, files, start, end, bar):
         at = first * T + 1
         last = min(data.count, stop * T + 1)
         for file, values in zip(files, gathered):
-            file[at:last] = finite(values.flatten()[: last - at], at, args.model)
+            file.append(finite(values.flatten()[: last - at], at, args.model))
         bar.update(stop - first)
 
 
 def finite(values, at, model):
-    """The values as numpy. Raises UserError where one is not finite; the first is token `at`'s."""
-    values = values.cpu().numpy()
+    """The values as float16, the first is token `at`'s. Raises UserError: one is not finite."""
+    values = values.to(torch.float16).cpu().numpy()
     if not np.isfinite(values).all():
         first = at + int(np.argmin(np.isfinite(values)))
         raise UserError(

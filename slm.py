@@ -125,13 +125,13 @@ def keep_top(scores, valid, k, together=None):
     """Which tokens are kept, (B, T) bool: the k highest scores among the valid ones of each group.
 
     A group is `together` rows, one after the other; None: all of the input. Equal scores: the
-    lowest position wins (a threshold `>=` would keep every one of them). Raises ValueError where
-    a valid score is not finite. On a GPU that check would cost a synchronisation: there a NaN
-    ranks first and makes the loss NaN, on which the trainer stops.
+    lowest position wins (a threshold `>=` would keep every one of them). Raises UserError where
+    a valid score is not finite. On a GPU that check would cost a synchronisation: there the
+    trainer looks once a step (training/meter.py).
     """
     if scores.is_cpu and not torch.isfinite(scores[valid]).all():
         bad = (~torch.isfinite(scores[valid])).sum()
-        raise ValueError(f"{bad} of {valid.sum()} scores are not finite")
+        raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
     n_groups = len(scores) // (together or len(scores))
     ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first

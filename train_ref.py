@@ -20,18 +20,18 @@ from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
 from training import parallel
-from training.arguments import add_arguments, settle
+from training.arguments import add_arguments, parse, settle
 from training.loss import FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
-from training.validation import is_due, validate
+from training.validation import is_due, validate, validation_set
 
 
 def arguments(argv=None):
     parser = Parser(__doc__)
     add_arguments(parser)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def main():
@@ -40,7 +40,7 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = TokenSet(args.val, args.verify) if args.val else None
+    val = validation_set(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)

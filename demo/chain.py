@@ -5,14 +5,14 @@ in order, whatever of prepare -> base -> reference -> scores -> plain baseline i
 `report` evaluates the student beside the baseline, its base and the reference.
 """
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from common.files import read_json
-from data import TokenSet
+from common.records import read_record
+from data import Note, TokenSet
 from hf import checkpoint
+from training.finished import arguments, steps, summary
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -65,7 +65,10 @@ def finished(path, command):
     if command.startswith("prepare.py"):
         return True
     flags = flags_of(command.split(maxsplit=1)[1])
-    saved = read_json(path if path.name == "ref_loss.json" else path.parent / "args.json", "demo")
+    if path.name == "ref_loss.json":
+        saved = vars(read_record(path, Note, "reference losses", f"python {command} --overwrite"))
+    else:
+        saved = arguments(path.parent)
     got = {**saved, **saved.get("inputs", {})}
     wanted = {"data": TokenSet(flags["--data"]).hash}
     if "--model" in flags:
@@ -81,9 +84,17 @@ def finished(path, command):
         key = flag[2:].replace("-", "_")
         if flag in ("--data", "--val", "--init", "--model", "--out") or key not in got:
             continue
-        if got[key] != type(got[key])(value):
+        if not agrees(got[key], value):
             return False
     return True
+
+
+def agrees(saved, text):
+    """Is what a flag of a command says what was saved?"""
+    try:
+        return float(saved) == float(text)
+    except (TypeError, ValueError):
+        return str(saved) == text
 
 
 def run(command):
@@ -167,18 +178,13 @@ def run_name(args):
 # the comparison
 
 
-def records(folder):
-    """A run's log.jsonl, a dict a step."""
-    return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-
-
 def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
     """Tokens that a run has read when its validation loss first falls to `target`.
 
     Interpolated between two evaluations; None where it never does. `loss` picks the loss of a log
     record (None: not measured there).
     """
-    measured = [(r["tokens_seen"], loss(r)) for r in records(folder) if loss(r) is not None]
+    measured = [(r["tokens_seen"], loss(r)) for r in steps(folder) if loss(r) is not None]
     before = None
     for tokens, value in measured:
         if value <= target:
@@ -192,11 +198,9 @@ def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
 
 def evaluated(folder, data):
     """A run's summary with its exact match, evaluated now where that is missing."""
-    summary = read_json(folder / "summary.json", "run")
-    if summary.get("exact_match") is None:
+    if summary(folder)["exact_match"] is None:
         run(f"eval_math.py --model {folder} --tasks {data}/test.jsonl")
-        summary = read_json(folder / "summary.json", "run")
-    return summary
+    return summary(folder)
 
 
 def report(args, env):
@@ -236,10 +240,10 @@ def report(args, env):
     )
 
 
-def _show_kept(student, steps=100):
-    print(f"\nshare kept of each kind of text, last {steps} steps:")
+def _show_kept(student, n=100):
+    print(f"\nshare kept of each kind of text, last {n} steps:")
     shares = {}
-    for record in [r["kept"] for r in records(student) if r.get("kept")][-steps:]:
+    for record in [r["kept"] for r in steps(student) if r.get("kept")][-n:]:
         for kind, share in record.items():
             shares.setdefault(kind, []).append(share)
     means = {kind: sum(values) / len(values) for kind, values in shares.items()}

@@ -6,9 +6,9 @@ python -m demo.table --seeds 21 22 23 24 25
 import argparse
 import statistics
 
-from common.errors import cli
-from common.files import read_json
-from demo.chain import records, roots, tokens_to_reach
+from common.errors import UserError, cli
+from demo.chain import roots, tokens_to_reach
+from training.finished import steps, summary
 
 ROWS = {
     "base": "base (where all start)",
@@ -50,10 +50,14 @@ def print_results(seeds):
         losses = []
         matches = []
         for seed in seeds:
-            path = run_folder(name, seed) / "summary.json"
-            summary = read_json(path, f"{name} of seed {seed}, made by runs/demo.sh")
-            losses.append(summary["val_loss"])
-            matches.append(summary["exact_match"])
+            done = summary(run_folder(name, seed), f"{name} of seed {seed}, made by runs/demo.sh")
+            losses.append(done["val_loss"])
+            matches.append(done["exact_match"])
+            if None in (losses[-1], matches[-1]):
+                raise UserError(
+                    f"{name} of seed {seed}: has no validation loss or no exact match; "
+                    f"runs/demo.sh makes them"
+                )
         cells = [f"{loss:.3f} / {match:.3f}" for loss, match in zip(losses, matches)]
         print_row(label, *cells, f"{spread(losses)} / {spread(matches)}")
 
@@ -71,7 +75,7 @@ def loss_on_solutions(record):
 
 def times_fewer(name, seed, loss):
     """CLM's tokens over those that a run needs for CLM's final loss; None: it never gets there."""
-    final = records(run_folder("clm", seed))[-1]
+    final = steps(run_folder("clm", seed))[-1]
     reached = tokens_to_reach(run_folder(name, seed), loss(final), loss)
     return final["tokens_seen"] / reached if reached else None
 
@@ -96,7 +100,7 @@ def print_kept(seeds):
     print("| kind | kept |\n|---|---|")
     kept = {}
     for seed in seeds:
-        last = records(run_folder("slm", seed))[-100:]
+        last = steps(run_folder("slm", seed))[-100:]
         for kind in last[-1]["kept"]:
             shares = [record["kept"][kind] for record in last if kind in record["kept"]]
             kept.setdefault(kind, []).extend(shares)

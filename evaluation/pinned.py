@@ -8,16 +8,19 @@ TabMWP from its own repository, and every download must have the checksum below.
 """
 
 import hashlib
-import json
 import os
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import taking_turns, write_atomic
+from common.json_files import parse_text, regular_size
+from common.records import as_record, read_json
 
 GITHUB = "https://raw.githubusercontent.com"
 HARNESS = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"
@@ -69,8 +72,20 @@ def find(name, data_dir=None, base_url=GITHUB):
     if data_dir is not None:
         return find_own(name, data_dir)
     path = cache_dir() / name
-    if path.is_file() and sha256_of(path.read_bytes()) == SHA256[name]:
+    if is_whole(path, name):
         return path
+    with taking_turns(path.parent):  # several ranks or runs may want it at once: one downloads it
+        if not is_whole(path, name):
+            write_atomic(path, downloaded(name, base_url))
+    return path
+
+
+def is_whole(path, name):
+    return path.is_file() and sha256_of(path.read_bytes()) == SHA256[name]
+
+
+def downloaded(name, base_url):
+    """The bytes of a public file, checked. Raises UserError."""
     url = f"{base_url}/{address(name)}"
     content = download(url, name)
     got = sha256_of(content)
@@ -79,12 +94,7 @@ def find(name, data_dir=None, base_url=GITHUB):
             f"{url}: got a file with sha256 {got}, wanted {SHA256[name]}; "
             f"it was refused: try again, or give a good copy with --data-dir"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several ranks or runs may download at once: each writes under a name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-    return path
+    return content
 
 
 def find_own(name, data_dir):
@@ -130,12 +140,15 @@ def read_rows(path):
     Raises UserError with file and line number.
     """
     path = Path(path)
+    regular_size(path, "problems")
+    if path.suffix == ".json":
+        rows = read_json(path, "problems")
+        as_record(rows, dict[str, dict[str, Any]], f"problems: {path}")
+        return list(rows.values())
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: got {error}, wanted a readable file") from error
-    if path.suffix == ".json":
-        return list(json.loads(text).values())
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -146,7 +159,7 @@ def read_rows(path):
 def row_of(line, where):
     """The JSON object in a line."""
     try:
-        row = json.loads(line)
+        row = parse_text(line)
         if not isinstance(row, dict):
             raise ValueError(f"a {type(row).__name__}, not an object")
     except ValueError as error:

@@ -4,22 +4,27 @@ OUT/NAME.partial-RANK.jsonl, one file per rank: a line with the settings, then a
 the order in which they ended. OUT/NAME.jsonl takes their place when the task is finished.
 """
 
+import glob
 import json
-import os
 import time
 
 from tqdm import tqdm
 
+from common import files
 from common.errors import UserError
 from evaluation.pinned import read_rows
-from evaluation.results import check_ours, read_entries
+from evaluation.results import read_entries
 
 # The settings that decide the answers; the others (device, batch) only decide their speed.
 IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")
 
 
+def partial_file(out, name, rank):
+    return out / f"{name}.partial-{rank}.jsonl"
+
+
 def partial_files(out, name):
-    return sorted(out.glob(f"{name}.partial-*.jsonl"))
+    return sorted(out.glob(f"{glob.escape(name)}.partial-*.jsonl"))
 
 
 def keep(answers, path, settings, grader, bar):
@@ -27,22 +32,28 @@ def keep(answers, path, settings, grader, bar):
 
     answers: yields (i, text, number of tokens). Returns {i: text}.
     """
-    cut_torn_line(path)
+    files.lock(path)
+    size = whole_lines(path)
+    file = files.Growing(path, size)
+    if size == 0:
+        file.write(line_of({"settings": settings}))
     texts = {}
     n_tokens = 0
     started = time.perf_counter()
-    with open(path, "a") as file:
-        if file.tell() == 0:
-            print(json.dumps({"settings": settings}), file=file, flush=True)
-        for i, text, tokens in answers:
-            print(json.dumps({"idx": i, "text": text}), file=file, flush=True)
-            grader.add(i, text)
-            texts[i] = text
-            n_tokens += tokens
-            speed = n_tokens / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
-            bar.update()
+    for i, text, tokens in answers:
+        file.write(line_of({"idx": i, "text": text}))
+        grader.add(i, text)
+        texts[i] = text
+        n_tokens += tokens
+        speed = n_tokens / (time.perf_counter() - started)
+        bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
+        bar.update()
+    file.close()
     return texts
+
+
+def line_of(record):
+    return (json.dumps(record) + "\n").encode()
 
 
 def progress_bar(name, n, n_before, shown):
@@ -50,48 +61,100 @@ def progress_bar(name, n, n_before, shown):
     return tqdm(total=n, initial=n_before, desc=name, unit="problem", disable=not shown)
 
 
-def cut_torn_line(path):
-    """A kill may have cut the last line."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+def whole_lines(path):
+    """Bytes of a file's whole lines: a kill may have cut the last one."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
 def read_answers(out, name):
     """{i: text} of all ranks' unfinished files; a last line that a kill cut short is left out."""
     texts = {}
     for path in partial_files(out, name):
-        for line in path.read_text().split("\n")[1:-1]:
-            row = json.loads(line)
+        for row in list(records_of(path))[1:]:
             texts[row["idx"]] = row["text"]
     return texts
 
 
 def saved_settings(path):
-    """The settings in an unfinished file's first line; None where a kill cut it."""
-    first = path.read_text().split("\n")[0]
-    return json.loads(first)["settings"] if first.endswith("}") else None
+    """The settings in an unfinished file's first line; None where a kill cut it. UserError."""
+    first = next(records_of(path), None)
+    return first["settings"] if first else None
 
 
-def earlier_answers(out, name, settings, overwrite):
-    """{i: text} of what was answered before with these settings.
+def records_of(path):
+    """The records in an unfinished file's whole lines. Raises UserError where one is broken."""
+    for number, line in enumerate(path.read_bytes()[: whole_lines(path)].splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        wanted = {"settings"} if number == 1 else {"idx", "text"}
+        if not isinstance(record, dict) or not wanted <= set(record):
+            raise UserError(
+                f"{path}: line {number} is broken; start the task over with --overwrite"
+            )
+        yield record
 
-    overwrite: delete it instead. Raises UserError where it was made with other settings, or where
-    the task's file is not one of ours.
+
+def lock_task(out, name):
+    """Keep other processes from a task until `replaced`. Raises UserError where one is at it.
+
+    Or where one of the task's files is somebody else's.
     """
+    written = [f"{name}.jsonl", "results.json", "results.md"]
+    files.refuse_foreign(out / file for file in written)
+    files.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
+    files.lock(partial_file(out, name, 0))
+
+
+def start_over(out, name):
+    """--overwrite: answers that are unfinished go, finished ones stay aside until `replaced`."""
+    lock_task(out, name)
+    for path in partial_files(out, name):
+        files.Growing(path, 0).close()  # its lock must stay
     finished = out / f"{name}.jsonl"
-    check_ours(out, name)
-    if overwrite:
-        for path in [*partial_files(out, name), finished]:
-            path.unlink(missing_ok=True)
-        return {}
+    if finished.exists():
+        files.rename(finished, set_aside(out, name))
+
+
+def earlier_answers(out, name, settings):
+    """{i: text} of what was answered before with these settings; the task is locked.
+
+    Raises UserError where it was made with other ones, and as `lock_task` does.
+    """
+    lock_task(out, name)
+    try:
+        return answers_on_disk(out, name, settings)
+    except UserError:
+        if partial_file(out, name, 0).stat().st_size == 0:
+            files.remove(partial_file(out, name, 0))
+        raise
+
+
+def answers_on_disk(out, name, settings):
+    """`earlier_answers`, when the task is locked."""
+    finished = out / f"{name}.jsonl"
     for path in partial_files(out, name):
         check_same(path, saved_settings(path) or settings, settings)
     texts = {}
-    if finished.exists():
-        check_same(finished, read_entries(out)[name].get("settings", {}), settings)
+    entries = read_entries(out)
+    # Answers whose results a kill kept from being written still stand in the unfinished files.
+    if finished.exists() and name in entries:
+        check_same(finished, entries[name].get("settings", {}), settings)
         texts = {row["idx"]: row["text"] for row in read_rows(finished)}
     return texts | read_answers(out, name)
+
+
+def set_aside(out, name):
+    """Where the answers are that --overwrite replaces."""
+    return out / f"{name}.before.jsonl"
+
+
+def replaced(out, name):
+    """The task's file is there: what was unfinished, or stood before it, goes."""
+    for path in [*partial_files(out, name), partial_file(out, name, 0), set_aside(out, name)]:
+        files.remove(path)
+    files.unlock(partial_file(out, name, 0))
 
 
 def check_same(path, theirs, ours):

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.files import read_json, renamed_when_whole, write_atomic
+from common.files import renamed_when_whole, write_atomic
+from common.records import read_json
 from hf.config import config_from_hf, config_to_hf
 from hf.tokenizer import Tokenizer
 from hf.weight_files import weight_files
@@ -131,7 +132,7 @@ def read_tensors(path):
             yield name, tensor.detach()
             if mapped:
                 forget_pages(tensor)
-    except (UserError, OSError):
+    except UserError:
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
         raise UserError(
@@ -139,6 +140,8 @@ def read_tensors(path):
             "Wanted safetensors, or a pickled {name: tensor}"
         ) from None
     except Exception as error:  # a hostile pickle can break anything
+        if isinstance(error, OSError) and error.filename:  # of the system, not of the content
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a whole weight file ({reason[:200]}); get it again") from None
 
@@ -161,8 +164,14 @@ def stored_tensors(path):
 
 def check_plain(path, name, tensor):
     """Raise UserError for what is not a plain tensor, or one that repeats a few bytes endlessly."""
-    named_tensor = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-    if not named_tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    plain = (
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+    if not plain:
         raise UserError(
             f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}"
         )
@@ -214,7 +223,6 @@ def save(model, folder, dtype=None, shard_bytes=5_000_000_000, state=None, token
     exact; whoever wants half the bytes casts a copy.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if state is None:
         state = model.state_dict()
     state = {name.removeprefix("lm."): tensor for name, tensor in state.items()}

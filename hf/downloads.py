@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json
 from hf.tokenizer_files import DECIDING, FILES
 from hf.weight_files import WEIGHTS, shard_names
 

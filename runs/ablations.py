@@ -13,12 +13,12 @@ from common.device import Env  # first: it sets how torch's threads wait
 import numpy as np
 
 from common.errors import UserError, cli
-from common.files import read_json
 from data import TokenSet
-from demo.chain import records, roots, tokens_to_reach
+from demo.chain import roots, tokens_to_reach
 from runs.narrow import show_templates, write_narrow
 from tools.explore import pick_k
 from tools.explore.figures import COLOURS, plotting, save_figure
+from training import finished
 
 ROWS = {  # label: folder of the run
     "k": {
@@ -139,9 +139,9 @@ def folder_of(name, seed, steps):
 
 def measured(folder, clm):
     """What the table says of a run; clm: the folder of the baseline with its seed."""
-    summary = read_json(folder / "summary.json", "run")
-    log = records(folder)
-    end = records(clm)[-1]
+    summary = finished.summary(folder)
+    log = finished.steps(folder)
+    end = finished.steps(clm)[-1]
     row = {
         "val_loss": summary["val_loss"],
         "exact_match": summary["exact_match"],

@@ -12,9 +12,10 @@ import numpy as np
 from common.files import write_atomic
 from data import TokenSet, TokenSetWriter
 from demo import corpus
-from demo.chain import records, roots
+from demo.chain import roots
 from hf.tokenizer import Tokenizer
 from tools.explore.runs import batched, look
+from training.finished import steps
 
 NARROW = 0  # the one template that the narrow reference has seen
 SEQ_LEN = 128  # the demo's
@@ -60,7 +61,7 @@ def show_templates(seeds, folder_of, pages=40):
         for run, (reference, _) in RUNS.items():
             folder = folder_of(run, seed)
             excess = start - look(out / reference, data, batches, SEQ_LEN, env)["loss"]
-            cut = statistics.mean(r["threshold"] for r in records(folder)[-100:])
+            cut = statistics.mean(r["threshold"] for r in steps(folder)[-100:])
             above = [
                 (excess[valid & (labels == t)] >= cut).mean() for t in range(len(corpus.TEMPLATES))
             ]

@@ -3,8 +3,10 @@
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json
-from demo.chain import records, tokens_to_reach
+from common.records import read_record
+from data import Header
+from demo.chain import tokens_to_reach
+from training import finished
 
 METHODS = {"clm": "CLM, every token", "slm": "SLM, k = 0.6", "random": "random 60 %"}
 RUN_COLUMNS = [
@@ -28,7 +30,7 @@ def done(folder):
 
 
 def summary(folder):
-    return read_json(folder / "summary.json", "run")
+    return finished.summary(folder)
 
 
 def best_rate(out, method, rates, seed):
@@ -73,7 +75,7 @@ def report(data, out, rates, seeds):
     """
     clm_rate = best_rate(out, "clm", rates, seeds[0])
     reference = summary(out / "ref")["tokens_seen"]
-    scoring = read_json(data / "corpus" / "meta.json", "token set")["count"] / 3
+    scoring = read_record(data / "corpus" / "meta.json", Header, "token set").count / 3
     rows = [
         run_cells("base, where all start", out / "base", "", ""),
         run_cells("the reference", out / "ref", "", ""),
@@ -104,13 +106,13 @@ def report(data, out, rates, seeds):
 
 def run_cells(label, folder, reached, cost):
     """A row for RUN_COLUMNS."""
-    args = read_json(folder / "args.json", "run")
+    args = finished.arguments(folder)
     return [
         label,
         f"{args['lr']:g}",
         str(args["seed"]),
         number(summary(folder)["val_loss"]),
-        number(stored_mean(folder / "test_loss.bin")),
+        number(stored_mean(folder.with_name(f"{folder.name}-test_loss.bin"))),
         number(summary(folder)["tokens_seen"], ","),
         reached,
         cost,
@@ -133,7 +135,7 @@ def curves_table(out, rates, seed):
         rate = best_rate(out, method, rates, seed)
         curves[f"{label} ({rate})"] = {
             record["tokens_seen"]: record["val_loss"]
-            for record in records(run_folder(out, method, rate, seed))
+            for record in finished.steps(run_folder(out, method, rate, seed))
             if "val_loss" in record
         }
     seen = sorted(set().union(*curves.values()))

@@ -18,9 +18,9 @@ torch.set_num_threads(1)
 # A shell starts background jobs with Ctrl-C ignored, and stages would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from killed import arm_renames  # noqa: E402
+from killed import arm_changes  # noqa: E402
 
-arm_renames(seconds=float(os.environ.get("KIT_SLOW", 0)))
+arm_changes(seconds=float(os.environ.get("KIT_SLOW", 0)))
 
 import model as model_file  # noqa: E402
 from common.errors import cli  # noqa: E402
@@ -103,7 +103,7 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     writer.append(**arrays)
     vocabulary.save(folder)
     meta = {"kinds": ["even", "odd"]} if kind is not None else {}
-    return writer.finish(tokenizer=vocabulary.hash, sources={}, seed=seed, **meta)
+    return writer.finish(tokenizer=vocabulary.hash, sources=[], seed=seed, **meta)
 
 
 def write_model(folder, vocabulary, seed=0, tokenizer_from=None, **changes):

@@ -23,6 +23,7 @@ import zstandard
 import killed
 import prepare
 from common.errors import cli
+from common.files import LIST, written
 from data import TokenSet
 from demo import corpus
 from hf import downloads
@@ -135,8 +136,9 @@ def documents(tokens):
 
 
 def same_files(a, b):
-    names = sorted(path.name for path in Path(a).iterdir())
-    assert names == sorted(path.name for path in Path(b).iterdir())
+    assert written(a) == written(b)
+    names = sorted(path.name for path in Path(a).iterdir() if path.name != LIST)
+    assert names == sorted(path.name for path in Path(b).iterdir() if path.name != LIST)
     return all((Path(a) / name).read_bytes() == (Path(b) / name).read_bytes() for name in names)
 
 
@@ -167,7 +169,7 @@ def killed_at(point, argv, sent="SIGKILL"):
 
     def arm():
         at = killed.Point(point, sent)
-        killed.arm_renames(at)
+        killed.arm_changes(at)
         if at.kind == "call":
             module, name = at.what.split(":")
             arm_call = functools.partial(killed.arm_call, at)

@@ -1,15 +1,26 @@
 """Windows, the loader and the stored losses."""
 
 import json
+import os
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 
+from common.checksums import BLOCK, SAMPLED, Checksums
 from common.errors import UserError
 from conftest import ROOT, write_set
-from data import Loader, Stored, TokenSet, TokenSetWriter, file_hash, token_dtype
+from data import (
+    STORED_FORMAT,
+    Loader,
+    Stored,
+    TokenSet,
+    TokenSetWriter,
+    file_hash,
+    token_dtype,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,7 @@ def break_bytes(folder):
         (lambda f: (f / "tokens.bin").unlink(), "tokens.bin does not exist"),
         (lambda f: (f / "meta.json").unlink(), "meta.json does not exist"),
         (lambda f: (f / "meta.json").write_text("{"), "not valid JSON"),
-        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format 9"),
+        (lambda f: (f / "meta.json").write_text('{"format": 9}'), "format is 9, wanted 1"),
     ],
 )
 def test_a_damaged_set_is_refused(vocabulary, tmp_path, damage, message):
@@ -132,6 +143,8 @@ def test_verify_finds_what_the_samples_miss(vocabulary, tmp_path):
 def store(folder, data, seq_len, values, changes=None):
     values.astype("<f2").tofile(folder / "ref_loss.bin")
     header = {
+        "format": STORED_FORMAT,
+        "checksums": {"ref_loss.bin": Checksums(folder / "ref_loss.bin", 2 * data.count).all()},
         "data": data.hash,
         "reference": "r",
         "seq_len": seq_len,
@@ -145,19 +158,19 @@ def store(folder, data, seq_len, values, changes=None):
 
 def test_stored_losses_are_indexed_by_the_target(vocabulary, tmp_path):
     data = write_set(tmp_path / "set", vocabulary, 20)
-    values = np.arange(20.0)
+    values = np.arange(20.0) / 4  # nats
     values[0] = np.nan  # never a target
     stored = Stored(store(tmp_path, data, 8, values), data, 8)
     windows = [2, 0]
     out = stored.batch(windows, data.valid(windows, 8))
-    assert out.tolist() == [[17, 18, 19, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]]
+    assert (4 * out).tolist() == [[17, 18, 19, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6, 7, 8]]
 
 
 def test_a_missing_value_is_an_error_unless_masked(vocabulary, tmp_path):
     mask = np.ones(20, np.uint8)
     mask[5] = 0
     data = write_set(tmp_path / "set", vocabulary, 20, loss_mask=mask)
-    values = np.arange(20.0)
+    values = np.arange(20.0) / 4  # nats
     values[5] = np.nan
     stored = Stored(store(tmp_path, data, 8, values), data, 8)
     stored.batch([0, 1], data.valid([0, 1], 8))
@@ -230,9 +243,13 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
             }
         )
     )
+    whole, rest = divmod(2 * n, BLOCK)
+    zeros = [zlib.crc32(bytes(BLOCK))] * whole + [zlib.crc32(bytes(rest))]
     (tmp_path / "ref_loss.json").write_text(
         json.dumps(
             {
+                "format": STORED_FORMAT,
+                "checksums": {"ref_loss.bin": zeros},
                 "data": "-",
                 "count": n,
                 "seq_len": 2048,
@@ -249,5 +266,39 @@ def test_a_billion_tokens_cost_no_memory_and_no_start(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     opened, resident = json.loads(done.stdout)
-    assert opened < 1 << 20
+    assert opened < (SAMPLED + 2) * BLOCK  # the checksums that are looked at, and a little more
     assert max(resident) - resident[0] < 8 << 20  # of more than 100 MB that were mapped
+
+
+def test_values_that_no_loss_can_have_are_refused(vocabulary, tmp_path):
+    data = write_set(tmp_path / "set", vocabulary, 2000)
+    for values in (np.full(2000, -50.0), np.full(2000, 40.0), np.full(2000, np.inf)):
+        with pytest.raises(UserError, match="wanted none below 0 and a mean up to 7.66 nats"):
+            Stored(store(tmp_path, data, 8, values), data, 8)
+
+
+def test_losses_that_were_changed_after_scoring_are_refused(vocabulary, tmp_path):
+    data = write_set(tmp_path / "set", vocabulary, 2000)
+    values = np.random.RandomState(0).rand(2000) * 3
+    path = store(tmp_path, data, 8, values)
+    Stored(path, data, 8)
+    for changed in (np.random.RandomState(1).permutation(values), np.zeros(2000)):
+        changed.astype("<f2").tofile(path)
+        with pytest.raises(UserError, match="checksum differs; score again: score.py"):
+            Stored(path, data, 8)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_bus_error(vocabulary, tmp_path):
+    data = write_set(tmp_path, vocabulary, 20_000)
+    data.batch([0], 8)
+    os.truncate(tmp_path / "tokens.bin", 4096)
+    with pytest.raises(UserError, match="tokens.bin: was cut while it was in use"):
+        data.batch([2000], 8)
+
+
+def test_a_set_without_a_target_is_refused(vocabulary, tmp_path):
+    mask = np.zeros(50, np.uint8)
+    mask[0] = 1  # nothing predicts the first token
+    data = write_set(tmp_path, vocabulary, 50, loss_mask=mask)
+    with pytest.raises(UserError, match="lets no token be a target"):
+        data.n_windows(8)

@@ -73,7 +73,7 @@ KILLS = (  # ref_loss.json is written before the first chunk and after each of t
     "call:score:claim:1",  # nothing is there
     "before:ref_loss.json:1",  # the losses' file is there and no note
     "after:ref_loss.json:1",  # the note says 0
-    "call:score:forget:2",  # the second chunk is on disk, the note says one
+    "call:score:Losses.save:2",  # the second chunk is in the file, the note says one
     "inside:ref_loss.json:2",
     "before:ref_loss.json:1",
     "after:ref_loss.json:1",

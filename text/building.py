@@ -6,17 +6,18 @@ refused.
 """
 
 import json
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from common import aside, files
 from common.errors import UserError
-from common.files import read_json, write_atomic
+from common.records import Bound, as_record, at_least, read_json
 from data import TokenSet, TokenSetWriter
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
@@ -26,8 +27,14 @@ from text.workers import in_order
 
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
-SET_FILES = ("meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+AGAIN = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
+RESTART = "start over with --overwrite"
+Count = Annotated[int, at_least(0)]
+ENTRY = Bound(
+    lambda entry: {"name", "documents", "tokens"} <= entry.keys(), "name, documents, tokens"
+)
 
 
 @dataclass
@@ -48,12 +55,12 @@ class Settings:
 class Progress:
     """Where a restart goes on, and what has been counted up to there. Stored in progress.json."""
 
-    sources: list  # {"name", "documents", "tokens"} of each --source
-    source: int = 0  # the number of a Source
-    record: int = 0  # of that source
-    bad: int = 0
-    contaminated: int = 0
-    text_bytes: int = 0
+    sources: list[Annotated[dict[str, Any], ENTRY]]  # of each --source
+    source: Count = 0  # the number of a Source
+    record: Count = 0  # of that source
+    bad: Count = 0
+    contaminated: Count = 0
+    text_bytes: Count = 0
 
     def add(self, piece, entry):
         """Count a piece that was appended, of --source number `entry`."""
@@ -83,6 +90,10 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     plan = json.loads(json.dumps(plan))  # as it will be read again
     names = names or [source.path for source in sources]
     goals = shares(sources, settings)
+    files.refuse_foreign(out / name for name in SET_FILES)
+    files.lock_folder(out, "token set")
+    if not settings.overwrite:
+        aside.put_back(out)
     if (out / "meta.json").exists() and not settings.overwrite:
         return use_again(out, plan, settings)
     goes_on = can_go_on(out, plan, settings)
@@ -91,7 +102,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
         tokenizer = Tokenizer.load(out) if goes_on else tokenizer()
     preparation = Preparation.of(out, sources, tokenizer, settings)
     if not goes_on:
-        take_over(out, tokenizer)
+        take_over(out, tokenizer, settings.overwrite)
 
     writer = TokenSetWriter(out, tokenizer.n_vocab, preparation.arrays, plan)
     progress = begin(writer, names)
@@ -111,9 +122,11 @@ def build(out, sources, plan, tokenizer, settings, names=None):
                 progress.source = stop
                 progress.record = 0
                 writer.mark(asdict(progress))
-    shutil.rmtree(out / hub_datasets.FOLDER, ignore_errors=True)
+    hub_datasets.delete_shard(out)
     refuse_empty(writer, progress, full, settings)
     done = finish(writer, progress, preparation, settings)
+    aside.discard(out)
+    files.unlock(out)
     print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
     return done
 
@@ -131,20 +144,18 @@ def use_again(out, plan, settings):
             f"folder, or replace it with --overwrite"
         )
     refuse_bad(out, done.meta["bad_records"], settings)
-    (out / "progress.json").unlink(missing_ok=True)  # killed just before it did so itself
+    files.remove(out / "progress.json")  # killed just before it did so itself
+    aside.discard(out)
+    files.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 
 
 def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
-    if not (out / "progress.json").exists():
-        if not (out / "meta.json").exists():
-            refuse_foreign(out)
+    if settings.overwrite or not (out / "progress.json").exists():
         return False
-    if settings.overwrite:
-        return False
-    saved = read_json(out / "progress.json", "progress of an unfinished token set")
+    saved = read_json(out / "progress.json", "progress of an unfinished token set", AGAIN)
     if saved.get("plan") == plan:
         print(f"{out}: goes on where it stopped")
         return True
@@ -159,27 +170,20 @@ def can_go_on(out, plan, settings):
     return False
 
 
-def refuse_foreign(out):
-    """Raises UserError where files lie here that the set would replace and that are not a set's."""
+def take_over(out, tokenizer, overwrite):
+    """Take away what is left of another set here, and save the tokenizer."""
+    if overwrite:
+        aside.set_aside(out, keep=(hub_datasets.FOLDER, "hub.new.json"))
     for name in SET_FILES:
-        if (out / name).exists():
-            raise UserError(
-                f"--out {out}: holds {name}, but is not a token set; name another folder"
-            )
-
-
-def take_over(out, tokenizer):
-    """Delete what is left of another set here, and save the tokenizer."""
-    write_atomic(out / "progress.json", json.dumps({"plan": None}))  # from here on it is ours
-    for name in SET_FILES:
-        (out / name).unlink(missing_ok=True)
+        files.remove(out / name)
+    hub_datasets.take_over_listing(out, overwrite)
     tokenizer.save(out)
 
 
 def begin(writer, names):
     """The progress that was stored, or that of a new set."""
     if writer.state:
-        return Progress(**writer.state)
+        return as_record(writer.state, Progress, f"{writer.folder}/progress.json: state", RESTART)
     return Progress([{"name": name, "documents": 0, "tokens": 0} for name in names])
 
 

@@ -14,12 +14,13 @@ each language, Ada first.
 import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
+from common import files as disk
 from common.errors import UserError
-from common.files import read_json, write_atomic
+from common.records import Bound, as_record, matching, read_json
 from hf import downloads
 
 FOLDER = ".hub-shard"  # in OUT: where the one shard is; nothing else is ever in it
@@ -30,6 +31,22 @@ NAME = re.compile(
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_dict.json")  # of a data set, and no records
 FOLDERS_NAMED = 12  # of a repository in which nothing fits
+
+
+def is_shard(pair):
+    """[path, bytes], the path inside the folder that it is put into."""
+    if len(pair) != 2 or type(pair[1]) is not int or not isinstance(pair[0], str):
+        return False
+    path = Path(pair[0])
+    return pair[1] >= 0 and not path.is_absolute() and ".." not in path.parts
+
+
+@dataclass
+class Listing:
+    """What OUT/hub.json says of a --source."""
+
+    commit: Annotated[str, matching("[0-9a-f]{40}", "a commit")]
+    files: list[Annotated[list[Any], Bound(is_shard, "[path, bytes]")]]
 
 
 @dataclass
@@ -53,11 +70,17 @@ class Shard:
         """Download it unless it is there; every other shard is deleted. Raises UserError."""
         if Path(self.file).exists():
             return
+        delete_shard(self.out)
         folder = Path(self.out) / FOLDER
-        shutil.rmtree(folder, ignore_errors=True)
+        disk.claim(folder)
         place = {"repo_type": "dataset", "local_dir": str(folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:
             raise UserError(f"{self.name}: is not on the hub any more, although the listing has it")
+
+
+def delete_shard(out):
+    """Delete the one shard that is on the disk."""
+    disk.remove_tree(Path(out) / FOLDER)
 
 
 def parse(name):
@@ -97,19 +120,19 @@ def is_of_config(path, config):
     return in_folder or re.match(re.escape(config) + r"[-_./]", path) is not None
 
 
-def listing(name, out, endings, otherwise=None):
+def listing(name, path, endings, otherwise=None):
     """What is known of a --source: {"commit", "files": [[path, bytes], ...]}, and perhaps "format".
 
-    From OUT/hub.json; the first time from the hub, and noted there. Raises UserError.
+    From `path`, OUT/hub.json; the first time from the hub, and noted there. Raises UserError.
     """
-    entry = noted(out).get(name)
+    entry = noted(path).get(name)
     if entry is None:
         asked = parse(name)
         commit, files = downloads.dataset_files(asked["repo"], asked["revision"])
         chosen = choose(files, asked["config"], asked["split"], endings, otherwise)
         if not chosen:
             raise nothing_fits(name, asked["repo"], files, endings)
-        entry = note(name, out, commit=commit, files=chosen)
+        entry = note(name, path, commit=commit, files=chosen)
     files = entry["files"]
     gigabytes = sum(size for _, size in files) / 1e9
     print(
@@ -130,15 +153,40 @@ def nothing_fits(name, repo, files, endings):
     )
 
 
-def noted(out):
-    """What OUT/hub.json says: {--source: what is known of it}."""
-    path = Path(out) / "hub.json"
-    return read_json(path, "listing of the hub's files") if path.exists() else {}
+def noted(path):
+    """What OUT/hub.json says: {--source: what is known of it}. Raises UserError."""
+    if not Path(path).exists():
+        return {}
+    what = "listing of the hub's files"
+    mend = "delete it, and the same command asks the hub again"
+    known = read_json(path, what, mend)
+    as_record(known, dict[str, Listing], f"{what}: {path}", mend)
+    return known
 
 
-def note(name, out, **more):
+def note(name, path, **more):
     """Add to what OUT/hub.json says of a --source; returns all of that."""
-    known = noted(out)
+    known = noted(path)
     known[name] = {**known.get(name, {}), **more}
-    write_atomic(Path(out) / "hub.json", json.dumps(known))
+    disk.lock_folder(Path(path).parent, "token set")
+    disk.write_atomic(path, json.dumps(known))
     return known[name]
+
+
+def listing_of(out, overwrite):
+    """The file in a token set's folder that keeps what the hub said.
+
+    With --overwrite that is another one at first: the old set stands until the new one begins.
+    """
+    return Path(out) / ("hub.new.json" if overwrite else "hub.json")
+
+
+def take_over_listing(out, overwrite):
+    """What the hub said is now what the set in `out` is made of; what is left of another one goes.
+
+    Called when nothing else of an older set is in the way.
+    """
+    new = listing_of(out, overwrite=True)
+    if overwrite and new.exists():
+        disk.rename(new, listing_of(out, overwrite=False))
+    disk.remove(new)

@@ -115,6 +115,15 @@ class Preparation:
         if job.error:
             raise UserError(job.error)
         source = self.sources[job.source]
+        try:
+            return self.piece_of(job, source)
+        except MemoryError:
+            raise UserError(
+                f"{source.path}: there is not enough memory for what follows record {job.first}; "
+                f"lower --workers or --max-document-bytes"
+            ) from None
+
+    def piece_of(self, job, source):
         piece = Piece(replace(job, records=()))
         if source.kind == "set":
             self.copy_stretch(piece, source)
@@ -194,12 +203,15 @@ class Preparation:
         stretch = slice(piece.job.first, piece.job.next)
         length = stretch.stop - stretch.start
         arrays = {"tokens": tokens.tokens[stretch]}
+        tokens.refuse_beyond(arrays["tokens"].max(), tokens.vocab_size, "an id")
         if "loss_mask" in self.arrays:
             mask = tokens.loss_mask
             arrays["loss_mask"] = np.ones(length, np.uint8) if mask is None else mask[stretch]
         if "kind" in self.arrays:
             labelled = tokens.kind is not None
             kind = tokens.kind[stretch] if labelled else np.zeros(length, np.uint8)
+            if labelled:
+                tokens.refuse_beyond(kind.max(), len(tokens.kinds or ()), "a label")
             arrays["kind"] = self.kind_numbers(tokens.kinds if labelled else None)[kind]
         piece.arrays = arrays
         piece.documents = int(np.count_nonzero(arrays["tokens"] == self.tokenizer.eos_id))

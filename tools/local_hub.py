@@ -20,7 +20,7 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
-from common.files import write_atomic
+from common.files import renamed_when_whole, write_atomic
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIGS = ("main", "socratic")  # of openai/gsm8k
@@ -71,17 +71,16 @@ def trajectory(i):
 
 
 def parquet(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pyarrow.Table.from_pylist(rows)
-    pyarrow.parquet.write_table(table, path, row_group_size=max(1, len(rows) // 3))
+    with renamed_when_whole(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, row_group_size=max(1, len(rows) // 3))
 
 
 def text_file(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = text.encode()
     if path.suffix == ".zst":
         content = zstandard.compress(content)
-    path.write_bytes(content)
+    write_atomic(path, content)
 
 
 def make(root, n=400):
@@ -317,7 +316,7 @@ def main():
     folder = Path(sys.argv[1])
     if not (folder / "made").exists():
         make(folder)
-        (folder / "made").touch()
+        write_atomic(folder / "made", "")
     _, address, _ = serve(folder)
     write_atomic(folder / "address", address)
     threading.Event().wait()

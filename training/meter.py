@@ -5,6 +5,8 @@ import math
 import torch
 import torch.distributed as dist
 
+from common.errors import UserError
+
 
 class Meter:
     """Sums on the device over micro-batches and ranks: one synchronisation a step."""
@@ -12,14 +14,15 @@ class Meter:
     def __init__(self, env, kinds):
         self.env = env
         self.kinds = kinds or []
-        size = 4 + 2 * len(self.kinds)
+        size = 5 + 2 * len(self.kinds)
         self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
 
     def add(self, losses, valid, kept, kind=None, scores=None):
         """losses, valid, kept (B, T); `kind` (B, T) labels (numpy); `scores` what was ranked."""
         sums = [torch.where(mask, losses, 0.0).sum() for mask in (valid, kept)]
-        sums += [valid.sum(), kept.sum()]
+        bad = 0 * kept.sum() if scores is None else (valid & ~scores.isfinite()).sum()
+        sums += [valid.sum(), kept.sum(), bad]
         parts = [torch.stack([value.double() for value in sums])]
         if kind is not None:
             kind = self.env.tensor(kind).flatten()
@@ -34,10 +37,18 @@ class Meter:
         return counts.index_add_(0, kind, mask.flatten().double())
 
     def read(self):
-        """The step's record: number kept, mean losses, lowest kept score, share kept by kind."""
+        """The step's record: number kept, mean losses, lowest kept score, share kept by kind.
+
+        Raises UserError where a score is not finite: then nothing was ranked rightly.
+        """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
-        loss, selected, n_valid, n_kept, *counts = self.env.total(self.sums).tolist()
+        loss, selected, n_valid, n_kept, bad, *counts = self.env.total(self.sums).tolist()
+        if bad:
+            raise UserError(
+                f"{bad:.0f} of {n_valid:.0f} scores of a batch are not finite; look at the score's "
+                f"function, or at what it reads; the last saved state is kept"
+            )
         threshold = self.threshold.item()
         record = {
             "tokens_selected": int(n_kept),

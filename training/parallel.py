@@ -102,6 +102,29 @@ def clear_gradients(module, optimizer):
     optimizer.zero_grad(set_to_none=not isinstance(module, DistributedDataParallel))
 
 
+def tensors(module, optimizer):
+    """{name: tensor} of the weights and of the optimiser's state: the live ones, no copies.
+
+    Of an FSDP2 module each rank's shards (DTensors). Names do not depend on the number of ranks. A
+    new optimiser gets its moments here, as zeros.
+    """
+    for part in module.modules():
+        if hasattr(part, "reshard"):  # FSDP2: behind a validation some weights are still gathered
+            part.reshard()
+    if not optimizer.state:
+        from torch.distributed.checkpoint import state_dict as sharded
+
+        sharded.get_optimizer_state_dict(module, optimizer)  # by a step of length 0
+    found = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(_names(module, optimizer), params):
+        name = name.removeprefix("module.")  # DDP's
+        found[f"model.{name}"] = p.detach()
+        for key, value in optimizer.state[p].items():
+            found[f"optimizer.{name}.{key}"] = value
+    return found
+
+
 def collect_garbage(step, env):
     """With several ranks Python's garbage is collected at the same steps on all of them.
 

@@ -3,6 +3,23 @@
 import numpy as np
 import torch
 
+from common.errors import UserError
+from data import TokenSet
+
+
+def validation_set(args, data):
+    """The token set of `--val`, or None. Raises UserError where its loss would be no number."""
+    if not args.val:
+        return None
+    val = TokenSet(args.val, args.verify)
+    if val.tokenizer_hash != data.tokenizer_hash:
+        raise UserError(
+            f"--val {args.val}: its tokenizer is not that of --data {args.data}; prepare it with "
+            f"prepare.py --tokenizer {args.data}"
+        )
+    val.refuse_no_target()
+    return val
+
 
 def is_due(done, args):
     """Is the validation loss due after `done` steps (`--eval-every`)? At the end always."""

@@ -17,6 +17,7 @@ def runs(tmp_path, monkeypatch):
             run = tmp_path / folder / name
             run.mkdir(parents=True)
             summary = {"val_loss": 0.5 + seed / 10, "exact_match": 0.25}
+            summary |= {"tokens_seen": 200, "tokens_selected": 120}
             (run / "summary.json").write_text(json.dumps(summary))
             lines = [
                 {

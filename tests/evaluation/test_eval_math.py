@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import eval_math as E
+from common.files import write_atomic
 from conftest import SHARED, finish, launch, write_model
 from evaluation import reasoning
 from evaluation.generate import Output
@@ -68,8 +69,8 @@ def parrot(folder, vocabulary, text):
         model.lm_head.weight.data[following] += vectors[i]
     checkpoint.save(model, folder)
     vocabulary.save(folder)
-    (folder / "summary.json").write_text('{"val_loss": 1.5, "exact_match": null}')
-    (folder / "args.json").write_text('{"data": "data/demo/corpus"}')
+    write_atomic(folder / "summary.json", '{"val_loss": 1.5, "exact_match": null}')
+    write_atomic(folder / "args.json", '{"data": "data/demo/corpus"}')
     return folder
 
 
@@ -126,8 +127,8 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
         ("--model run --mode tool", "data/demo/test.jsonl"),
         ("--model run --tasks nothing.jsonl", "nothing.jsonl"),
         ("--model run --tasks data/demo/test.jsonl,other/test.jsonl", "wanted names that differ"),
-        ("--model run --out data/demo", "data/demo/test.jsonl is no file of results"),
-        ("--model run --out data/demo --overwrite", "data/demo/test.jsonl is no file of results"),
+        ("--model run --out data/demo", "overlaps with --tasks data/demo/test.jsonl"),
+        ("--model run --out data/demo --overwrite", "overlaps with --tasks data/demo/test.jsonl"),
         ("--model run --tasks svamp --data-dir empty", "eval/svamp.jsonl"),
         ("--regrade test.jsonl --tasks svamp asdiv", "--regrade"),
         ("--regrade nothing.jsonl", "nothing.jsonl"),

@@ -14,10 +14,22 @@ import pytest
 
 import runs.real_text as real_text
 from common.errors import UserError
+from common.files import LIST
 from conftest import ROOT, SHARED
 
 PROBLEMS = [(f"How much is {i} + {i}?", f"{i}+{i}={2 * i}\n#### {2 * i}") for i in range(200)]
 LATEX = [f"\\section{{Rings {i}}}\n" + "Let $R$ be a ring. " * (5 + i % 3) for i in range(40)]
+
+
+CORPUS = {
+    "format": 1,
+    "count": 3000,
+    "dtype": "<u2",
+    "vocab_size": 300,
+    "sha256": "-",
+    "sample_sha256": "-",
+    "tokenizer": "-",
+}
 
 
 def archive(chapters):
@@ -114,7 +126,7 @@ def test_fetch_takes_what_has_the_checksum_and_asks_no_more(tmp_path, monkeypatc
         real_text.pinned, "download", lambda url, name: asked.append(url) or sent[url]
     )
     real_text.fetch(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == made
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.name != LIST} == made
     assert all(re.search(r"[0-9a-f]{40}", url) for url in asked), (
         "an address that is not pinned to a commit"
     )
@@ -192,22 +204,24 @@ def test_real_problems_split_evenly():
 
 def write_run(folder, lr, seed, curve, test_loss):
     folder.mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps({"lr": lr, "seed": seed}))
-    (folder / "summary.json").write_text(
-        json.dumps({"val_loss": curve[-1][1], "tokens_seen": curve[-1][0]})
-    )
+    sizes = dict.fromkeys(("steps", "seq_len", "batch_size", "micro_batch_size"), 1)
+    saved = {"lr": lr, "seed": seed, "data": "d", "init": "x", "inputs": {}, **sizes}
+    (folder / "args.json").write_text(json.dumps(saved))
+    end = {"val_loss": curve[-1][1], "tokens_seen": curve[-1][0]}
+    end |= {"exact_match": None, "tokens_selected": 1}
+    (folder / "summary.json").write_text(json.dumps(end))
     lines = [
         {"step": i, "tokens_seen": tokens} | ({"val_loss": loss} if loss else {})
         for i, (tokens, loss) in enumerate(curve)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    np.array([np.nan, test_loss - 0.5, test_loss + 0.5], "<f2").tofile(folder / "test_loss.bin")
+    np.array([np.nan, test_loss - 0.5, test_loss + 0.5], "<f2").tofile(f"{folder}-test_loss.bin")
 
 
 def test_report_is_computed_from_the_logs(tmp_path):
     out, data = tmp_path / "out", tmp_path / "data"
     (data / "corpus").mkdir(parents=True)
-    (data / "corpus" / "meta.json").write_text(json.dumps({"count": 3000}))
+    (data / "corpus" / "meta.json").write_text(json.dumps(CORPUS))
     write_run(out / "base", 2e-3, 0, [(900, 5.0)], 5.25)
     write_run(out / "ref", 2e-3, 0, [(500, 3.0)], 3.25)
     write_run(out / "clm-lr1e-3-seed0", 1e-3, 0, [(1000, 4.5), (2000, 4.0)], 4.25)

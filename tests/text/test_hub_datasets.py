@@ -22,6 +22,7 @@ from prepared import (  # noqa: F401 (fixtures)
 )
 
 from common.errors import UserError
+from common.files import LIST
 from conftest import ROOT
 from data import TokenSet
 from evaluation import tasks
@@ -124,7 +125,7 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
     mine = [tmp_path / "out/shard/thesis.txt", tmp_path / "out/tokens.bin", tmp_path / "hub.json"]
     for path in mine:
         path.write_text("years of work")
-    with pytest.raises(UserError, match="holds tokens.bin, but is not a token set"):
+    with pytest.raises(UserError, match="tokens.bin: exists, and this kit did not write it"):
         prepared(
             tmp_path / "out", "--source", "hf:open-web-math/open-web-math", "--tokenizer", words
         )
@@ -142,7 +143,7 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
         )
     assert all(path.read_text() == "years of work" for path in mine)
     assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == 180
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "hub") == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("hub", LIST)) == [
         "clean.jsonl",
         "hub.json",
         "out",

@@ -155,10 +155,11 @@ def test_wrong_flags_are_refused_before_any_work(folder, tmp_path, flags, messag
 
 
 def test_wrong_sources_are_refused(folder, demo, tmp_path):
+    (tmp_path / "empty").mkdir()
     for names, message in (
         (["nowhere.jsonl"], "nowhere.jsonl: does not exist"),
         (["demo", folder / "data.jsonl"], "demo: goes alone"),
-        ([tmp_path], "without meta.json"),
+        ([tmp_path / "empty"], "without meta.json"),
         ([demo / "val", folder / "set"], "got a token set of tokenizer"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,7 @@ import runs.ablations
 import slm
 from common.errors import UserError
 from conftest import write_model
-from data import Stored, TokenSet
+from data import STORED_FORMAT, Stored, TokenSet
 from explored import env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
@@ -117,6 +117,18 @@ def test_dynamics_of_a_run(run, explore, tmp_path):
 # ---- curves
 
 
+SUMMARY = {"val_loss": 2.0, "exact_match": None, "tokens_seen": 1, "tokens_selected": 1}
+NOTE = {
+    "format": STORED_FORMAT,
+    "data": "-",
+    "reference": "-",
+    "seq_len": 50,
+    "count": 90,
+    "n_scored": 2,
+    "checksums": {},
+}
+
+
 def write_log(folder, losses, tokens=100, **changes):
     folder.mkdir(parents=True)
     (folder / "args.json").write_text(
@@ -128,6 +140,9 @@ def write_log(folder, losses, tokens=100, **changes):
                 "batch_size": 2,
                 "micro_batch_size": 2,
                 "seq_len": 50,
+                "data": "d",
+                "lr": 1e-3,
+                "seed": 0,
                 "inputs": {},
                 **changes,
             }
@@ -172,8 +187,8 @@ def test_tokens_and_cost_to_reach_the_baseline(vocabulary, tmp_path, explore):
     }
     small = write_model(tmp_path / "ref", vocabulary, seed=3, num_hidden_layers=1)
     large = write_model(tmp_path / "model", vocabulary, seed=4, num_hidden_layers=2)
-    (tmp_path / "ref/summary.json").write_text(json.dumps({"tokens_seen": 60}))
-    (tmp_path / "ref_loss.json").write_text(json.dumps({"count": 90}))
+    (tmp_path / "ref/summary.json").write_text(json.dumps({**SUMMARY, "tokens_seen": 60}))
+    (tmp_path / "ref_loss.json").write_text(json.dumps(NOTE))
     slm_run = write_log(
         tmp_path / "slm",
         [3.0, 1.0, 0.9, 0.8],

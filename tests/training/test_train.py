@@ -1,7 +1,6 @@
 """Both trainers: k = 1 is plain, a batch may be cut up in any way, run folders, bad input."""
 
 import json
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +8,20 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import eval_math
 import score
 import slm
 import train_ref
 import train_slm
+from common.errors import UserError
+from common.files import LIST
 from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
-from training.optimizer import make_optimizer
+from killed import killed
+from training import checkpoints
+from training.meter import Meter
+from training.optimizer import MOMENTS, make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
@@ -306,16 +311,22 @@ def test_run_folders(stage, inputs):
     assert code == 0 and " tokens read" in out
     code, _, err = stage(train_ref, f"{args} --out a --lr 5e-4")
     assert code == 2 and "lr 0.001 -> 0.0005" in err and "--overwrite" in err
-    mine = ["notes.txt", "summary.md", "log.md", "eval/mine.jsonl", "step-000001/mine.txt"]
-    ours = ["eval/test.jsonl", "eval/other.partial-0.jsonl", "eval/results.md"]
-    ours += ["step-000001/eval/test.partial-1.jsonl", "step-000001/config.json"]
-    for name in mine + ours:
-        (inputs / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+    problems = [json.dumps({"question": f"{i} + 1?", "answer": f"#### {i + 1}"}) for i in range(3)]
+    (inputs / "test.jsonl").write_text("\n".join(problems))
+    again = f"{args} --out a --overwrite --snapshots 2"
+    assert stage(train_ref, again)[0] == 0
+    for folder in ("a", "a/step-000002"):
+        assert stage(eval_math, f"--model {folder} --tasks test.jsonl --max-new-tokens 2")[0] == 0
+    ours = {path: path.read_bytes() for path in inputs.glob("a/**/eval/*")}
+    assert len(ours) == 2 * 4, "test.jsonl, results.json, results.md, the list of what is ours"
+    mine = ["notes.txt", "summary.md", "log.md", "eval/mine.jsonl", "step-000002/mine.txt"]
+    for name in mine:
         (inputs / "a" / name).write_text("years of work")
-    (inputs / "a/eval/results.json").write_text('{"test": {}}')
     assert stage(train_ref, f"{args} --out a --overwrite --lr 5e-4")[0] == 0
-    assert [name for name in mine if not (inputs / "a" / name).exists()] == []
-    assert [name for name in ours if (inputs / "a" / name).exists()] == []
+    assert [name for name in mine if (inputs / "a" / name).read_text() != "years of work"] == []
+    left = [path.name for path in ours if path.exists()]
+    assert left == [LIST] * len(left) and not list(inputs.glob("a/step-*/config.json"))
+    assert not (inputs / "a/.before").exists()
     assert len(log(inputs / "a")) == 3
     (inputs / "mine").mkdir()
     (inputs / "mine/thesis.tex").write_text("years of work")
@@ -371,9 +382,8 @@ def test_without_a_start_or_with_endless_epochs(stage, inputs):
 
 def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
     """Out of memory at the first step: the advice, a smaller micro-batch, must be possible."""
-    (inputs / "a").mkdir()
-    assert stage(train_ref, f"--data d --init m --out b {TINY} --steps 2")[0] == 0
-    shutil.copy(inputs / "b/args.json", inputs / "a/args.json")
+    args = f"train_ref.py --data d --init m --out a {TINY} --steps 2"
+    killed("call:training.run:Run.record_step:1", args, inputs)
     smaller = f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
     assert stage(train_ref, smaller)[0] == 0
     assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
@@ -492,10 +502,51 @@ def test_bfloat16_moments_under_fsdp(scored):
     assert (
         distance(scored / "one", scored / "ranks2") < 1e-3
     )  # a rounding to bfloat16 may go the other way
-    for folder in ("one", "ranks2"):
-        states = torch.load(scored / folder / "train_state.pt", weights_only=True)["optimizer"][
-            "state"
-        ].values()
-        assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {
-            torch.bfloat16
-        }
+    state = torch.load(scored / "one/train_state.pt", weights_only=True)["optimizer"]["state"]
+    kinds = {moments[name].dtype for moments in state.values() for name in MOMENTS}
+    assert kinds == {torch.bfloat16}
+    described = checkpoints.Reader(scored / "ranks2/state-000004").read_metadata()
+    kinds = {
+        tensor.properties.dtype
+        for name, tensor in described.state_dict_metadata.items()
+        if name.endswith(MOMENTS)
+    }
+    assert kinds == {torch.bfloat16}
+
+
+def test_a_validation_set_of_another_tokenizer_is_refused(stage, inputs):
+    meta = json.loads((inputs / "v/meta.json").read_text())
+    (inputs / "v/meta.json").write_text(json.dumps(meta | {"tokenizer": "another"}))
+    code, _, err = stage(train_ref, f"--data d --val v --init m --out a {TINY} --steps 2")
+    assert code == 2 and "its tokenizer is not that of --data d" in err
+
+
+def test_scores_that_are_not_finite_stop_the_run_on_any_device():
+    """keep_top looks on a CPU alone; the meter looks once a step."""
+    meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
+    valid = torch.tensor([[True, True, True, False]])
+    scores = torch.tensor([[1.0, torch.nan, torch.inf, torch.nan]])
+    meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
+    with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
+        meter.read()
+
+
+def test_document_masks_are_the_same_in_every_stage_or_refused(stage, inputs):
+    scores = "--model r --data d --seq-len 16 --device cpu --threads 1"
+    assert stage(score, f"{scores} --out masked.bin --document-mask")[0] == 0
+    assert stage(score, f"{scores} --out plain.bin")[0] == 0
+    masked, plain = (np.fromfile(inputs / f"{name}.bin", "<f2") for name in ("masked", "plain"))
+    assert not np.array_equal(masked, plain, equal_nan=True)
+    slm = f"--data d --init m {TINY} --steps 2 --k 0.6"
+    for losses, flag, said in (("plain", " --document-mask", "False"), ("masked", "", "True")):
+        code, _, err = stage(train_slm, f"{slm} --ref-loss {losses}.bin --out a{flag}")
+        assert code == 2 and f"has the document mask {said}" in err
+        assert ("--document-mask" in err) == bool(flag)
+    command = f"{slm} --ref-loss masked.bin --document-mask"
+    assert stage(train_slm, f"{command} --out a")[0] == 0
+    assert stage(train_slm, f"{command} --out b --backward pruned")[0] == 0
+    assert record_of(inputs / "a")["document_mask"] is True
+
+
+def record_of(folder):
+    return json.loads((folder / "args.json").read_text())

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 import slm
-from data import Loader, Stored
+from common.checksums import Checksums
+from data import STORED_FORMAT, Loader, Stored
 from tools.bench.rows import SCORED, Rows, token_set
 from tools.bench.timing import interleaved, ratio
 from training.optimizer import flops_per_token
@@ -203,6 +204,8 @@ def stored_losses(folder, data, seq_len):
     path = Path(folder) / "ref_loss.bin"
     np.ones(data.count, "<f2").tofile(path)
     note = {
+        "format": STORED_FORMAT,
+        "checksums": {path.name: Checksums(path, 2 * data.count).all()},
         "data": data.hash,
         "count": data.count,
         "seq_len": seq_len,

@@ -17,8 +17,9 @@ from common.files import write_atomic
 from data import TokenSet
 from hf.tokenizer import Tokenizer
 from tools.explore.figures import COLOURS, DASHES, plotting, save_figure
-from tools.explore.runs import batched, look, run_arguments, snapshots, spaced
+from tools.explore.runs import batched, look, snapshots, spaced
 from tools.explore.spelling import spell
+from training.finished import arguments
 
 CATEGORIES = ["H→L", "L→L", "H→H", "L→H"]
 PAPER = {"H→L": 0.26, "L→L": 0.51, "H→H": 0.11, "L→H": 0.12}  # TinyLlama on OpenWebMath
@@ -60,7 +61,7 @@ def shares(category, kind=None, kinds=None):
 
 def main(args):
     env = Env(args)
-    saved = run_arguments(args.run)
+    saved = arguments(args.run)
     data = TokenSet(args.data)
     seq_len = saved["seq_len"]
     if args.tokens < 1 or args.examples < 0:
@@ -77,7 +78,11 @@ def main(args):
     windows = np.array(spaced(range(n), max(1, min(n, args.tokens // seq_len))))
     valid = data.valid(windows, seq_len)
     batches = batched(windows, 32)
-    losses = [look(folder, data, batches, seq_len, env)["loss"][valid] for _, folder in models]
+    mask = saved.get("document_mask", False)
+    losses = []
+    for _, folder in models:
+        seen = look(folder, data, batches, seq_len, env, document_mask=mask)
+        losses.append(seen["loss"][valid])
     losses = np.stack(losses)  # (snapshots, tokens)
     category = classify(losses)
     labels = data.labels(windows, seq_len)

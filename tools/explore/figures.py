@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import renamed_when_whole
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; different dashes, for print.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]
@@ -38,10 +39,10 @@ def plotting():
 def save_figure(figure, out):
     """Write `out`.png and `out`.svg; print their names."""
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".png", ".svg"):
         path = out.with_name(out.name + suffix)
         # Without a date the same figure is the same file.
         metadata = {"Date": None} if suffix == ".svg" else None
-        figure.savefig(path, dpi=130, metadata=metadata)
+        with renamed_when_whole(path) as temporary:
+            figure.savefig(temporary, dpi=130, metadata=metadata, format=suffix[1:])
         print(path)

@@ -12,11 +12,14 @@ import numpy as np
 
 import slm
 from common.errors import UserError
-from common.files import read_json
-from demo.chain import records, tokens_to_reach
+from common.records import read_json, read_record
+from data import Note
+from demo.chain import tokens_to_reach
+from evaluation.results import read_entries
 from hf import checkpoint
 from hf.config import config_from_hf
-from tools.explore.runs import run_arguments, snapshots
+from tools.explore.runs import snapshots
+from training import finished
 
 
 class Line:
@@ -32,16 +35,16 @@ class Line:
             raise UserError(f"--run: got {text}, wanted LABEL=FOLDER or LABEL=FOLDER,FOLDER")
         self.label = label
         self.folders = [Path(folder) for folder in folders.split(",")]
-        self.saved = [run_arguments(folder) for folder in self.folders]
+        self.saved = [finished.arguments(folder) for folder in self.folders]
         for folder in self.folders:
             if not (folder / "summary.json").exists():
                 raise UserError(
                     f"--run: {folder} is not finished; the command that began it goes on"
                 )
-        self.summaries = [read_json(folder / "summary.json", "run") for folder in self.folders]
+        self.summaries = [finished.summary(folder) for folder in self.folders]
         if any(summary["val_loss"] is None for summary in self.summaries):
             raise UserError(f"--run: {self.label} has no validation loss; train with --val")
-        self.logs = [records(folder) for folder in self.folders]
+        self.logs = [finished.steps(folder) for folder in self.folders]
         self.costs = []  # for each seed: fixed, per token
         for i, (folder, saved) in enumerate(zip(self.folders, self.saved)):
             self.costs.append((fixed_cost(folder, saved, i, references), cost_per_token(saved)))
@@ -100,8 +103,8 @@ def fixed_cost(folder, saved, i, references):
     else:
         reference = find_reference(folder, saved)
     note = Path(saved["ref_loss"]).with_suffix(".json")
-    scored = read_json(note, "reference losses")["count"]
-    trained = read_json(Path(reference) / "summary.json", "reference")["tokens_seen"]
+    scored = read_record(note, Note, "reference losses").count
+    trained = finished.summary(reference, "reference")["tokens_seen"]
     return (trained + scored / 3) * parameters(reference) / parameters(folder)
 
 
@@ -117,7 +120,7 @@ def find_reference(folder, saved):
     for summary in sorted(Path(saved["ref_loss"]).parent.glob("*/summary.json")):
         run = summary.parent
         whole = (run / "model.safetensors").exists() or any(run.glob("*.index.json"))
-        if whole and checkpoint.model_hash(run) == hashes[0]:
+        if whole and checkpoint.model_hash(run) in hashes[:1]:
             return run
     raise UserError(
         f"--reference: no run beside {saved['ref_loss']} has the weights that {folder} was "
@@ -132,13 +135,13 @@ def find_reference(folder, saved):
 def accuracy(folder, task="test"):
     """[(tokens, share of right answers)] of a run's snapshots and its end, where eval_math.py has
     evaluated them."""
-    saved = run_arguments(folder)
+    saved = finished.arguments(folder)
     points = []
     for step, path in snapshots(folder):
         results = path / "eval" / "results.json"
         if step == 0 or not results.exists():
             continue
-        result = read_json(results, "evaluation").get(task)
+        result = read_entries(path / "eval").get(task)
         if result:
             tokens = step * saved["batch_size"] * saved["seq_len"]
             points.append((tokens, result["published"] / 100))

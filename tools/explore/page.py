@@ -25,8 +25,9 @@ from common.files import write_atomic
 from data import Loader, Stored, TokenSet, entropy_path
 from hf.tokenizer import Tokenizer
 from tools.explore import passage
-from tools.explore.runs import batched, look, run_arguments, snapshots, spaced
+from tools.explore.runs import batched, look, snapshots, spaced
 from tools.explore.spelling import spell
+from training.finished import arguments
 
 TOP = 3  # predictions shown
 BUDGET = 2_900_000  # bytes of the page up to which it holds every snapshot's predictions
@@ -38,7 +39,7 @@ def main(args):
             f"--windows {args.windows} and --models {args.models}: wanted at least 1 of each"
         )
     env = Env(args)
-    saved = run_arguments(args.run)
+    saved = arguments(args.run)
     data = TokenSet(args.data)
     seq_len = saved["seq_len"]
     losses = Stored(args.ref_loss, data, seq_len)
@@ -47,7 +48,8 @@ def main(args):
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of = choose_windows(saved, data, args.windows)
-    seen = [look(folder, data, micro_batches, seq_len, env, top=TOP) for _, folder in models]
+    mask = saved.get("document_mask", False)
+    seen = [look(folder, data, micro_batches, seq_len, env, TOP, mask) for _, folder in models]
 
     windows = np.concatenate(micro_batches)
     valid = data.valid(windows, seq_len)  # (windows, T)

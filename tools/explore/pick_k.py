@@ -17,8 +17,8 @@ from common.device import Env
 import numpy as np
 
 from common.errors import UserError
-from common.files import read_json
-from data import Stored, TokenSet
+from common.records import read_record
+from data import Note, Stored, TokenSet
 from hf import models
 from tools.explore.figures import COLOURS, plotting, save_figure
 from tools.explore.runs import batched, look, spaced
@@ -39,12 +39,14 @@ def sample(ref_loss, data, model, n_windows, env):
     (W, T) or None).
     """
     note = str(ref_loss).removesuffix(".bin") + ".json"
-    seq_len = read_json(note, "reference losses")["seq_len"]
+    seq_len = read_record(note, Note, "reference losses").seq_len
     stored = Stored(ref_loss, data, seq_len)
     windows = np.array(spaced(range(data.n_windows(seq_len)), n_windows))
     valid = data.valid(windows, seq_len)
     folder = models.folder_of(model, None, data, env)
-    loss = look(folder, data, batched(windows, 32), seq_len, env)["loss"]
+    mask = stored.meta["document_mask"]
+    seen = look(folder, data, batched(windows, 32), seq_len, env, document_mask=mask)
+    loss = seen["loss"]
     return loss - stored.batch(windows, valid), valid, data.labels(windows, seq_len)
 
 

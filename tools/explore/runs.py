@@ -9,21 +9,10 @@ from tqdm import tqdm
 
 import slm
 from common.errors import UserError
-from common.files import read_json
 from hf import checkpoint, models
+from training.finished import arguments
 
 CHUNK = 4096  # targets whose logits are looked at together
-
-
-def run_arguments(folder):
-    """args.json of a run. Raises UserError where `folder` is none."""
-    path = Path(folder) / "args.json"
-    if not path.exists():
-        raise UserError(
-            f"--run: {folder} is not a run (no args.json); "
-            f"name a folder of train_slm.py or train_ref.py"
-        )
-    return read_json(path, "run")
 
 
 def snapshots(folder):
@@ -33,10 +22,12 @@ def snapshots(folder):
     step-NNNNNN/ of `--snapshots`, and the run's own folder once it is finished.
     """
     folder = Path(folder)
-    saved = run_arguments(folder)
+    saved = arguments(folder)
     found = []
     start = Path(saved["init"])
-    if (start / "config.json").exists() and checkpoint.model_hash(start) == saved["inputs"]["init"]:
+    if (start / "config.json").exists() and checkpoint.model_hash(start) == saved["inputs"].get(
+        "init"
+    ):
         found.append((0, start))
     for path in sorted(folder.glob("step-*")):
         if (path / "config.json").exists():
@@ -62,15 +53,19 @@ def batched(windows, size):
 
 
 @torch.no_grad()
-def look(folder, data, batches, seq_len, env, top=0):
+def look(folder, data, batches, seq_len, env, top=0, document_mask=False):
     """What the model in `folder` says of every target of some windows.
 
     `batches`: lists of window numbers, a forward pass each; the losses are those of training if the
-    batches are. Returns arrays over all windows in that order: loss (N, T) fp32, in nats; with
-    `top` also entropy (N, T) fp32, in nats, and its likeliest tokens, top_id and top_p (N, T, top).
+    batches are, and `document_mask` is as it was. Returns arrays over all windows in that order:
+    loss (N, T) fp32, in nats; with `top` also entropy (N, T) fp32, in nats, and its likeliest
+    tokens, top_id and top_p (N, T, top).
     """
     models.check_vocabulary(folder, data)
-    model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+    model = checkpoint.load(folder, device=env.device)
+    if document_mask:
+        models.mask_documents(model, data)
+    model = slm.WithLoss(model).eval()
     found = []
     for windows in tqdm(batches, desc=str(folder), unit="batch", leave=False):
         x, y, _ = map(env.tensor, data.batch(windows, seq_len))

@@ -10,7 +10,8 @@ from pathlib import Path
 from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 
 from common.errors import UserError
-from common.files import read_json
+from common.records import read_json, read_record
+from data import Header
 from model import Config
 from tools.plan.memory import counts, memory
 from tools.plan.recipe import stage_of
@@ -121,7 +122,7 @@ class Plan:
         if folder in self.sets:
             return self.sets[folder]
         if folder and (Path(folder) / "meta.json").exists():
-            return read_json(Path(folder) / "meta.json", "token set")["count"]
+            return read_record(Path(folder) / "meta.json", Header, "token set").count
         raise UserError(
             f"{folder}: how many tokens it will have is not known; say it with --tokens {folder}=N"
         )

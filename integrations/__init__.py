@@ -1,0 +1,1 @@
+"""The method in other people's trainers."""

@@ -1,0 +1,282 @@
+"""Selective Language Modeling in transformers' Trainer and in TRL's SFTTrainer.
+
+    from integrations.transformers import SelectiveMixin, add_reference_losses
+    from slm import Selection
+
+    dataset = add_reference_losses(dataset, "my-reference")  # once; a column `ref_loss`
+
+    class SelectiveTrainer(SelectiveMixin, Trainer):  # or SFTTrainer
+        pass
+
+    trainer = SelectiveTrainer(
+        model=model, args=arguments, train_dataset=dataset, selection=Selection(k=0.6)
+    )
+    trainer.train()
+
+The reference is run once and its losses are stored, so that no second model is in memory later.
+Padding and prompts (labels of -100) are never ranked. How many tokens are kept is counted over all
+micro-batches and ranks before any gradient, so that the loss is their exact mean.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import slm
+from common.errors import UserError
+
+IGNORED = -100  # the label of what is no target
+ROWS = 1000  # of a data set that are scored between two files of its cache
+STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can make
+
+
+# --------------------------------------------------------------------------------------------------
+# the loss
+
+
+def at_least_fp32(logits):
+    """bf16 would blur the small differences that are ranked; fp64 stays fp64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def next_token_losses(logits, labels):
+    """The loss of each target: logits (B, T, V), labels (B, T) -> losses, valid (B, T - 1).
+
+    As in transformers, position i predicts labels[:, i + 1]. Losses are fp32, in nats, and 0 where
+    the label is -100.
+    """
+    targets = labels[:, 1:]
+    scores = at_least_fp32(logits[:, :-1])
+    losses = F.cross_entropy(
+        scores.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
+    )
+    return losses.view_as(targets), targets != IGNORED
+
+
+def selective_loss(logits, labels, selection, n_kept=None, **stored):
+    """The mean loss of the kept tokens, and which they are (B, T - 1).
+
+    `stored`: what the score needs beside the student's loss, each (B, T) and indexed by the target
+    as `labels` are: ref_loss=..., ref_entropy=.... `n_kept`: what to divide by; by default the
+    number kept here.
+    """
+    losses, valid = next_token_losses(logits, labels)
+    known = {name: values[:, 1:].float() for name, values in stored.items()}
+    tokens = slm.Tokens(loss=losses.detach(), noise=torch.rand_like(losses.detach()), **known)
+    kept = selection.mask(tokens, valid)
+    if n_kept is None:
+        n_kept = kept.sum().clamp(min=1)
+    return torch.where(kept, losses, 0.0).sum() / n_kept, kept
+
+
+def slm_loss(logits, labels, ref_loss, k, n_kept=None):
+    """Rho-1's loss for any training loop: the k with the highest excess loss, their mean.
+
+    logits (B, T, V); labels, ref_loss (B, T), both indexed by the target. With gradient
+    accumulation or several ranks give `n_kept`, the number kept in the whole batch:
+    sum(slm.n_keep(valid, k)) over micro-batches and ranks, where `valid` counts labels[:, 1:] that
+    are not -100. (DDP averages gradients: multiply the loss by the number of ranks.)
+    """
+    return selective_loss(logits, labels, slm.Selection(k), n_kept, ref_loss=ref_loss)[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# the reference's losses
+
+
+def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=False, dtype=None):
+    """A datasets.Dataset with one more column, `ref_loss` (and `ref_entropy`): a list per row.
+
+    `dataset` has `input_ids`, and `seq_lengths` where several texts are packed into a row; do this
+    AFTER packing, for the context must be the one that the student will have. `model`: a folder, a
+    hub id, or a model of transformers. Every `ROWS` rows go into the data set's own cache, and the
+    same call goes on after a kill. Values are float32, indexed by the target; the first is 0.
+    Raises UserError for a data set without input_ids, and for losses that are not finite.
+    """
+    from datasets import concatenate_datasets
+
+    if "input_ids" not in dataset.column_names:
+        raise UserError(
+            f"add_reference_losses: the data set has {', '.join(dataset.column_names)}, wanted "
+            f"input_ids; tokenise (and pack) it first"
+        )
+    reference, identity = _reference(model, device, dtype)
+
+    def score(rows):
+        return _score(rows, reference, batch_size, entropy)
+
+    parts = []
+    for start in range(0, len(dataset), ROWS):
+        part = dataset.select(range(start, min(len(dataset), start + ROWS)))
+        words = [part._fingerprint, identity, str(entropy)]
+        fingerprint = hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+        parts.append(
+            part.map(
+                score,
+                batched=True,
+                batch_size=batch_size,
+                new_fingerprint=fingerprint,
+                desc="reference losses",
+            )
+        )
+    return concatenate_datasets(parts)
+
+
+def _reference(model, device, dtype):
+    """(the model in evaluation mode, what tells it from another)."""
+    if isinstance(model, (str, bytes)) or hasattr(model, "__fspath__"):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype or torch.float32)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else next(model.parameters()).device
+    model = model.to(device).eval()
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return model, digest.hexdigest()
+
+
+@torch.no_grad()
+def _score(rows, model, batch_size, entropy):
+    """Columns for some rows of a data set."""
+    out = {"ref_loss": []}
+    if entropy:
+        out["ref_entropy"] = []
+    lengths = rows.get("seq_lengths", [None] * len(rows["input_ids"]))
+    for ids, parts in zip(rows["input_ids"], lengths):
+        ids = torch.tensor(ids, device=next(model.parameters()).device)[None]
+        more = {} if parts is None else {"position_ids": positions(parts).to(ids.device)[None]}
+        logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
+        losses, _ = next_token_losses(logits, ids)
+        if not losses.isfinite().all():
+            raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")
+        out["ref_loss"].append([0.0, *losses[0].tolist()])
+        if entropy:
+            log_p = logits[0, :-1].log_softmax(-1)
+            entropies = -(log_p.exp() * log_p).sum(-1)
+            out["ref_entropy"].append([0.0, *entropies.tolist()])
+    return out
+
+
+def positions(lengths):
+    """Positions that restart with each of the packed texts, (T,)."""
+    return torch.cat([torch.arange(n) for n in lengths])
+
+
+# --------------------------------------------------------------------------------------------------
+# the trainers
+
+
+class SelectiveMixin:
+    """Goes in front of Trainer or SFTTrainer and takes `selection`, a slm.Selection.
+
+    The training data has the columns that the selection needs (add_reference_losses). With k = 1
+    the loss is the Trainer's own. Evaluation is untouched: the mean over every target. Scopes:
+    "micro" and "sequence". Raises UserError for what it cannot do.
+    """
+
+    def __init__(self, *args, selection, **kwargs):
+        if selection.scope == "batch" or selection.combined:
+            raise UserError(
+                f"SelectiveMixin: got scope {selection.scope!r}, score {selection.score!r}; wanted "
+                f"scope micro or sequence and a single score; train_slm.py has the others"
+            )
+        self.selection = selection
+        # A Trainer would drop the columns without a word. They are kept, and sorted out below.
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if arguments is not None:
+            arguments.remove_unused_columns = False
+        super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False
+        if self.args.n_gpu > 1:
+            raise UserError("SelectiveMixin: wants one process per GPU; start it with torchrun")
+        self.loss_is_scaled_for_ga = True  # it is divided by what all micro-batches keep
+        self.needed = sorted(set(selection.needs) & STORED)
+        self._refuse_missing(self.train_dataset)
+        self.data_collator = Collator(self.data_collator, self.needed, self._model_columns())
+
+    def _refuse_missing(self, dataset):
+        columns = getattr(dataset, "column_names", None)
+        missing = [name for name in self.needed if columns is not None and name not in columns]
+        if missing:
+            raise UserError(
+                f"SelectiveMixin: the training data has no column {missing[0]}; make it with "
+                f"add_reference_losses(dataset, REFERENCE{_entropy_flag(missing)})"
+            )
+
+    def _model_columns(self):
+        self._set_signature_columns_if_needed()
+        return {*self._signature_columns, "input_ids", "labels", "attention_mask", "seq_lengths"}
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of a step, and how many tokens they keep over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        kept = 0
+        for batch in batches:
+            kept += self.selection.count((batch["labels"][:, 1:] != IGNORED).cpu().numpy())
+        kept = torch.tensor(kept, device=device)
+        return batches, self.accelerator.gather(kept).sum().clamp(min=1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        stored = {name: inputs.pop(name) for name in self.needed if name in inputs}
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        n_kept = num_items_in_batch
+        loss, _ = selective_loss(outputs.logits, labels, self.selection, n_kept, **stored)
+        loss = loss * self.accelerator.num_processes  # DDP and FSDP average over the ranks
+        return (loss, outputs) if return_outputs else loss
+
+
+def _entropy_flag(missing):
+    return ", entropy=True" if "ref_entropy" in missing else ""
+
+
+class Collator:
+    """Another collator's batches, with the stored columns laid out as its labels are."""
+
+    def __init__(self, collator, stored, columns):
+        """`stored`: names of columns with a value per token; `columns`: what the other one sees."""
+        self.collator = collator
+        self.stored = stored
+        self.columns = columns
+
+    def __call__(self, rows):
+        values = {name: [row[name] for row in rows if name in row] for name in self.stored}
+        rows = [{key: row[key] for key in row if key in self.columns} for row in rows]
+        batch = self.collator(rows)
+        lengths = [len(row["input_ids"]) for row in rows]
+        for name, columns in values.items():
+            if columns:  # evaluation sets need none
+                batch[name] = laid_out(name, columns, lengths, batch)
+        return batch
+
+
+def laid_out(name, columns, lengths, batch):
+    """Values of each row as a tensor of the labels' shape: padded left or right, or in one row."""
+    shape = batch["input_ids"].shape
+    out = torch.zeros(shape)
+    for column, length in zip(columns, lengths):
+        if len(column) != length:
+            raise UserError(
+                f"column {name}: got {len(column)} values for {length} tokens; the data was "
+                f"changed after add_reference_losses: do that last"
+            )
+    if len(shape) == 2 and shape[0] == len(columns) and max(lengths) <= shape[1]:
+        left = "attention_mask" in batch and bool((batch["attention_mask"][:, 0] == 0).any())
+        for row, column in zip(out, columns):
+            place = slice(shape[1] - len(column), None) if left else slice(0, len(column))
+            row[place] = torch.tensor(column)
+        return out
+    if shape[0] == 1 and sum(lengths) <= shape[1]:  # without padding, one behind the other
+        out[0, : sum(lengths)] = torch.tensor(np.concatenate(columns), dtype=out.dtype)
+        return out
+    raise UserError(
+        f"column {name}: the collator made {tuple(shape)} of rows of {lengths} tokens; wanted "
+        f"them padded or one behind the other: cut and pack before add_reference_losses"
+    )

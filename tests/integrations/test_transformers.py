@@ -1,0 +1,434 @@
+"""The drop-in beside our own trainer, beside the Trainer's own loss, and beside brute force."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import score
+import slm
+from common.errors import UserError
+from conftest import HANGS, ROOT, write_model, write_set
+from data import Loader, Stored, TokenSet
+from hf import checkpoint
+from slm import Selection
+from training.heads import HEADS
+from training.selector import Choice
+
+datasets = pytest.importorskip("datasets", reason="not installed")
+
+from integrations.transformers import (  # noqa: E402
+    SelectiveMixin,
+    add_reference_losses,
+    selective_loss,
+    slm_loss,
+)
+from integrations.windows import Windows  # noqa: E402
+
+T = 16
+K = 0.6
+
+
+class SelectiveTrainer(SelectiveMixin, Trainer):
+    """As a user would write it."""
+
+
+@pytest.fixture
+def inputs(vocabulary, tmp_path):
+    """A token set, two models of transformers, and stored losses, as score.py makes them."""
+    mask = (np.arange(600) % 7 > 1).astype(np.uint8)
+    write_set(tmp_path / "d", vocabulary, 600, loss_mask=mask)
+    write_model(tmp_path / "m", vocabulary, seed=1)
+    write_model(tmp_path / "r", vocabulary, seed=2)
+    arguments = f"--model {tmp_path}/r --data {tmp_path}/d --out {tmp_path}/ref_loss.bin"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["score.py", *arguments.split(), "--seq-len", str(T)])
+        score.main()
+    return tmp_path
+
+
+def arguments(folder, batch, steps, accumulate=1, **more):
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulate,
+        max_steps=steps,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        dataloader_num_workers=0,
+        **more,
+    )
+
+
+class InOrder:
+    """A trainer that takes the rows as they come."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class OrderedTrainer(InOrder, SelectiveTrainer):
+    pass
+
+
+def gradients(trainer, accumulate):
+    """{name: gradient} of the first step, before it is taken."""
+    found = {}
+
+    class Stop(Exception):
+        pass
+
+    def step(*_, **__):
+        for name, parameter in trainer.model.named_parameters():
+            found[name] = parameter.grad.clone()
+        raise Stop
+
+    trainer.create_optimizer()
+    trainer.optimizer.step = step
+    trainer.args.max_grad_norm = 0
+    with pytest.raises(Stop):
+        trainer.train()
+    return found
+
+
+def test_the_losses_are_score_py_s(inputs):
+    data = TokenSet(inputs / "d")
+    stored = Stored(inputs / "ref_loss.bin", data, T)
+    windows = Windows(data, T)
+    rows = datasets.Dataset.from_list(
+        [{"input_ids": windows[w]["input_ids"].tolist()} for w in range(len(windows))]
+    )
+    scored = add_reference_losses(rows, inputs / "r", entropy=True)
+    assert {"ref_loss", "ref_entropy"} <= set(scored.column_names)
+    for w in range(len(windows)):
+        valid = data.valid([w], T)
+        ours = stored.batch([w], valid)[0][valid[0]]
+        theirs = np.array(scored[w]["ref_loss"][1:])[valid[0]]
+        assert np.allclose(ours, theirs, atol=2e-3)  # stored in fp16
+    again = add_reference_losses(rows, inputs / "r", entropy=True)
+    assert again.cache_files == scored.cache_files
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("k", [K, 1.0])
+def test_loss_and_gradient_are_train_slm_s_on_the_same_batch(inputs, accumulate, k):
+    data = TokenSet(inputs / "d")
+    windows = Windows(data, T, Stored(inputs / "ref_loss.bin", data, T))
+    n = 8 // accumulate
+    trainer = OrderedTrainer(
+        model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
+        args=arguments(inputs / "o", n, 1, accumulate),
+        train_dataset=windows,
+        selection=Selection(k),
+    )
+    theirs = gradients(trainer, accumulate)
+
+    model = slm.WithLoss(checkpoint.load(inputs / "m"), HEADS["kept"])
+    selection = Selection(k)
+    stored = windows.ref_loss
+    micro_batches = [np.arange(i, i + n) for i in range(0, 8, n)]
+    n_kept = sum(selection.count(data.valid(w, T)) for w in micro_batches)
+    for micro_batch in micro_batches:
+        x, y, valid = data.batch(micro_batch, T)
+        known = slm.Tokens(ref_loss=torch.from_numpy(stored.batch(micro_batch, valid)))
+        choice = Choice(selection, known, torch.from_numpy(valid), None)
+        total, _, _ = model(torch.from_numpy(x), torch.from_numpy(y), choice.keep)
+        (total / n_kept).backward()
+    ours = {name: p.grad for name, p in model.lm.named_parameters()}
+    assert set(ours) == set(theirs)
+    for name, gradient in ours.items():
+        scale = gradient.abs().max()
+        assert (gradient - theirs[name]).abs().max() <= 1e-6 * max(1, scale) + 1e-5 * scale, name
+
+
+def test_k_1_is_the_trainer_s_own_loss(inputs):
+    """Padded rows of different lengths, accumulated: where means of means would differ."""
+    rows = ragged(5)
+    model = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
+
+    class Plain(InOrder, Trainer):
+        pass
+
+    parts = []
+    for kind, more in ((Plain, {}), (OrderedTrainer, {"selection": Selection(1.0)})):
+        trainer = kind(
+            model=copy.deepcopy(model),
+            args=arguments(inputs / "o", 1, 1, 4),
+            train_dataset=rows,
+            data_collator=padded,
+            **more,
+        )
+        parts.append(gradients(trainer, 4))
+    for name, gradient in parts[0].items():
+        assert torch.allclose(gradient, parts[1][name], rtol=1e-4, atol=1e-6), name
+
+
+def ragged(n, seed=0):
+    random = np.random.RandomState(seed)
+    rows = []
+    for i in range(n):
+        length = 6 + 5 * i
+        ids = random.randint(0, 200, length)
+        labels = np.where(np.arange(length) < 2, -100, ids)
+        rows.append({"input_ids": ids, "labels": labels, "ref_loss": random.rand(length) * 3})
+    return datasets.Dataset.from_list(
+        [
+            {k: list(map(float if k == "ref_loss" else int, v)) for k, v in row.items()}
+            for row in rows
+        ]
+    )
+
+
+def padded(rows, side="right"):
+    width = max(len(row["input_ids"]) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        gap = width - len(row["input_ids"])
+        columns = (row["input_ids"], row["labels"], [1] * len(row["input_ids"]))
+        for name, values, fill in zip(batch, columns, (0, -100, 0)):
+            filled = values + [fill] * gap if side == "right" else [fill] * gap + values
+            batch[name].append(filled)
+    return {name: torch.tensor(values) for name, values in batch.items()}
+
+
+def by_hand(logits, labels, ref, k):
+    """Rank the targets that count in a plain loop; the mean loss of the kept ones."""
+    found = []
+    for row in range(labels.shape[0]):
+        for at in range(1, labels.shape[1]):
+            if labels[row, at] != -100:
+                p = F.log_softmax(logits[row, at - 1].double(), -1)[labels[row, at]]
+                found.append((-p.item(), -p.item() - ref[row, at].item()))
+    n = int(np.floor(k * len(found) + 0.5))
+    best = sorted(range(len(found)), key=lambda i: (-found[i][1], i))[:n]
+    return sum(found[i][0] for i in best) / n
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_and_prompts_are_never_ranked(inputs, side):
+    rows = ragged(4)
+    trainer = SelectiveTrainer(
+        model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
+        args=arguments(inputs / "o", 4, 1),
+        train_dataset=rows,
+        data_collator=lambda rows: padded(rows, side),
+        selection=Selection(K),
+    )
+    batch = trainer.data_collator([rows[i] for i in range(4)])
+    labels, ref = batch["labels"], batch["ref_loss"]
+    for row in range(4):  # values stand where their tokens do
+        there = batch["attention_mask"][row].bool()
+        assert torch.allclose(ref[row][there], torch.tensor(rows[row]["ref_loss"]))
+    logits = torch.randn(*labels.shape, 300, generator=torch.Generator().manual_seed(0))
+    loss = slm_loss(logits, labels, ref, K)
+    assert abs(loss.item() - by_hand(logits, labels, ref, K)) < 1e-5
+    # the usual mistake: every position is ranked, those that are no target too
+    wrong, kept = selective_loss(logits, labels.clamp(min=0), Selection(K), ref_loss=ref)
+    assert abs(wrong.item() - by_hand(logits, labels, ref, K)) > 1e-3
+
+
+def test_ties_keep_the_number_that_was_counted():
+    labels = torch.arange(1, 21).view(2, 10)
+    logits = torch.zeros(2, 10, 30)
+    _, kept = selective_loss(logits, labels, Selection(0.5), ref_loss=torch.zeros(2, 10))
+    assert kept.sum() == slm.n_keep(18, 0.5) == 9 and kept.flatten()[:9].all()
+
+
+def test_the_mean_is_over_the_batch_and_not_a_mean_of_means(inputs):
+    """Four rows of different lengths: accumulated one by one as in one batch (sequence scope)."""
+    rows = ragged(4)
+    model = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
+    parts = []
+    for batch, accumulate in ((4, 1), (1, 4)):
+        trainer = OrderedTrainer(
+            model=copy.deepcopy(model),
+            args=arguments(inputs / "o", batch, 1, accumulate),
+            train_dataset=rows,
+            data_collator=padded,
+            selection=Selection(K, scope="sequence"),
+        )
+        parts.append(gradients(trainer, accumulate))
+    for name, gradient in parts[0].items():
+        assert torch.allclose(gradient, parts[1][name], rtol=1e-3, atol=1e-6), name
+
+
+def test_it_learns_and_what_it_saves_is_read_here(inputs):
+    data = TokenSet(inputs / "d")
+    windows = Windows(data, T, Stored(inputs / "ref_loss.bin", data, T))
+    trainer = SelectiveTrainer(
+        model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
+        args=arguments(inputs / "o", 8, 30),
+        train_dataset=windows,
+        eval_dataset=windows,
+        selection=Selection(K),
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
+    assert trainer.evaluate()["eval_loss"] < before - 0.05
+    trainer.save_model(str(inputs / "saved"))
+    x = torch.arange(20)[None]
+    with torch.no_grad():
+        theirs = trainer.model(x).logits
+        assert (checkpoint.load(inputs / "saved").logits(x) - theirs).abs().max() < 1e-4
+
+
+def test_windows_are_the_loader_s(inputs):
+    data = TokenSet(inputs / "d")
+    windows = Windows(data, T)
+    taken = Loader(len(windows), 4, 0).windows(0)
+    x, y, valid = data.batch(taken, T)
+    for row, w in enumerate(taken):
+        item = windows[int(w)]
+        assert item["input_ids"][:-1].tolist() == x[row].tolist()
+        assert item["labels"][1:].tolist() == np.where(valid[row], y[row], -100).tolist()
+    with pytest.raises(IndexError):
+        windows[len(windows)]
+
+
+def test_what_does_not_fit_is_one_line(inputs):
+    model = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
+    rows = ragged(3)
+    with pytest.raises(UserError, match="scope micro or sequence"):
+        SelectiveTrainer(model=model, selection=Selection(K, scope="batch"))
+    with pytest.raises(UserError, match=r"no column ref_loss; make it with add_reference_losses"):
+        SelectiveTrainer(
+            model=model,
+            args=arguments(inputs / "o", 1, 1),
+            train_dataset=rows.remove_columns("ref_loss"),
+            selection=Selection(K),
+        )
+    with pytest.raises(UserError, match="wanted input_ids"):
+        add_reference_losses(datasets.Dataset.from_list([{"text": "x"}]), model)
+    trainer = SelectiveTrainer(
+        model=model,
+        args=arguments(inputs / "o", 1, 1),
+        train_dataset=rows,
+        data_collator=padded,
+        selection=Selection(K),
+    )
+    row = {**rows[0], "ref_loss": rows[0]["ref_loss"][:-1]}
+    with pytest.raises(UserError, match="changed after add_reference_losses"):
+        trainer.data_collator([row])
+
+
+def sft(inputs, rows, **more):
+    trl = pytest.importorskip("trl", reason="not installed")
+
+    class SelectiveSFTTrainer(SelectiveMixin, trl.SFTTrainer):
+        pass
+
+    config = trl.SFTConfig(
+        output_dir=str(inputs / "o"),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=3,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        logging_steps=1,
+        max_length=None,
+        gradient_checkpointing=False,
+        **more.pop("config", {}),
+    )
+    from transformers import AutoTokenizer
+
+    model = more.pop("model", None) or AutoModelForCausalLM.from_pretrained(
+        inputs / "m", dtype=torch.float32
+    )
+    return SelectiveSFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(inputs / "m"),
+        selection=Selection(K),
+        **more,
+    )
+
+
+def test_sft_with_masked_prompts(inputs):
+    trainer = sft(inputs, ragged(6))
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    assert batch["ref_loss"].shape == batch["labels"].shape
+    trainer.train()
+    assert len([line for line in trainer.state.log_history if "loss" in line]) == 3
+
+
+def test_sft_without_padding(inputs):
+    rows = ragged(6)
+    trainer = sft(inputs, rows, config={"padding_free": True})
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
+    both = rows[0]["ref_loss"] + rows[1]["ref_loss"]
+    assert torch.allclose(batch["ref_loss"][0, : len(both)], torch.tensor(both))
+    trainer.train()
+
+
+def test_sft_with_lora_has_one_model(inputs):
+    peft = pytest.importorskip("peft", reason="not installed")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    trainer = sft(inputs, ragged(6), peft_config=config)
+    trainer.train()
+    trained = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert trained and all("lora" in name for name in trained)
+
+
+RANKS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from data import Stored, TokenSet
+from integrations.transformers import SelectiveMixin
+from integrations.windows import Windows
+from slm import Selection
+
+class SelectiveTrainer(SelectiveMixin, Trainer):
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+data = TokenSet("d")
+world = int(os.environ.get("WORLD_SIZE", 1))
+arguments = TrainingArguments(
+    output_dir="o", per_device_train_batch_size=2, gradient_accumulation_steps=4 // world,
+    max_steps=4, learning_rate=1e-2, lr_scheduler_type="constant", report_to=[], use_cpu=True,
+    save_strategy="no", optim="sgd",
+)
+trainer = SelectiveTrainer(
+    model=AutoModelForCausalLM.from_pretrained("m", dtype=torch.float32), args=arguments,
+    train_dataset=Windows(data, 16, Stored("ref_loss.bin", data, 16)), selection=Selection(0.6),
+)
+trainer.train()
+if trainer.is_world_process_zero():
+    trainer.save_model(sys.argv[2])
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_end_where_one_does(inputs):
+    """Micro-batches of two windows, on one rank in turn or on two at once: the same training."""
+    (inputs / "train.py").write_text(RANKS)
+    for ranks in (1, 2):
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        done = subprocess.run(
+            [sys.executable, *torchrun, "train.py", str(ROOT), f"o{ranks}"],
+            cwd=inputs,
+            capture_output=True,
+            text=True,
+            timeout=HANGS,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (checkpoint.load(inputs / f"o{ranks}").state_dict() for ranks in (1, 2))
+    start = checkpoint.load(inputs / "m").state_dict()
+    for name, tensor in one.items():
+        moved = (tensor - start[name]).abs().max()
+        assert (tensor - two[name]).abs().max() <= 1e-6 + 1e-4 * moved, name

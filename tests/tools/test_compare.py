@@ -1,0 +1,66 @@
+"""tools.compare, and a run repeated with one change (`--from`)."""
+
+import json
+
+import pytest
+
+import train_ref
+import train_slm
+from common.errors import UserError
+from conftest import write_model, write_set
+from tools import compare
+
+SIZE = "--seq-len 16 --batch-size 4 --device cpu --threads 1 --warmup 1"
+
+
+@pytest.fixture
+def runs(stage, vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 600)
+    write_model(tmp_path / "m", vocabulary)
+    assert stage(train_slm, f"--k 1 --data d --init m --out a {SIZE} --steps 3 --lr 2e-3")[0] == 0
+    return tmp_path
+
+
+def record(folder):
+    return json.loads((folder / "args.json").read_text())
+
+
+def test_repeated_with_one_change(runs, stage, capsys):
+    assert stage(train_slm, "--from a/args.json --out b --score loss --k 0.5")[0] == 0
+    differing = {
+        key for key in record(runs / "a") if record(runs / "a")[key] != record(runs / "b")[key]
+    }
+    assert differing == {"k", "score"}
+    code, out, _ = stage(compare, "a b")
+    assert code == 0 and "| k " in out and "| score " in out and "| lr " not in out
+    summaries = [json.loads((runs / name / "summary.json").read_text()) for name in "ab"]
+    for summary in summaries:
+        assert f"{summary['tokens_selected']:,}" in out
+
+
+def test_what_follows_from_other_flags_follows_again(runs, stage):
+    assert stage(train_slm, "--from a/args.json --out b --lr 4e-3")[0] == 0
+    assert record(runs / "b")["min_lr"] == pytest.approx(4e-4)
+    assert stage(train_slm, f"--k 1 --data d --init m --out c {SIZE} --epochs 0.2")[0] == 0
+    steps = record(runs / "c")["steps"]
+    assert stage(train_slm, "--from c/args.json --out e --batch-size 2")[0] == 0
+    assert record(runs / "e")["steps"] == pytest.approx(2 * steps, abs=1)
+    assert stage(train_slm, "--from c/args.json --out f --steps 1")[0] == 0
+    assert record(runs / "f")["steps"] == 1 and record(runs / "f")["epochs"] is None
+
+
+def test_the_same_run_differs_in_nothing(runs, stage):
+    code, out, _ = stage(compare, "a a")
+    assert code == 0 and "all arguments are equal" in out
+
+
+def test_what_is_no_run(runs, stage):
+    (runs / "other.json").write_text('{"learning_rate": 1}')
+    for arguments, message in (
+        ("--from other.json --out b", "is not the args.json of a run"),
+        ("--from nothing.json --out b", "nothing.json does not exist"),
+    ):
+        code, _, err = stage(train_ref, arguments)
+        assert code == 2 and message in err and err.count("\n") == 1
+    with pytest.raises(UserError, match="d: is not a run"):
+        compare.main([str(runs / "d")])
