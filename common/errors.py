@@ -144,9 +144,8 @@ def _same_command():
 def _stop(code, message=None):
     if message is not None:
         line = " ".join(message.split())
-        if sys.stderr.isatty():  # behind a progress bar
-            line = "\n" + line
         try:
+            _end_progress_bars()
             print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()
         except OSError:  # nobody reads it, or the disk behind it is full
@@ -154,6 +153,13 @@ def _stop(code, message=None):
     if in_a_group():
         os._exit(code)  # other ranks must not wait for this one
     sys.exit(code)
+
+
+def _end_progress_bars():
+    """So that a message is a line of its own, and the last one."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
 
 
 def in_a_group():
