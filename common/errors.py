@@ -31,6 +31,7 @@ NO_MEMORY = (
     "Storage size calculation overflowed",
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
+SHOWN = 1000  # characters of a message's beginning, and of its end
 CLOSED_PIPE = 128 + signal.SIGPIPE  # what a shell calls a program that ended so
 
 SHOWN_REASON = 80  # characters of what a library says
@@ -47,6 +48,9 @@ class UserError(ValueError):
 
 
 def one_line(message):
+    """The message without line ends and control characters, and its middle where it is long."""
+    if len(message) > 2 * SHOWN:
+        message = f"{message[:SHOWN]} [...] {message[-SHOWN:]}"
     if message.isprintable():
         return message
     line = message.replace("\n", " ")
@@ -140,9 +144,8 @@ def _same_command():
 def _stop(code, message=None):
     if message is not None:
         line = " ".join(message.split())
-        if sys.stderr.isatty():  # behind a progress bar
-            line = "\n" + line
         try:
+            _end_progress_bars()
             print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()
         except OSError:  # nobody reads it, or the disk behind it is full
@@ -150,6 +153,13 @@ def _stop(code, message=None):
     if in_a_group():
         os._exit(code)  # other ranks must not wait for this one
     sys.exit(code)
+
+
+def _end_progress_bars():
+    """So that a message is a line of its own, and the last one."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        bar.close()
 
 
 def in_a_group():

@@ -24,6 +24,7 @@ from common.records import read_json  # noqa: F401  (until every caller has move
 
 LIST = ".slm-kit"
 FIRST_LINE = "files that slm-kit wrote here, 1"
+ROOM = "-folder"  # behind that: a folder that a library fills
 TEMPORARY = ".slm-kit-tmp"  # behind the name of a file that is not whole yet; nobody else's
 
 
@@ -227,10 +228,10 @@ def lock_folder(folder, kind):
     if other is None:
         _note(folder, "=" + kind)
     for name in sorted(written(folder)):  # what a kill left
-        if not os.path.lexists(folder / name):
+        if os.path.lexists(folder / name):
+            _clear(folder / name)
+        else:
             _forget(folder / name)
-        elif os.path.lexists(temporary_of(folder / name)):
-            _remove(temporary_of(folder / name))
 
 
 def unlock(path):
@@ -299,6 +300,22 @@ def renamed_when_whole(path):
     finally:
         if temporary.exists():
             _remove(temporary)
+
+
+@contextlib.contextmanager
+def room_for_library(temporary):
+    """For a library that makes files of its own beside the one that it is told to write.
+
+    In `renamed_when_whole`, whose name `temporary` is: yields a name in a folder made for it.
+    """
+    _remove_room(temporary)
+    room = temporary.with_name(temporary.name + ROOM)
+    make_folder(room)
+    try:
+        yield room / "file"
+        os.replace(room / "file", temporary)
+    finally:
+        _remove_room(temporary)
 
 
 def rename(source, target):
@@ -394,9 +411,22 @@ def remove(path):
 
 def _forget(path):
     """A file of ours is gone: its name, and what a kill left under its temporary one, go too."""
+    _clear(path)
+    _note(path.parent, "-" + path.name)
+
+
+def _clear(path):
+    """Take away what a kill left under the temporary names of a file of ours."""
     if os.path.lexists(temporary_of(path)):
         _remove(temporary_of(path))
-    _note(path.parent, "-" + path.name)
+    _remove_room(temporary_of(path))
+
+
+def _remove_room(temporary):
+    room = temporary.with_name(temporary.name + ROOM)
+    if room.is_dir() and not room.is_symlink():
+        with change("remove", room):
+            shutil.rmtree(room)
 
 
 def _remove(path):

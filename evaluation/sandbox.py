@@ -36,6 +36,7 @@ from evaluation.fork_server import Result, SandboxError, receive, remove, send
 START_SECONDS = 600  # loading sympy on a busy machine is slow
 STOP_SECONDS = 20  # for a server to end when it is told to
 SPARE_SECONDS = 60  # beyond a program's own time, for its server to clean up
+MOST_MEMORY = 1 << 62  # bytes: the system counts no further
 EXIT_CODES = {"ok": 0, "error": 1, "timeout": 124, "limits": 137}
 
 CLEAN = {  # the environment of the fork servers
@@ -63,7 +64,7 @@ class Sandbox:
     ):
         self.workers = workers
         self.timeout = timeout
-        self.memory = min(memory, 1 << 62)  # the system counts no further
+        self.memory = min(memory, MOST_MEMORY)
         self.strict = strict
 
     def __enter__(self):
@@ -169,7 +170,8 @@ class Sandbox:
 def arguments():
     parser = Parser(__doc__)
     parser.add_argument("--timeout", type=duration, default=5.0, help="wall time in seconds")
-    parser.add_argument("--memory", type=whole(1), default=2 << 30, help="address space in bytes")
+    memory = whole(1, MOST_MEMORY)
+    parser.add_argument("--memory", type=memory, default=2 << 30, help="address space in bytes")
     parser.add_argument(
         "--strict-sandbox",
         action="store_true",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.files import renamed_when_whole, write_atomic
+from common.files import renamed_when_whole, room_for_library, write_atomic
 from common.records import read_json
 from hf.config import config_from_hf, config_to_hf
 from hf.tokenizer import Tokenizer
@@ -258,8 +258,8 @@ def save_weights(state, folder, dtype, shard_bytes):
         tensors = {
             name: state[name].detach().to(shapes[name].dtype).cpu().contiguous() for name in names
         }
-        with renamed_when_whole(folder / file) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        with renamed_when_whole(folder / file) as temporary, room_for_library(temporary) as name:
+            safetensors.torch.save_file(tensors, name, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=1))

@@ -37,7 +37,7 @@ def reads_or_refuses(read):
         return True
     except UserError as error:
         message = str(error)
-        assert message and message.isprintable() and len(message) < 2000, message
+        assert message and message.isprintable() and len(message) < 4000, message
         return False
 
 

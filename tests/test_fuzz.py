@@ -500,6 +500,7 @@ def refused(name, whole, place, seed):
 def check_one_line(code, err):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in err, (code, err)
+    assert err.endswith(lines[0] + "\n"), "it is not the last line"
 
 
 @pytest.mark.parametrize("name", ["meta.json", "safetensors", "ref_loss.json"])

@@ -72,6 +72,7 @@ class Shard:
             return
         delete_shard(self.out)
         folder = Path(self.out) / FOLDER
+        disk.lock_folder(self.out, "token set")
         disk.claim(folder)
         place = {"repo_type": "dataset", "local_dir": str(folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:

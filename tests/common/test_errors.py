@@ -105,6 +105,7 @@ def test_what_to_mend_first_is_said_first(number, words, capsys, monkeypatch):
 
 def test_a_message_is_one_line_that_does_nothing_to_a_terminal():
     assert str(UserError("a\nb\x1b[31mc\u202e é 数")) == "a b\\x1b[31mc\\u202e é 数"
+    assert str(UserError("a" * 9000 + "; mend it")) == f"{'a' * 1000} [...] {'a' * 991}; mend it"
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])

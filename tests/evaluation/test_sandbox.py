@@ -638,7 +638,7 @@ def test_bad_arguments_are_one_line(arguments, error):
 
 
 def test_the_memory_that_an_error_names_is_enough():
-    command = [sys.executable, "-m", "evaluation.sandbox", "--memory"]
+    command = [sys.executable, "-m", "evaluation.sandbox", "--timeout", str(PATIENT), "--memory"]
     options = {"cwd": ROOT, "input": "print(1)", "text": True, "capture_output": True}
     refused = subprocess.run([*command, "1000"], **options).stderr
     least = re.search(r"at least (\d+)", refused)[1]

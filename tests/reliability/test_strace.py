@@ -81,11 +81,12 @@ COMMANDS = {
         ("tools/bench/__main__.py", f"tokenizer --json new.json {MACHINE}"),
     ],
     "tools.explore": [
-        ("train_slm.py", f"{SLM} --out slm"),
+        ("score.py", f"--model run {SCORE} --out losses.bin"),
+        ("train_slm.py", f"{SLM} --ref-loss losses.bin --out slm"),
         ("tools/explore/__main__.py", FIGURES),
         (
             "tools/explore/__main__.py",
-            "tokens --run slm --data d --ref-loss ref_loss.bin --out page.html",
+            "tokens --run slm --data d --ref-loss losses.bin --out page.html",
         ),
     ],
 }
@@ -169,6 +170,8 @@ def known(path, work, passed):
     if work not in path.parents and path != work:
         return str(path).startswith(tuple(EXCEPTIONS))
     if path in passed or files.temporary_of(path) in passed:
+        return True
+    if any(files.ROOM in folder.name for folder in path.parents):  # a library's, in our folder
         return True
     if SHARD in f"{path}/":
         return True
