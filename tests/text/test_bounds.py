@@ -130,6 +130,7 @@ def bombs(folder, n):
     ]
 
 
+@pytest.mark.slow
 def test_what_unpacks_to_eighty_times_the_limit_needs_little_memory(folder, tmp_path):
     made = bombs(tmp_path, 80 * MiB)
     paths = [path for path, _ in made]

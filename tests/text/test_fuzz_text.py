@@ -226,8 +226,8 @@ def fuzz(folder, monkeypatch, n):
     run()
 
 
-def test_150_files(folder, monkeypatch):
-    fuzz(folder, monkeypatch, 150)
+def test_75_files(folder, monkeypatch):
+    fuzz(folder, monkeypatch, 75)
 
 
 @pytest.mark.slow
