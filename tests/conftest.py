@@ -15,8 +15,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
-# A shell starts background jobs with Ctrl-C ignored, and stages would inherit that.
+# A shell starts background jobs with Ctrl-C ignored, nohup ignores SIGHUP: stages would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from killed import arm_changes  # noqa: E402
 
