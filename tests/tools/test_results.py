@@ -1,4 +1,4 @@
-"""tools.results: the numbers on the pages are those of results/, and a page that differs is named."""
+"""tools.results: the numbers on the pages are those of results/; a page that differs is named."""
 
 import json
 
@@ -113,6 +113,12 @@ def test_a_run_is_a_line_and_is_replaced_by_its_repetition(repository):
     }
 
 
+def test_what_was_not_run_is_listed():
+    not_run = experiment()
+    not_run.not_run["avx512"] = "no such kernels"
+    assert tables.render("roundings not-run", not_run) == ["- avx512: no such kernels"]
+
+
 def test_tokens_to_a_loss_are_interpolated():
     assert tables.reached(SLM_CURVE, 0.4) == 150
     assert tables.reached(CLM_CURVE, 0.1) is None
@@ -124,14 +130,17 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     write_model(repository / "m", vocabulary)
     flags = "--k 1 --data d --val d --init m --out x --seq-len 16 --batch-size 4 --device cpu"
     assert stage(train_slm, f"{flags} --steps 2 --seed 5 --eval-every 1")[0] == 0
-    code, out, err = stage(results, "--add new --command make --variant one --run clm=x")
+    files.save(files.Experiment("new", "make", not_run={"one": "why", "two": "why"}))
+    code, out, err = stage(results, "--add new --variant one --run clm=x")
     assert (code, err) == (0, "") and "1 runs" in out
 
+    assert files.load("new").not_run == {"two": "why"}, "one was run after all"
     (added,) = files.load("new").runs
     summary = json.loads((repository / "x/summary.json").read_text())
     assert (added.method, added.seed, added.variant) == ("clm", 5, "one")
     assert added.numbers["val_loss"] == summary["val_loss"]
-    assert [tokens for tokens, _ in added.curve] == [60, 120] or len(added.curve) == 2
+    assert added.curve[-1] == [summary["tokens_seen"], round(summary["val_loss"], 5)]
+    assert len(added.curve) == 2
     assert added.arguments["steps"] == 2 and "out" not in added.arguments
     assert set(added.inputs) >= {"data", "init"}
     assert set(added.made) == {

@@ -60,6 +60,7 @@ def add(args):
         if not folder:
             raise UserError(f"--run: got {named!r}, wanted METHOD=FOLDER, as slm=out/demo/slm")
         files.add(experiment, collected(folder, method, args.variant))
+        experiment.not_run.pop(args.variant, None)
     if args.not_run:
         variant, _, why = args.not_run.partition(": ")
         if not why:
