@@ -23,7 +23,7 @@ from common import files
 from common.checksums import Checked
 from common.errors import UserError
 from common.files import write_atomic
-from common.json_files import regular_size
+from common.json_files import SHOWN, regular_size
 from common.records import at_least, between, one_of, read_json, read_record
 
 FORMAT = 1
@@ -381,7 +381,14 @@ class Note:
     count: Annotated[int, at_least(0)]
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
+    # What its rounding depends on (common/numerics.py):
     dtype: str | None = None
+    document_mask: bool = False
+    device: str | None = None
+    compile: bool | None = None
+    attention: str | None = None
+    micro_batch: int | None = None
+    torch: str | None = None
 
 
 class Stored:
@@ -393,11 +400,11 @@ class Stored:
     is not what the caller trains with.
     """
 
-    def __init__(self, ref_loss, token_set, seq_len, entropy=False, dtype=None):
+    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None):
         """`ref_loss`: the file of losses; `entropy`: open the entropies stored with them.
 
-        `dtype`: the precision that the student computes in ("float32", "bfloat16"), where it has
-        to be the reference's.
+        `numerics`: how the student computes (common/numerics.py), where that has to be the
+        reference's way.
         """
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
@@ -414,28 +421,30 @@ class Stored:
         path = Path(ref_loss).with_suffix(".json")
         note = read_record(path, Note, "reference losses", f"score again: {again}")
         self.meta = dataclasses.asdict(note)
-        self._check(dtype, again)
+        self._check(numerics or {}, again)
         checksums = self.meta["checksums"].get(self.path.name, [])
         self.checked = Checked(self.path, checksums, f"score again: {again}")
         self.values = np.memmap(self.path, "<f2", "r")
         self._check_values(again)
 
-    def _check(self, dtype, command):
+    def _check(self, numerics, command):
         meta = self.meta
         size = regular_size(self.path, "reference losses")
-        if dtype is None:
-            dtype = meta["dtype"]
+        dtype = numerics.get("dtype", meta["dtype"])
+        mask = numerics.get("document_mask", meta["document_mask"])
+        mask_flag = " --document-mask" if mask else ""
         for what, got, wanted, flag in (
             ("losses of token set", meta["data"], self.set.hash, ""),
             ("a length of", meta["count"], self.set.count, ""),
             ("a size in bytes of", size, 2 * self.set.count, ""),
             ("windows of", meta["seq_len"], self.seq_len, ""),
             ("the precision", meta["dtype"], dtype, f" --dtype {dtype}"),
+            ("the document mask", meta["document_mask"], mask, mask_flag),
         ):
             if got != wanted:
                 raise UserError(
-                    f"reference losses: {self.path} has {what} {got}, this run has {wanted}; "
-                    f"score again: {command}{flag}"
+                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
+                    f"{wanted}; score again: {command}{flag}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

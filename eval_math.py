@@ -21,7 +21,7 @@ import torch
 
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.files import is_ours, own_folder, refuse_overlap, write_atomic
+from common.files import is_ours, own_folder, refuse_overlap, taking_turns, write_atomic
 from common.records import read_json
 from evaluation import results as report
 from evaluation import tasks, unfinished
@@ -159,11 +159,19 @@ def evaluate(args):
     out = Path(args.out or folder / "eval")
     refuse_overlap(out, {"--tasks": [task for task in args.tasks if tasks.check(task).own]})
     if args.out is None and env.main:
-        own_folder(out)  # goes with the run, where it is one
+        with taking_turns(folder):
+            own_folder(out)  # goes with the run, where it is one
     subject = Subject(folder, args, env)
+    if args.overwrite:  # all of them first: the same command without --overwrite goes on then
+        env.from_main(lambda: start_over(args, out))
     for task in args.tasks:
         evaluate_task(task, args, env, subject, out)
     return out if env.main else None
+
+
+def start_over(args, out):
+    for task in args.tasks:
+        unfinished.start_over(out, result_name(task, args.mode))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ def evaluate_task(task, args, env, subject, out):
     examples = examples[: args.limit]
     prompts = prompts[: args.limit]
     name = result_name(task, args.mode)
-    earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings, args.overwrite))
+    earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings))
     texts = {i: earlier[i] for i in range(len(examples)) if i in earlier}
     todo = [i for i in range(len(examples)) if i not in texts]
     with Grader(task, examples) as grader:
@@ -239,7 +247,7 @@ def evaluate_task(task, args, env, subject, out):
             grader.add(i, text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
-            path = out / f"{name}.partial-{env.rank}.jsonl"
+            path = unfinished.partial_file(out, name, env.rank)
             with unfinished.progress_bar(name, n + len(texts), len(texts), env.main) as bar:
                 texts |= unfinished.keep(answers, path, settings, grader, bar)
             env.wait()
@@ -303,7 +311,9 @@ def note_exact_match(folder, task, verdicts):
     data = Path(read_json(folder / "args.json", "run").get("data", ""))
     if data.resolve().parent == Path(task).resolve().parent:
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
-        write_atomic(path, json.dumps({**read_json(path, "run"), "exact_match": share}, indent=1))
+        with taking_turns(folder):
+            summary = {**read_json(path, "run"), "exact_match": share}
+            write_atomic(path, json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

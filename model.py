@@ -254,6 +254,9 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         # Not a buffer: it stays fp32 whatever the module is cast to.
         self.frequencies = rope_frequencies(config)
+        # The token that ends a document: attention then stays inside of each (`--document-mask`).
+        # None: it crosses their borders, as in the paper's packing.
+        self.document_end = None
         # Recompute each block in the backward pass instead of storing its activations?
         self.checkpointing = False
 
@@ -279,12 +282,18 @@ class Transformer(nn.Module):
         slots = start[:, None] + torch.arange(T, device=x.device)  # (B or 1, T)
         shared = 0 if cache is None or cache.prefix is None else cache.prefix.used
         positions = slots + shared
+        documents = None
+        if self.document_end is not None and cache is None:
+            documents, positions = documents_of(tokens, self.document_end)
         self.frequencies = self.frequencies.to(x.device)
         angles = positions[:, None, :, None].float() * self.frequencies  # (B or 1, 1, T, D / 2)
         cos, sin = angles.cos(), angles.sin()
         length = T if cache is None else shared + min(cache.used + T, cache.keys[0].shape[2])
         # an empty cache needs no mask: causal attention hides the padding on the right
-        mask = self._mask(positions, length, cache is not None and (length > T or T == 1))
+        if documents is not None:
+            mask = document_mask(documents, self.config.sliding_window)
+        else:
+            mask = self._mask(positions, length, cache is not None and (length > T or T == 1))
         for i, layer in enumerate(self.model.layers):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
@@ -309,9 +318,44 @@ class Transformer(nn.Module):
             mask &= keys > positions[..., None] - window
         return mask[:, None]
 
+    def cast_products(self, dtype):
+        """Cast once what autocast casts in every forward pass: all matrices that multiply.
+
+        For a model that does not learn: the result is the same. An embedding that is tied to the
+        head keeps its dtype, and so do norms.
+        """
+        for module in self.modules():
+            tied = module is self.lm_head and self.config.tie_word_embeddings
+            if isinstance(module, nn.Linear) and not tied:
+                module.to(dtype)
+
     def logits(self, tokens):
         """Logits of every position, (B, T, V) fp32. For tests; training never builds them all."""
         return F.linear(self(tokens), self.head_weight).float()
+
+
+def documents_of(tokens, end):
+    """Which document of its window each token is in, and its position there, both (B, T).
+
+    A document ends with the token `end`, which belongs to it.
+    """
+    ends = (tokens == end).long()
+    documents = ends.cumsum(1) - ends
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    begins = torch.ones_like(tokens, dtype=torch.bool)
+    begins[:, 1:] = ends[:, :-1] == 1
+    starts = torch.where(begins, places, 0).cummax(1).values
+    return documents, places - starts
+
+
+def document_mask(documents, window=None):
+    """Which tokens each may see, (B, 1, T, T): those before it, in its document, in the window."""
+    places = torch.arange(documents.shape[1], device=documents.device)
+    distance = places[:, None] - places
+    mask = (documents[:, :, None] == documents[:, None, :]) & (distance >= 0)
+    if window is not None:
+        mask &= distance < window
+    return mask[:, None]
 
 
 def initialise(model, seed):

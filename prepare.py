@@ -30,15 +30,16 @@ identical files.
 import os
 from pathlib import Path
 
-from common.command_line import Parser, whole
+from common.command_line import COUNTED, SEEDS, THREADS, Parser, whole
 from common.errors import UserError, cli
 from common.files import refuse_overlap
 from data import file_hash
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
 from text.building import Settings, build
+from text.contents import close_notes, notes_of, verify
 from text.decontaminate import SHORTEST, Decontaminator
-from text.sources import open_set, sources_of
+from text.sources import LONGEST, open_set, sources_of
 
 TRAIN_BYTES = 10_000_000  # text that --train-vocab learns from
 SMALLEST_VOCABULARY = 257
@@ -81,7 +82,12 @@ def add_input_and_output(group):
         "--overwrite", action="store_true", help="start over, whatever token set lies in --out"
     )
     group.add_argument(
-        "--max-tokens", type=whole(2), help="stop after exactly N tokens (default: all)"
+        "--verify",
+        action="store_true",
+        help="make nothing: check the finished set in --out, and the files that it was made of",
+    )
+    group.add_argument(
+        "--max-tokens", type=whole(2, COUNTED), help="stop after exactly N tokens (default: all)"
     )
     group.add_argument(
         "--mix",
@@ -101,7 +107,9 @@ def add_input_and_output(group):
         metavar="DIR",
         help="folder with the test sets' eval/ (default: download them)",
     )
-    group.add_argument("--seed", type=whole(0), default=0, metavar="S", help="of the demo's text")
+    group.add_argument(
+        "--seed", type=whole(0, SEEDS), default=0, metavar="S", help="of the demo's text"
+    )
 
 
 def add_records(group):
@@ -121,6 +129,12 @@ def add_records(group):
         action="store_true",
         help="leave out broken records, count them, and go on (default: stop at the first)",
     )
+    group.add_argument(
+        "--max-document-bytes",
+        type=whole(1, COUNTED),
+        default=LONGEST,
+        help="a longer line, record or .txt file counts as broken (default: 64 MiB)",
+    )
 
 
 def add_tokenizer(group):
@@ -139,7 +153,7 @@ def add_workers(group):
         cores = len(os.sched_getaffinity(0))
     group.add_argument(
         "--workers",
-        type=whole(1),
+        type=whole(1, THREADS),
         default=cores,
         help=f"processes that tokenise (default: one for each core, here {cores})",
     )
@@ -205,7 +219,15 @@ def prepare_files(args):
         )
     out = Path(args.out)
     refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
-    sources = sources_of(args.source, args.form, args.fields, args.skip_bad, out, args.overwrite)
+    sources = sources_of(
+        args.source,
+        args.form,
+        args.fields,
+        args.skip_bad,
+        out,
+        args.overwrite,
+        args.max_document_bytes,
+    )
     only_sets = all(source.kind == "set" for source in sources)
     if args.mask_prompt and not any(source.form in ("pair", "chat") for source in sources):
         raise UserError("--mask-prompt: needs --prompt-field and --response-field")
@@ -222,7 +244,9 @@ def prepare_files(args):
     if args.decontaminate:
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
     plan = plan_of(args, sources, tokenizer, settings)
-    build(out, sources, plan, tokenizer, settings, names=args.source)
+    notes = notes_of(out, plan, sources, args.overwrite)
+    tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
+    close_notes(notes, tokens, sources, args.max_tokens, args.mix)
 
 
 def tokenizer_for(args, sources):
@@ -251,14 +275,21 @@ def tokenizer_for(args, sources):
 def plan_of(args, sources, tokenizer, settings):
     """What identifies the set: one of another plan in --out is refused.
 
-    --skip-bad is no part of it: it makes no difference before the first broken record.
+    --skip-bad is no part of it: it makes no difference before the first broken record. Nor is
+    --max-document-bytes, unless it says what is left out.
     """
+    left_out = []
+    if args.skip_bad and args.max_document_bytes != LONGEST:
+        left_out = [f"none over {args.max_document_bytes} bytes"]
     described = []
     formats = []
+    by_entry = {}
+    for source in sources:
+        by_entry.setdefault(source.entry, []).append(source)
     for entry, name in enumerate(args.source):
-        parts = [source for source in sources if source.entry == entry]
+        parts = by_entry[entry]
         described.append(f"{name} {identity(parts)}")
-        formats.append([parts[0].form, parts[0].fields])
+        formats.append([parts[0].form, parts[0].fields, *left_out])
     check = settings.decontaminator
     return {
         "sources": described,
@@ -313,7 +344,9 @@ def test_problems(names, data_dir=None):
 def main(argv=None):
     args = arguments(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
-    if args.source == ["demo"]:
+    if args.verify:
+        verify(args.out)
+    elif args.source == ["demo"]:
         prepare_demo(args)
     else:
         prepare_files(args)

@@ -22,16 +22,18 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common import files
+from common import aside, files
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
 from common.json_files import read_json
+from common.numerics import SAID, notice, numerics
 from common.records import as_record, at_least
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
 
+START_OVER = "bring it back, or start over with --overwrite"
 CHUNK = 64  # batches between two notes of how far scoring has come
 
 
@@ -45,6 +47,9 @@ def arguments(argv=None):
     )
     group.add_argument("--seq-len", type=whole(1), default=128, help="as train_slm.py will use")
     group.add_argument("--batch-size", type=whole(1), default=32, help="windows per forward pass")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays in a document, as in training"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -73,13 +78,17 @@ def main():
         "data": data.hash,
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
-        "dtype": str(env.dtype).removeprefix("torch."),
         "count": data.count,
         "entropy": args.entropy,
+        **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
     if note["n_scored"] < data.n_windows(args.seq_len):
-        model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+        reference = checkpoint.load(folder, device=env.device)
+        if args.document_mask:
+            models.mask_documents(reference, data)
+        reference.cast_products(env.dtype)
+        model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
         score(args, env, data, model, note)
     if env.main:
@@ -124,25 +133,29 @@ def claim(args, header, data):
     """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    files.refuse_foreign([note, *files_of(args)])
+    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
+    if not args.overwrite or not is_broken(note):
+        refuse_other(out, note)
     files.lock(out)
-    settle_aside(args, [*files_of(args), note])  # the note last: it says that there are losses
+    settle_aside(args)
     if not note.exists():
         begun = {**header, "n_scored": 0, "checksums": {}}
         files.write_atomic(note, json.dumps(begun, indent=1))
         return begun
-    saved = read_json(note, "reference losses")
+    saved = read_json(note, "reference losses", START_OVER)
     as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()
-        if saved.get(key) != value
+        if saved.get(key) != value and key not in SAID
     ]
     if differing:
         raise UserError(
             f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
             f"start over with --overwrite"
         )
+    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
+        print(said)
     for path in files_of(args):
         size = path.stat().st_size if path.exists() else 0
         wanted = size_of(saved["n_scored"], data, args.seq_len)
@@ -151,25 +164,51 @@ def claim(args, header, data):
                 f"{path} has {size} bytes, {note.name} says that {wanted} were written; it was "
                 f"cut: start over with --overwrite"
             )
+    if saved["n_scored"]:  # a kill came before the first losses could do so
+        aside.discard(out.parent, place_of(out))
     return saved
 
 
-def settle_aside(args, paths):
-    """--overwrite: what is there stays under another name until there are new losses."""
+def is_broken(note):
+    """Is there a note that cannot be read? --overwrite is then the way out."""
+    if not note.exists():
+        return False
+    try:
+        read_json(note, "note")
+    except UserError:
+        return True
+    return False
+
+
+def refuse_other(out, note):
+    """Raises UserError where the kit wrote something at `out` that are no losses."""
+    began_over = (out.parent / place_of(out)).exists()
+    if not out.exists() or out.stat().st_size == 0 or began_over:
+        return
+    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
+        raise UserError(
+            f"--out {out}: is there, and {note.name} is no note of losses beside it; "
+            f"name another file"
+        )
+
+
+def settle_aside(args):
+    """--overwrite: what is there stays aside until there are new losses."""
+    out = Path(args.out)
     if args.overwrite:
-        for path in paths:
-            if path.exists() and path.stat().st_size:
-                files.rename(path, aside(path))
-        files.unlock(args.out)  # the lock went along
-        files.lock(args.out)
-    elif paths[-1].exists() and aside(paths[0]).exists() and not aside(paths[-1]).exists():
-        for path in paths[:-1]:  # a kill came while they were renamed
-            if aside(path).exists():
-                files.rename(aside(path), path)
+        names = {path.name for path in (out, entropy_path(out), out.with_suffix(".json"))}
+        aside.set_aside(out.parent, names=names, place=place_of(out))
+    else:
+        aside.put_back(out.parent, place_of(out))
+    if not entropy_path(out).exists():
+        files.remove(entropy_path(out))  # the list must not name what is not there
+    files.unlock(out)  # the lock went along
+    files.lock(out)
 
 
-def aside(path):
-    return path.with_name(path.name + ".before")
+def place_of(out):
+    """The name of the folder for what --overwrite sets aside."""
+    return f".before-{Path(out).name}"
 
 
 def score(args, env, data, model, note):
@@ -192,8 +231,7 @@ def score(args, env, data, model, note):
             checksums = {file.path.name: file.save() for file in losses}
             note |= {"n_scored": end, "checksums": checksums}
             files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
-            for path in [*files_of(args), Path(args.out).with_suffix(".json")]:
-                files.remove(aside(path))
+            aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
 
 
@@ -203,6 +241,10 @@ class Losses(files.Growing):
     def __init__(self, path, size, known):
         super().__init__(path, size)
         self.checksums = Checksums(path, size, known)
+        if size and self.checksums.all() != known:
+            raise UserError(
+                f"{path}: was changed since it was scored, its checksum differs; {START_OVER}"
+            )
         if size == 0:
             self.append(np.full(1, np.nan))  # nothing predicts the first token
 

@@ -12,7 +12,7 @@ a value of `--score`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
@@ -121,10 +121,10 @@ def n_keep(n_valid, k):
     return max(1, math.floor(k * n_valid + 0.5))
 
 
-def keep_top(scores, valid, k, scope="micro"):
+def keep_top(scores, valid, k, together=None):
     """Which tokens are kept, (B, T) bool: the k highest scores among the valid ones of each group.
 
-    The group is all of the input ("micro", "batch") or each row ("sequence"). Equal scores: the
+    A group is `together` rows, one after the other; None: all of the input. Equal scores: the
     lowest position wins (a threshold `>=` would keep every one of them). Raises UserError where
     a valid score is not finite. On a GPU that check would cost a synchronisation: there the
     trainer looks once a step (training/meter.py).
@@ -132,7 +132,7 @@ def keep_top(scores, valid, k, scope="micro"):
     if scores.is_cpu and not torch.isfinite(scores[valid]).all():
         bad = (~torch.isfinite(scores[valid])).sum()
         raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
-    n_groups = len(scores) if scope == "sequence" else 1
+    n_groups = len(scores) // (together or len(scores))
     ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
@@ -145,12 +145,19 @@ def keep_top(scores, valid, k, scope="micro"):
 class Selection:
     """Which tokens carry loss and gradient: the top `k` by `score`, ranked within `scope`.
 
-    k = 1 keeps every valid token and looks at no score at all: plain causal training.
+    k = 1 keeps every valid token and looks at no score at all: plain causal training. With
+    `rank_windows` the scope "micro" ranks so many windows together, else those of a forward pass.
     """
 
     k: float
     score: str = "excess"
     scope: str = "micro"
+    rank_windows: int | None = None
+
+    @property
+    def together(self):
+        """How many windows are ranked together; None: all that `mask` is given."""
+        return {"sequence": 1, "micro": self.rank_windows, "batch": None}[self.scope]
 
     @property
     def needs(self):
@@ -172,9 +179,8 @@ class Selection:
 
     def count(self, valid):
         """How many of the tokens `valid` (B, T), a numpy mask, `mask` will keep."""
-        if self.scope == "sequence":
-            return sum(n_keep(n, self.k) for n in valid.sum(1).tolist())
-        return n_keep(int(valid.sum()), self.k)
+        of_windows = valid.sum(1).reshape(-1, self.together or len(valid))
+        return sum(n_keep(n, self.k) for n in of_windows.sum(1).tolist())
 
     def mask(self, tokens, valid):
         """Which tokens are kept, (B, T) bool."""
@@ -182,9 +188,9 @@ class Selection:
             return valid
         if self.score in COMBINED:
             combine, names = COMBINED[self.score]
-            choices = [Selection(self.k, name, self.scope).mask(tokens, valid) for name in names]
+            choices = [replace(self, score=name).mask(tokens, valid) for name in names]
             return combine(*choices)
-        return keep_top(self.ranked(tokens), valid, self.k, self.scope)
+        return keep_top(self.ranked(tokens), valid, self.k, self.together)
 
     def ranked(self, tokens):
         """The values that are ranked, (B, T); None where there is no single ranking."""

@@ -23,7 +23,7 @@ from training import parallel
 from training.arguments import add_arguments, parse, settle
 from training.loss import FastLoss
 from training.meter import Meter
-from training.optimizer import clip_gradients, lr_at, make_optimizer
+from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.validation import is_due, validate, validation_set
 
@@ -84,9 +84,11 @@ def train(args, env, run, data, val, loader, model):
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
             (total * (env.world / n_kept)).backward()
             meter.add(losses, valid, kept, data.labels(windows, T))
-        grad_norm = clip_gradients(student, args, step)
+        grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)
+        parallel.collect_garbage(step, env)
+        grad_norm = finite_norm(grad_norm, args, step)
 
         record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read()}
         record |= {"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}

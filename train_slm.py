@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common.command_line import Parser, share
+from common.command_line import Parser, share, whole
 from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
@@ -24,7 +24,7 @@ from training import parallel
 from training.arguments import add_arguments, parse, settle
 from training.loss import BACKWARD, FastLoss
 from training.meter import Meter
-from training.optimizer import clip_gradients, lr_at, make_optimizer
+from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
 from training.validation import is_due, validate, validation_set
@@ -42,6 +42,11 @@ def arguments(argv=None):
     scopes = ["micro", "sequence", "batch"]
     group.add_argument(
         "--scope", default="micro", choices=scopes, help="what they are ranked within"
+    )
+    group.add_argument(
+        "--rank-windows",
+        type=whole(1),
+        help="micro: windows ranked together; default: those of a forward pass",
     )
     group.add_argument(
         "--backward",
@@ -63,7 +68,8 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    selector = Selector(slm.Selection(args.k, args.score, args.scope), args, data, env)
+    selection = slm.Selection(args.k, args.score, args.scope, args.rank_windows)
+    selector = Selector(selection, args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init, **selector.references}
     run = Run(args, inputs, env, model, tokenizer_from)
@@ -103,9 +109,11 @@ def train(args, env, run, data, val, loader, model, selector):
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
             (total * (env.world / n_kept)).backward()
             meter.add(losses, valid, kept, data.labels(windows, T), choice.ranked())
-        grad_norm = clip_gradients(student, args, step)
+        grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)
+        parallel.collect_garbage(step, env)
+        grad_norm = finite_norm(grad_norm, args, step)
 
         record = {"tokens_seen": data.n_read(loader.windows(step), T), **meter.read()}
         record |= {"grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]}

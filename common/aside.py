@@ -5,7 +5,8 @@
     put_back(folder)      # would undo a `set_aside` that a kill ended
     discard(folder)       # the new work is safe: what was there before goes
 
-A kill at any point is mended by the next call, whichever it is.
+A kill at any point is mended by the next call, whichever it is. Where the work is not the whole
+folder, `names` are its files, and `place` is a name for where they go.
 """
 
 from pathlib import Path
@@ -16,48 +17,51 @@ PLACE = ".before"
 WHOLE = ".whole"  # in PLACE: everything has been moved
 
 
-def set_aside(folder, keep=()):
-    """Move what the kit wrote in `folder`, at all depths, into PLACE; not the names in `keep`.
+def set_aside(folder, keep=(), names=None, place=PLACE):
+    """Move what the kit wrote in `folder`, at all depths, into `place`; not the names in `keep`.
 
-    Where PLACE holds something already, the work that came after it saved nothing: that goes.
+    Where `place` holds something already, the work that came after it saved nothing: that goes.
     """
     folder = Path(folder)
-    place = folder / PLACE
+    keep = {place, *keep}
+    place = folder / place
+    ours = [name for name in _names(folder, keep) if names is None or name in names]
+    files.refuse_foreign([place])
     if (place / WHOLE).exists():
-        for name in _names(folder, keep):
+        for name in ours:
             _remove(folder / name)
         return
     files.own_folder(place)
-    for name in _names(folder, keep):
+    for name in ours:
         _move(folder / name, place / name)
     files.write_atomic(place / WHOLE, "")
 
 
-def put_back(folder):
+def put_back(folder, place=PLACE):
     """Undo a `set_aside` that did not come to its end."""
     folder = Path(folder)
-    place = folder / PLACE
-    if not place.is_dir() or (place / WHOLE).exists():
+    place = folder / place
+    if not files.is_ours(place) or (place / WHOLE).exists():
         return
     for name in _names(place):
         _move(place / name, folder / name)
-    files.remove_folder(place)
+    _remove(place)
 
 
-def discard(folder):
+def discard(folder, place=PLACE):
     """Delete what was set aside."""
-    place = Path(folder) / PLACE
-    if not (place / WHOLE).exists():
+    place = Path(folder) / place
+    if not files.is_ours(place) or not (place / WHOLE).exists():
         return
     for name in _names(place):
         if name != WHOLE:
             _remove(place / name)
-    files.remove_folder(place)
+    _remove(place)
 
 
 def _names(folder, keep=()):
     """What the kit wrote in a folder, and is there."""
-    names = sorted(files.written(folder) - {files.LIST, PLACE, *keep})
+    names = sorted(files.written(folder) - {files.LIST, *keep})
     return [name for name in names if (folder / name).exists()]
 
 
@@ -74,5 +78,5 @@ def _move(source, target):
 def _remove(path):
     if path.is_dir():
         files.remove_folder(path)
-    else:
+    else:  # a file, or a folder that a kill left nothing of but its name in the list
         files.remove(path)

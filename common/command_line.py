@@ -5,6 +5,13 @@ import math
 
 from common.errors import UserError
 
+LARGEST = 1 << 24  # far beyond what is of use
+LONGEST = 1 << 20  # windows of a batch, tokens of a window: the same
+COUNTED = 1 << 40  # of what is only counted: steps, tokens
+SEEDS = (1 << 32) - 1  # numpy's limit
+THREADS = 1024  # more than any machine has cores; PyTorch crashes at tens of thousands
+SHOWN = 80  # characters of a wrong value
+
 
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong argument is a UserError: `--k: got 60, wanted ...`.
@@ -51,15 +58,14 @@ def _number(kind, text, wanted, holds):
     except ValueError:
         value = None
     if value is None or not holds(value):
-        raise argparse.ArgumentTypeError(f"got {text}, wanted {wanted}")
+        raise argparse.ArgumentTypeError(f"got {text[:SHOWN]}, wanted {wanted}")
     return value
 
 
-def whole(least):
-    """An argument type: an integer of at least `least`."""
-    return lambda text: _number(
-        int, text, f"a whole number of at least {least}", lambda n: n >= least
-    )
+def whole(least, most=LARGEST):
+    """An argument type: an integer from `least` to `most`."""
+    wanted = f"a whole number of at least {least}, at most {most:,}"
+    return lambda text: _number(int, text, wanted, lambda n: least <= n <= most)
 
 
 def positive(text):
@@ -70,6 +76,12 @@ def positive(text):
 def not_negative(text):
     """An argument type: a number of 0 or more."""
     return _number(float, text, "0 or more", lambda x: 0 <= x < math.inf)
+
+
+def duration(text):
+    """An argument type: seconds, above 0 and at most a day."""
+    wanted = "seconds, above 0 and at most 86400"
+    return _number(float, text, wanted, lambda x: 0 < x <= 86_400)
 
 
 def share(text):
@@ -87,4 +99,4 @@ def add_machine(group, purpose="of the forward pass"):
         choices=["auto", "float32", "bfloat16"],
         help=f"{purpose}: float32 or bfloat16; auto: bfloat16 on a GPU",
     )
-    group.add_argument("--threads", type=whole(1), help="CPU threads per rank")
+    group.add_argument("--threads", type=whole(1, THREADS), help="CPU threads per rank")

@@ -6,15 +6,19 @@ import os
 import resource
 from pathlib import Path
 
+from common.errors import UserError  # before torch: Ctrl-C is quiet while that is loaded
+
 # Threads that wait for each other spin for a moment, then sleep. By default they spin for long, and
 # where another process takes a core two threads are 40 times slower than one (LOG.md). It is read
 # when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+# How many rows are kept changes from step to step: on a GPU, segments that can grow leave no gaps
+# between blocks of many sizes. (PyTorch before 2.12 reads it under this name alone.)
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed as dist
-
-from common.errors import UserError
 
 # Dense bf16, by a part of the device's name.
 PEAK_FLOPS = {
@@ -64,13 +68,15 @@ class Env:
         if args.dtype != "auto":
             self.dtype = getattr(torch, args.dtype)
         if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
-            torch.set_num_threads(args.threads or max(1, os.cpu_count() // self.world))
+            of_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+            torch.set_num_threads(args.threads or max(1, os.cpu_count() // of_this_machine))
         if on_gpu:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")
         if self.world > 1 and not dist.is_initialized():
             if on_gpu:
-                dist.init_process_group("nccl", device_id=self.device)
+                # gloo for what lies on the CPU: flags, paths, the parts of a training state.
+                dist.init_process_group("cpu:gloo,cuda:nccl", device_id=self.device)
             else:
                 dist.init_process_group("gloo")
 
@@ -108,17 +114,29 @@ class Env:
         return torch.stack(self.gather(tensor), dim=1).flatten(0, 1)
 
     def wait(self):
-        """All ranks wait for the slowest, however long it takes.
+        """All ranks wait for the slowest, however long it takes."""
+        if self.world > 1:
+            dist.barrier(self._patient_group())
 
-        In a group of its own: a download or a large file may outlast what collectives on a GPU
-        are given (10 minutes).
-        """
+    def any_rank(self, *flags):
+        """Of each flag: is it set on any rank? Every rank gets the same answers."""
         if self.world == 1:
-            return
+            return list(flags)
+        counts = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(counts, group=self._patient_group())
+        return [count > 0 for count in counts.tolist()]
+
+    def _patient_group(self):
         if self.patient is None:
-            long = datetime.timedelta(days=2)
-            self.patient = dist.new_group(backend="gloo", timeout=long)
-        dist.barrier(self.patient)
+            self.patient = self.new_patient_group()
+        return self.patient
+
+    def new_patient_group(self):
+        """All ranks, on the CPU. All of them must call it.
+
+        A download or a large file may outlast what collectives on a GPU are given (10 minutes).
+        """
+        return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=2))
 
     def main_first(self, function):
         """function() on every rank, on rank 0 first: it downloads, the others find its copy."""

@@ -6,7 +6,8 @@ Nothing else in the kit opens a file for writing, renames or deletes one. Each c
 Every folder that is written into gets a list, LIST: `+name` before a file is first made, `-name`
 after it was deleted, `=kind` for what the whole folder is. A file that the list does not name is
 somebody else's. It is never replaced, never deleted, whatever it is called. The list is only ever
-appended to, so a kill cannot harm it.
+appended to, so a kill cannot harm it. A folder with a kind, a run or a token set, is written to by
+whoever holds its lock, and by nobody else: no other output lands on a model by a slip of the hand.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from common.records import read_json  # noqa: F401  (until every caller has move
 
 LIST = ".slm-kit"
 FIRST_LINE = "files that slm-kit wrote here, 1"
-TEMPORARY = ".tmp"  # behind the name of a file that is not whole yet
+ROOM = "-folder"  # behind that: a folder that a library fills
+TEMPORARY = ".slm-kit-tmp"  # behind the name of a file that is not whole yet; nobody else's
 
 
 def reached(moment, path):
@@ -32,7 +34,7 @@ def reached(moment, path):
 
 @contextlib.contextmanager
 def change(kind, path):
-    """Around a change of the disk: "write", "rename", "append", "cut", "remove", "folder"."""
+    """Around a change: "create", "write", "append", "cut", "rename", "remove", "folder"."""
     reached(f"before {kind}", path)
     yield
     reached(f"after {kind}", path)
@@ -87,11 +89,28 @@ def claim(path):
     """
     path = Path(path)
     make_folder(path.parent)
+    if path.name != LIST:
+        refuse_taken([path])
     if is_ours(path):
         return
     if path.name != LIST:
-        refuse_foreign([path, temporary_of(path)])
+        refuse_foreign([temporary_of(path)])
     _note(path.parent, "+" + path.name)
+
+
+def refuse_taken(paths):
+    """Raises UserError where one of these cannot be an output.
+
+    It is somebody else's, or lies in a run's folder or the like, which is not held by us.
+    """
+    for path in map(Path, paths):
+        kind = kind_of(path.parent)
+        if kind and _key(path.parent / LIST) not in _held:
+            raise UserError(
+                f"{path}: lies in a {kind}'s folder, where nothing else is written; "
+                f"name another place"
+            )
+        refuse_foreign([path])
 
 
 def own_folder(folder):
@@ -159,16 +178,21 @@ def refuse_overlap(out, inputs):
 _held = {}  # path of a locked file -> its descriptor
 
 
+def _key(path):
+    """One name for a file, however its folder is spelled."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
 def lock(path):
     """Keep other processes from `path` (a file of ours, made if need be) until `unlock` or the end.
 
     A killed process holds nothing. Raises UserError where another one holds it.
     """
     path = Path(path)
-    if path in _held:
+    if _key(path) in _held:
         return
     claim(path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    descriptor = _opened(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -177,7 +201,15 @@ def lock(path):
         raise UserError(
             f"{place}: another process is writing to it; wait until it ends, or name another --out"
         ) from None
-    _held[path] = descriptor
+    _held[_key(path)] = descriptor
+
+
+def _opened(path, flags):
+    """The descriptor of a file that is made if need be. A link is not followed."""
+    if os.path.lexists(path):
+        return os.open(path, flags | os.O_NOFOLLOW)
+    with change("create", path):
+        return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def lock_folder(folder, kind):
@@ -195,14 +227,16 @@ def lock_folder(folder, kind):
     lock(folder / LIST)
     if other is None:
         _note(folder, "=" + kind)
-    for name in written(folder):  # what a kill left
-        if os.path.lexists(temporary_of(folder / name)):
-            _remove(temporary_of(folder / name))
+    for name in sorted(written(folder)):  # what a kill left
+        if os.path.lexists(folder / name):
+            _clear(folder / name)
+        else:
+            _forget(folder / name)
 
 
 def unlock(path):
     """Let others have a file or a folder. Does nothing where it is not held."""
-    for key in (Path(path), Path(path) / LIST):
+    for key in (_key(Path(path)), _key(Path(path) / LIST)):
         if key in _held:
             os.close(_held.pop(key))
 
@@ -214,7 +248,11 @@ def taking_turns(folder):
     claim(path)
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        _held[_key(path)] = file.fileno()
+        try:
+            yield
+        finally:
+            _held.pop(_key(path), None)
 
 
 def _let_go():
@@ -264,14 +302,32 @@ def renamed_when_whole(path):
             _remove(temporary)
 
 
+@contextlib.contextmanager
+def room_for_library(temporary):
+    """For a library that makes files of its own beside the one that it is told to write.
+
+    In `renamed_when_whole`, whose name `temporary` is: yields a name in a folder made for it.
+    """
+    _remove_room(temporary)
+    room = temporary.with_name(temporary.name + ROOM)
+    make_folder(room)
+    try:
+        yield room / "file"
+        os.replace(room / "file", temporary)
+    finally:
+        _remove_room(temporary)
+
+
 def rename(source, target):
     """Give one of our files another name. Raises UserError where `target` is somebody else's."""
     claim(target)
+    if source.is_dir():
+        _to_disk(source)  # the names in it
     with change("rename", target):
         os.replace(source, target)
         _to_disk(target.parent)
     if is_ours(source):
-        _note(source.parent, "-" + source.name)
+        _forget(source)
 
 
 def _to_disk(path):
@@ -280,6 +336,18 @@ def _to_disk(path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def part(path):
+    """A new file to write bytes to, in a folder that gets its name only when all of it is whole.
+
+    The folder's list names it already (`claim`), perhaps by another rank. On the disk at the end.
+    """
+    with change("write", path):
+        with open(path, "xb") as file:
+            yield file
+        _to_disk(path)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -292,8 +360,7 @@ class Growing:
     def __init__(self, path, size):
         self.path = Path(path)
         claim(self.path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        self.file = os.fdopen(os.open(self.path, flags, 0o666), "r+b")
+        self.file = os.fdopen(_opened(self.path, os.O_RDWR), "r+b")
         if os.path.getsize(self.path) < size:
             self.file.close()
             raise UserError(f"{self.path}: was cut, wanted at least {size} bytes")
@@ -336,11 +403,30 @@ def remove(path):
     path = Path(path)
     if not is_ours(path):
         return not os.path.lexists(path)
-    for existing in (temporary_of(path), path):
-        if os.path.lexists(existing) and not (existing.is_dir() and not existing.is_symlink()):
-            _remove(existing)
-    _note(path.parent, "-" + path.name)
+    if os.path.lexists(path) and not (path.is_dir() and not path.is_symlink()):
+        _remove(path)
+    _forget(path)
     return True
+
+
+def _forget(path):
+    """A file of ours is gone: its name, and what a kill left under its temporary one, go too."""
+    _clear(path)
+    _note(path.parent, "-" + path.name)
+
+
+def _clear(path):
+    """Take away what a kill left under the temporary names of a file of ours."""
+    if os.path.lexists(temporary_of(path)):
+        _remove(temporary_of(path))
+    _remove_room(temporary_of(path))
+
+
+def _remove_room(temporary):
+    room = temporary.with_name(temporary.name + ROOM)
+    if room.is_dir() and not room.is_symlink():
+        with change("remove", room):
+            shutil.rmtree(room)
 
 
 def _remove(path):
@@ -364,6 +450,8 @@ def remove_folder(folder):
             shutil.rmtree(folder)
         if is_ours(folder):
             _note(folder.parent, "-" + folder.name)
+    elif (folder / LIST).exists() and not written(folder) - {LIST}:  # all that is left is theirs
+        _remove(folder / LIST)
 
 
 def remove_tree(folder):

@@ -58,6 +58,17 @@ def parse(content):
     if content.startswith(b"\xef\xbb\xbf"):
         raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     text = content.decode("utf-8")
+    value = parse_text(text)
+    if SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a character: a lone surrogate") from None
+    return value
+
+
+def parse_text(text):
+    """The same of text, which may hold lone surrogates."""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -69,11 +80,6 @@ def parse(content):
             raise ValueError("a number of thousands of digits") from None
         raise
     _check_depth(value)
-    if SURROGATE.search(text):
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half a character: a lone surrogate") from None
     return value
 
 

@@ -167,6 +167,8 @@ def run_name(args):
         parts.append(f"k{args.k:g}")
     if args.scope != "micro":
         parts.append(args.scope)
+    if args.rank_windows:
+        parts.append(f"rank{args.rank_windows}")
     if args.backward != "exact":
         parts.append(args.backward)
     return "-".join(parts)

@@ -10,6 +10,7 @@ The rules are those behind the paper's numbers.
 import re
 
 MAX_CHARS = 1000  # a longer answer is right only if it is the very same string
+NUMBER = re.compile(r"-?\d*\.?\d+")
 
 # --------------------------------------------------------------------------------------------------
 # extraction
@@ -23,24 +24,85 @@ def extract(text, choice=False):
     if choice:
         letter = re.search(r"answer is \(?([a-e])", choice_text(text))
         return letter[1].upper() if letter else ""
-    if "final answer is $" in text and "$. I hope" in text.split("final answer is $", 1)[1]:
-        answer = text.split("final answer is $", 1)[1].split("$. I hope", 1)[0]
-    elif "boxed" in text:
-        answer = boxed(text.rsplit("boxed", 1)[1])
-    elif "he answer is" in text:
-        answer = text.rsplit("he answer is", 1)[1]
-    elif "final answer is" in text:
-        answer = text.rsplit("final answer is", 1)[1]
-    else:
-        numbers = re.findall(r"-?\d*\.?\d+", text.replace(",", ""))
+    answer = marked(text)
+    if answer is None:
+        numbers = re.findall(NUMBER, text.replace(",", ""))
         answer = numbers[-1] if numbers else ""
     answer = re.sub(r"\n\s*", "", answer.strip())
     answer = re.sub(r"\.\$$", "$", answer)  # "$5.$"
     return answer.removeprefix(":").removesuffix(".").removesuffix("/")
 
 
+def marked(text):
+    """What stands behind the words or in the box that mark the answer, None without a mark."""
+    if "final answer is $" in text and "$. I hope" in text.split("final answer is $", 1)[1]:
+        return text.split("final answer is $", 1)[1].split("$. I hope", 1)[0]
+    if "boxed" in text:
+        return boxed(text.rsplit("boxed", 1)[1])
+    if "he answer is" in text:
+        return text.rsplit("he answer is", 1)[1]
+    if "final answer is" in text:
+        return text.rsplit("final answer is", 1)[1]
+    return None
+
+
+def as_written(text):
+    """The answer for the strict verdict: without a mark, what the last number is a part of.
+
+    The last number of "it takes 1/2 hour" is 2 by the harness's rules, and here "1/2".
+    """
+    if marked(text) is not None:
+        return extract(text)
+    start = None
+    for match in NUMBER.finditer(text):
+        start = match.start()
+    if start is None:
+        return ""
+    before, after = text[:start], text[start:]
+    if before.count("$") % 2 and "$" in after:  # in a formula, "$2 + 3 = 5$"
+        word = before.rpartition("$")[2] + after.partition("$")[0]
+    else:
+        word = after.split(maxsplit=1)[0]
+        if before and not before[-1].isspace():
+            word = before.rsplit(maxsplit=1)[-1] + word
+    return word.strip("*_`#\"'.,;:!?()").removesuffix("$").rsplit("=", 1)[-1]
+
+
 def choice_text(text):
     return text.split("Problem:", 1)[0].lower().replace("choice is", "answer is")
+
+
+def one_letter(text):
+    """The letter that a text settles on, "" where it names several, or none beyond doubt.
+
+    "The answer is a prime number, so (D)" begins with an article, "a + b" with a sum.
+    """
+    text = text.split("Problem:", 1)[0]
+    found = list(re.finditer(r"(?:answer|choice) is (\(?)([a-e])", text, re.IGNORECASE))
+    clear = [stands_alone(*match.groups(), text[match.end() : match.end() + 80]) for match in found]
+    letters = {match[2].upper() for match, alone in zip(found, clear) if alone}
+    return letters.pop() if len(letters) == 1 and clear[0] else ""
+
+
+# What behind a letter makes more of it than the name of a choice.
+OPERATOR = re.compile(r"\s*[-+*/^=<>]\s*[\w(\\]")
+OTHER_LETTER = re.compile(
+    r"\s*(?:,|/|&|or\b|and\b)\s*(?:\([A-Ea-e]\)|[A-E]\b(?!\s+[a-z])|[a-e]\s*(?:[.,;)]|$))"
+)
+
+
+def stands_alone(bracket, letter, rest):
+    """Does the letter name a choice? bracket: "(" or "". rest: what follows it."""
+    if bracket and not rest.startswith(")"):
+        return False
+    in_brackets = rest.startswith(")")
+    rest = rest.removeprefix(")")
+    if re.match(r"\w|['.]\w", rest) or OTHER_LETTER.match(rest):
+        return False
+    if in_brackets:
+        return not OPERATOR.match(rest) or rest.startswith(" - ")
+    article = letter.islower() and re.match(r"[ \t]+\w", rest)
+    return not article and not OPERATOR.match(rest)
 
 
 def boxed(rest):
@@ -58,18 +120,31 @@ def boxed(rest):
     return rest[1:]
 
 
+def behind_hashes(text):
+    """(number, rest of its line) of the first line that has a number behind "####", else ("", "").
+
+    Line by line: one pattern for it all takes quadratic time on a long run of #.
+    """
+    for line in text.split("\n"):
+        _, hashes, rest = line.partition("####")
+        match = hashes and re.search(r"-?\d+(?:,\d{3})*(?:\.\d+)?", rest)
+        if match:
+            return match[0], rest[match.end() :]
+    return "", ""
+
+
 def after_hashes(text):
     """The first number in the line that begins with "####", without its commas; "" if none."""
-    match = re.search(r"####[^\n\d]*?(-?\d+(?:,\d{3})*(?:\.\d+)?)", text)
-    return match[1].replace(",", "") if match else ""
+    return behind_hashes(text)[0].replace(",", "")
 
 
 def end_of_hashes(text, new):
     """A stop condition (see generate.py): the end of the line with "####"."""
     if "\n" not in text[len(text) - new :]:
         return None
-    match = re.search(r"####[^\n]*\n", text)
-    return match and match.end()
+    start = text.find("####")
+    end = text.find("\n", start)
+    return end + 1 if start >= 0 and end >= 0 else None
 
 
 # --------------------------------------------------------------------------------------------------

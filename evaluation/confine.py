@@ -1,26 +1,30 @@
-"""The layers of the sandbox, as system calls through ctypes, and the probe that attacks them.
+"""The sandbox's layers but for its list of system calls, and the probe that attacks them all.
 
 fork_server.py calls `unshare` and `change_root` once, and every program's process `confine` before
 it runs. Numbers are the kernel's; where Python has no name for one, it has a name here.
 """
 
 import ctypes
-import errno
 import os
 import resource
+import signal
 import struct
 import sys
 from pathlib import Path
+
+from evaluation import system_calls
+from evaluation.system_calls import libc
 
 FILE = 16 << 20  # bytes of one file
 FOLDER = 64 << 20  # bytes of all files
 PROCESSES = 64
 OPEN_FILES = 64
-libc = ctypes.CDLL(None, use_errno=True)
 
-# A program that attacks, and prints what it was able to do.
+# A program that attacks, and prints what it was able to do. Every kind of attack in
+# tests/evaluation/attacks.py has its line here.
 PROBE = """
-import os, socket, time
+import ctypes, os, resource, socket, time
+libc = ctypes.CDLL(None)
 def attempt(what, act):
     try:
         act()
@@ -35,13 +39,33 @@ def fill():
         os.posix_fallocate(os.open(str(i), os.O_CREAT | os.O_WRONLY), 0, FILE)
 def connect():
     socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
+def send():
+    socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"", SOCKET)
+def change_mode():
+    os.chmod(CANARY, 0o646)
+    if os.stat(CANARY).st_mode & 0o777 != 0o646:  # a success that is only reported
+        raise PermissionError
+def share():
+    for made in libc.shmget(0, 4096, 0o600), libc.semget(0, 1, 0o600), libc.msgget(0, 0o600):
+        if made < 0:
+            raise OSError
+def slow_down(pid):
+    os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, pid))
 attempt("network", connect)
+attempt("sockets in the file system", send)
+attempt("names of files outside its folder", lambda: os.stat(CANARY))
 attempt("reading outside its folder", lambda: open(CANARY).read())
 attempt("writing outside its folder", lambda: open(CANARY, "a"))
 attempt("writing outside its folder", lambda: os.truncate(CANARY, 0))
-attempt("file modes outside its folder", lambda: os.chmod(CANARY, 0o666))
+attempt("file attributes outside its folder", change_mode)
 attempt("secrets in /proc", lambda: open(f"/proc/{PARENT}/environ").read(1))
 attempt("signals to other processes", lambda: os.kill(PARENT, 0))
+attempt("signals to other processes", lambda: os.kill(os.getppid(), 0))
+attempt("priorities of other processes", lambda: slow_down(PARENT))
+attempt("priorities of other processes", lambda: slow_down(os.getppid()))
+attempt("priorities of other processes", lambda: resource.prlimit(os.getppid(), 0))
+attempt("shared memory and queues", share)
+attempt("system calls that no calculation needs", lambda: os.memfd_create("probe"))
 attempt("total size of files", fill)
 attempt("processes left behind", lambda: os.fork() or os._exit(0))
 attempt("number of processes", many)
@@ -77,7 +101,7 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
 SYS_MOUNT_SETATTR = 442
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 4, 22, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 
 def readable_paths():
@@ -155,6 +179,10 @@ def make_read_only(root):
     check(libc.syscall(*call, attributes, size))
 
 
+def die_with_parent():
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def no_dumps():
     """Nobody may trace this process or read its memory."""
     libc.prctl(PR_SET_DUMPABLE, 0)
@@ -174,6 +202,7 @@ def confine(options):
     limit_resources(options["memory"], int(options["timeout"]) + 2)
     if options["uid"]:
         become(options["uid"])
+    die_with_parent()  # after the change of user, which would undo it
     no_capabilities = struct.pack("Ii", 0x20080522, 0), bytes(24)
     check(libc.capset(*no_capabilities))
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -181,7 +210,8 @@ def confine(options):
     if restrict_files is not None:
         check(libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, restrict_files, 0))
         os.close(restrict_files)
-    seccomp()
+    if options["calls"]:
+        system_calls.install(options["calls"])
 
 
 def limit_resources(memory, cpu):
@@ -248,103 +278,3 @@ def landlock(paths, box):
         check(libc.syscall(SYS_LANDLOCK_ADD_RULE, rules, 1, rule, 0))
         os.close(fd)
     return rules
-
-
-# --------------------------------------------------------------------------------------------------
-# seccomp: which system calls
-
-# (number on x86_64, number on aarch64); None: the call does not exist there.
-FORKS = {"fork": (57, None), "vfork": (58, None)}
-FORBIDDEN = {
-    "socket": (41, 198),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "keyctl": (250, 219),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "io_uring_setup": (425, 425),
-    "userfaultfd": (323, 282),
-    "memfd_create": (319, 279),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "pidfd_open": (434, 434),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_getfd": (438, 438),
-    "tkill": (200, 130),
-}
-ONLY_ITSELF = {  # allowed where the first argument is this process
-    "kill": (62, 129),
-    "tgkill": (234, 131),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "prlimit64": (302, 261),
-}
-CLONE3 = {"clone3": (435, 435)}
-MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}  # column, arch, clone
-
-# Instructions of the filter (classic BPF): load a word of the call's data; compare and jump; end.
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16  # offsets in the call's data
-ALLOW, KILL, FAIL = 0x7FFF0000, 0x80000000, 0x00050000
-X32 = 0x40000000  # numbers from here on are a second set for the same calls
-CLONE_THREAD = 0x10000
-SECCOMP_MODE_FILTER = 2
-
-
-def seccomp():
-    """Forbid what a calculation never needs.
-
-    One process is then all of the program: nothing can be left behind.
-    """
-    if os.uname().machine not in MACHINES:
-        return
-    code = seccomp_filter(*MACHINES[os.uname().machine])
-    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in code))
-    pointer = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(program))
-    libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, pointer)  # if refused, the probe tells
-
-
-def seccomp_filter(column, arch, clone):
-    """The filter's instructions: (operation, lines to skip if true, if false, value)."""
-    code = [
-        (LOAD, 0, 0, ARCH),
-        (EQUAL, 1, 0, arch),
-        (RETURN, 0, 0, KILL),
-        (LOAD, 0, 0, NUMBER),
-        (AT_LEAST, 0, 1, X32),
-        (RETURN, 0, 0, KILL),
-    ]
-    # clone3's flags lie in memory, where a filter cannot look: without it the C library uses clone.
-    for calls, error in (
-        (FORBIDDEN, errno.EPERM),
-        (FORKS, errno.EAGAIN),
-        (CLONE3, errno.ENOSYS),
-    ):
-        for numbers in calls.values():
-            if numbers[column] is not None:
-                code += [(EQUAL, 0, 1, numbers[column]), (RETURN, 0, 0, FAIL | error)]
-    for numbers in ONLY_ITSELF.values():
-        code += [
-            (EQUAL, 0, 5, numbers[column]),
-            (LOAD, 0, 0, FIRST_ARGUMENT),
-            (EQUAL, 1, 0, os.getpid()),
-            (EQUAL, 0, 1, 0),
-            (RETURN, 0, 0, ALLOW),
-            (RETURN, 0, 0, FAIL | errno.EPERM),
-        ]
-    code += [
-        (EQUAL, 0, 4, clone),
-        (LOAD, 0, 0, FIRST_ARGUMENT),
-        (ANY_BIT, 0, 1, CLONE_THREAD),
-        (RETURN, 0, 0, ALLOW),
-        (RETURN, 0, 0, FAIL | errno.EAGAIN),
-        (RETURN, 0, 0, ALLOW),
-    ]
-    return code

@@ -1,19 +1,20 @@
 """The sandbox's inner side: a server whose forks become the programs.
 
 sandbox.py starts this file by its path, with a socket and its options, in an empty environment.
+A keeper makes the server's folder, waits, and removes it, however the server or the caller ended.
 The server enters the namespaces, loads sympy, lets the probe attack, and then answers programs: a
 program costs a fork, not an interpreter that imports sympy. Nothing of a program outlives its
 answer.
 """
 
 import contextlib
-import errno
 import gc
 import importlib
 import importlib.util
 import json
+import mmap
 import os
-import re
+import resource
 import select
 import signal
 import socket
@@ -22,12 +23,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from dataclasses import asdict, dataclass
 
 if __name__ == "__main__":  # by its path: this folder's parent is the kit
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
+from evaluation import system_calls
 from evaluation.confine import (
     FILE,
     FOLDER,
@@ -35,22 +36,20 @@ from evaluation.confine import (
     PROCESSES,
     become,
     change_root,
-    confine,
+    die_with_parent,
     in_a_fork,
-    libc,
     mount_box,
     no_dumps,
     readable_paths,
     unmount_box,
     unshare,
 )
+from evaluation.program import KEY, REPORT, be_the_program
 
 OUTPUT = 4 << 20  # bytes read of a program's output
-REPORT = 1 << 16  # bytes read of its error line
 PROBE_SECONDS = 120
 NOBODY = 65534
-PR_SET_PDEATHSIG = 1
-BROKEN_LIMITS = (errno.EAGAIN, errno.EFBIG, errno.ENOSPC, errno.ENOMEM, errno.EMFILE)
+LEAST_MEMORY = 64 << 20  # bytes of address space beside what Python and its modules take
 
 
 class SandboxError(OSError):
@@ -91,21 +90,45 @@ def receive_bytes(channel, n):
 
 def remove(folder):
     """rm, because a program may nest its folders deeper than shutil.rmtree recurses."""
-    subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL)
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)  # most programs leave nothing
+        return
+    rm = ["rm", "-rf", "--", folder]
+    if subprocess.run(rm, stderr=subprocess.DEVNULL).returncode:  # folders may be closed to us
+        subprocess.run(["chmod", "-R", "u+rwx", "--", folder], stderr=subprocess.DEVNULL)
+        subprocess.run(rm, stderr=subprocess.DEVNULL)
 
 
 # --------------------------------------------------------------------------------------------------
-# the server
+# the keeper and the server
+
+
+def keep(channel, options):
+    """Start the server in a folder of its own, and remove that in the end."""
+    folder = options["folder"]
+    os.mkdir(folder)
+    os.chmod(folder, 0o711)  # another uid must pass, and cannot list
+    server = os.fork()
+    if server == 0:
+        die_with_parent()
+        with contextlib.suppress(ConnectionError):  # the caller ended
+            serve(channel, options)
+        os._exit(0)
+    channel.close()
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(server, signal.SIGKILL))
+    os.waitpid(server, 0)
+    remove(folder)
 
 
 def serve(channel, options):
     """Shut itself in, send what the probe found unenforced, then answer programs until the end."""
     sys.path.pop(0)  # the kit's folder is not the programs' business
-    for name in ("evaluation.confine", "evaluation"):
+    for name in [name for name in sys.modules if name.startswith("evaluation")]:
         del sys.modules[name]
     preload = [name for name in ("numpy", "sympy", "scipy") if importlib.util.find_spec(name)]
     paths = readable_paths()
     null = os.open("/dev/null", os.O_RDWR)
+    lay_bait(options["folder"])
     own_files = False
     if in_a_fork(unshare) and unshare():  # tried first: half a success could not be undone
         child = os.fork()  # the first process of the new process namespace
@@ -113,19 +136,56 @@ def serve(channel, options):
             channel.close()
             os.waitpid(child, 0)
             return
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         with contextlib.suppress(OSError):  # Landlock is left; the probe tells
             own_files = change_root(options["folder"], paths)
     no_dumps()  # no program may trace this server
     uid = usable_uid(options["uid"], preload, paths)
     for name in preload:
         importlib.import_module(name)
-    options.update(uid=uid, own_files=own_files, paths=paths, null=null, caller=channel.fileno())
+    calls = system_calls.filter_of(os.uname().machine)
+    options.update(uid=uid, own_files=own_files, paths=paths, null=null, calls=calls)
+    options["caller"] = channel.fileno()
     gc.freeze()  # a fork then shares the loaded modules' pages for longer
-    send(channel, json.dumps(probe(options)).encode())
+    send(channel, json.dumps(greeting(options)).encode())
     while True:
         program = receive(channel).decode("utf-8", "surrogatepass")
         send(channel, json.dumps(asdict(run_program(program, options))).encode())
+
+
+def lay_bait(folder):
+    """What the probe tries to read, to change and to reach."""
+    canary = os.path.join(folder, "canary")
+    with open(canary, "w") as file:
+        file.write("canary")
+    os.chmod(canary, 0o666)
+    os.chdir(folder)  # a socket's whole name may be too long
+    bait = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bait.bind("socket")
+    os.chmod("socket", 0o666)
+    os.set_inheritable(bait.detach(), False)  # open for as long as this process lives
+    os.chdir("/")
+
+
+def greeting(options):
+    """{"missing": what the layers together do not enforce} or {"refused": why there is no start}"""
+    if not in_a_fork(leaves_room, options["memory"]):
+        least = 64 << 20
+        while not in_a_fork(leaves_room, least):
+            least *= 2
+        wanted = f"at least {least}: Python and its modules are counted"
+        return {"refused": f"memory: got {options['memory']} bytes, wanted {wanted}"}
+    try:
+        return {"missing": probe(options)}
+    except SandboxError as error:
+        return {"refused": str(error)}
+
+
+def leaves_room(memory):
+    """May a program whose address space is limited to so many bytes still take LEAST_MEMORY?"""
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    mmap.mmap(-1, LEAST_MEMORY).close()
+    return True
 
 
 def usable_uid(wanted, preload, paths):
@@ -151,7 +211,8 @@ def usable_uid(wanted, preload, paths):
 def probe(options):
     """What the layers together do not enforce, as a list: the probe attacks, as a program."""
     values = {
-        "CANARY": options["canary"],
+        "CANARY": os.path.join(options["folder"], "canary"),
+        "SOCKET": "../socket",
         "PARENT": options["parent"],
         "PROCESSES": PROCESSES,
         "FOLDER": FOLDER,
@@ -182,9 +243,12 @@ def run_program(program, options):
     output, output_end = os.pipe()
     report, report_end = os.pipe()
     start = time.monotonic()
+    key = os.urandom(KEY)
     child = os.fork()
     if child == 0:
-        be_the_program(program, {**options, "box": box}, output_end, report_end)
+        secret = [key, report_end]
+        del key, report_end
+        be_the_program(program, {**options, "box": box}, output_end, secret)
     os.close(output_end)
     os.close(report_end)
 
@@ -205,7 +269,7 @@ def run_program(program, options):
         remove(box)
     if ending == "no caller":
         raise ConnectionResetError("the other side ended")
-    status, error = verdict(ending, code, got[report])
+    status, error = verdict(ending, code, got[report], key)
     stdout = got[output][:OUTPUT].decode("utf-8", "replace")
     return Result(stdout, error, status, seconds)
 
@@ -222,31 +286,54 @@ def read_until_end(child, limits, end, caller):
     for fd in limits:
         poll.register(fd, select.POLLIN)
     poll.register(caller, 0)  # tells only of its end
-    while is_open or not ended:
-        left = end - time.monotonic()
-        if left <= 0:
-            break
-        # A program may close both pipes and go on, or leave them to its children: the process
-        # itself is asked, too.
-        wait = min(left * 1000, 20 if is_open else 1)
-        for fd, _ in poll.poll(wait):
-            if fd == caller:
-                return got, "no caller"
-            data = os.read(fd, 1 << 16)
-            got[fd] += data
-            if len(got[fd]) > limits[fd]:
-                return got, "too much"
-            if not data:
-                poll.unregister(fd)
-                is_open.discard(fd)
-        if not ended and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            ended = True
-            kill_all(child)  # whoever else holds the pipes
+    watched = watch(child)
+    if watched is not None:
+        poll.register(watched, select.POLLIN)
+    try:
+        while is_open or not ended:
+            left = end - time.monotonic()
+            if left <= 0:
+                break
+            # A program may close both pipes and go on, or leave them to its children: the process
+            # itself is asked, too.
+            wait = left * 1000
+            if watched is None:
+                wait = min(wait, 20 if is_open else 1)
+            for fd, _ in poll.poll(wait):
+                if fd == caller:
+                    return got, "no caller"
+                if fd == watched:
+                    poll.unregister(fd)
+                    continue
+                data = os.read(fd, 1 << 16)
+                got[fd] += data
+                if len(got[fd]) > limits[fd]:
+                    return got, "too much"
+                if not data:
+                    poll.unregister(fd)
+                    is_open.discard(fd)
+            if not ended and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                ended = True
+                kill_all(child)  # whoever else holds the pipes
+    finally:
+        if watched is not None:
+            os.close(watched)
     return got, "ended" if ended else "time"
 
 
-def verdict(ending, code, report):
-    """(status, error line) of a program: how it ended, its exit code, what it reported."""
+def watch(child):
+    """A descriptor that tells when a process has ended. None before Linux 5.3."""
+    try:
+        return os.pidfd_open(child)
+    except (AttributeError, OSError):
+        return None
+
+
+def verdict(ending, code, report, key):
+    """(status, error line) of a program: how it ended, its exit code, what it reported.
+
+    A report counts if it is the only one and begins with the program's key.
+    """
     if ending == "too much":
         return "limits", f"Error: more than {OUTPUT} bytes of output"
     if ending == "time":
@@ -255,12 +342,15 @@ def verdict(ending, code, report):
         return "limits", f"Error: killed by {signal.Signals(-code).name}, over its limits"
     if code < 0:
         return "error", f"Error: killed by signal {-code}"
-    status = {b"o": "ok", b"e": "error", b"l": "limits"}.get(bytes(report[:1]))
-    if status is None:  # os._exit, or another program took its place
+    if not report:  # os._exit
         return "error", f"Error: ended by itself with exit status {code}"
-    if status == "ok":
+    if not report.startswith(key) or report.count(key) > 1:
+        return "error", "Error: wrote to the sandbox's own descriptor"
+    letter = bytes(report[KEY : KEY + 1])
+    line = report[KEY + 1 :].decode("utf-8", "replace")
+    if letter == b"o" and not line:
         return "ok", ""
-    return status, report[1:].decode("utf-8", "replace")
+    return "limits" if letter == b"l" else "error", line
 
 
 def kill_all(child):
@@ -276,59 +366,5 @@ def kill_all(child):
             kill(pid, signal.SIGKILL)
 
 
-# --------------------------------------------------------------------------------------------------
-# one program, from inside
-
-
-def be_the_program(program, options, output, report):
-    """In the fork: give up everything, run, report. Never returns.
-
-    The report is one letter (o: ok, e: error, l: limits) and the last line of the traceback.
-    """
-    # The program may replace them.
-    write, leave, last_line = os.write, os._exit, last_line_of
-    letter = b"e"
-    line = ""
-    try:
-        os.setsid()
-        for fd, into in ((options["null"], 0), (output, 1), (options["null"], 2)):
-            os.dup2(fd, into)
-        os.closerange(3, report)
-        os.closerange(report + 1, 1 << 16)
-        stream = open(1, "w", encoding="utf-8", errors="replace", closefd=False)
-        sys.stdout = sys.__stdout__ = stream
-        os.environ.update(HOME=options["box"], TMPDIR=options["box"])
-        confine(options)
-        if "input(" in program:
-            raise RuntimeError  # the harness refuses it in these words
-        exec(program, {})  # __name__ is not "__main__", as in the harness
-        stream.flush()
-        letter = b"o"
-    except BaseException as error:  # SystemExit too: the harness shows it as a failure
-        if over_its_limits(error):
-            letter = b"l"
-        line = type(error).__name__  # if there is no memory for more
-        line = last_line(error)
-    finally:  # no exit handlers, no waiting for threads
-        with contextlib.suppress(BaseException):
-            stream.flush()
-        try:
-            write(report, letter + line.encode("utf-8", "replace")[: REPORT - 1])
-        finally:
-            leave(0)
-
-
-def over_its_limits(error):
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, OSError) and error.errno in BROKEN_LIMITS
-
-
-def last_line_of(error, lines_of=traceback.format_exception_only):
-    line = "".join(lines_of(type(error), error)).rstrip("\n").split("\n")[-1]
-    return re.sub(r"\.? Did you mean: .*\?$", "", line)  # only newer Pythons add it
-
-
 if __name__ == "__main__":
-    with contextlib.suppress(ConnectionError):  # the caller ended
-        serve(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))
+    keep(socket.socket(fileno=int(sys.argv[1])), json.loads(sys.argv[2]))

@@ -4,8 +4,11 @@
     python eval_math.py --regrade outputs.jsonl --tasks math --out DIR   # a whole file, no model
 
 `published` follows the rules behind the Rho-1 paper's numbers: a percent may be 100 times off,
-brackets of one kind pass for another. `strict` holds only where the answer is right without that
-help. answers.py reads what was answered, equality.py compares, worker.py runs what needs algebra.
+brackets of one kind pass for another, units and names do not count. `strict` holds only where the
+answer as it was written is right without that help; it is never laxer.
+
+answers.py reads what was answered, equality.py compares by the published rules, strict.py by the
+strict ones, worker.py runs what needs algebra.
 """
 
 import atexit
@@ -16,8 +19,16 @@ from queue import SimpleQueue
 
 from tqdm import tqdm
 
-from evaluation.answers import MAX_CHARS, after_hashes, choice_text, extract, normalize
+from evaluation.answers import (
+    MAX_CHARS,
+    as_written,
+    behind_hashes,
+    extract,
+    normalize,
+    one_letter,
+)
 from evaluation.equality import cheap
+from evaluation.strict import quick
 from evaluation.tasks import check
 from evaluation.worker import SECONDS, Worker
 
@@ -25,25 +36,36 @@ from evaluation.worker import SECONDS, Worker
 # one sample
 
 
-def verdict(worker, task, text, gt, seconds=SECONDS):
+def verdict(worker, task, text, gt, seconds=SECONDS, truth=None):
     """One sample's {pred, gt, published, strict, reason}. Never raises because of text or truth.
 
+    truth: the true answer as it was written, where gt has lost something (a unit, say).
     seconds: processor time for a comparison that needs algebra.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     text = str(text or "")
+    gt = as_text(gt)
     spec = check(task)
     if spec.choice:
-        return choice_verdict(text, str(gt).strip().upper())
+        return choice_verdict(text, gt.strip().upper())
     if spec.own:
-        return own_verdict(text, str(gt))
+        return own_verdict(text, gt)
+    written = as_written(text), gt if truth is None else as_text(truth)
     gt = normalize(gt)
     answer = extract(text)
     if not answer:
         return result("", gt, False, False, "no answer found")
     pred = normalize(answer)
-    return result(pred, gt, *judge(worker, pred, gt, seconds))
+    found = result(pred, gt, *judge(worker, pred, gt, seconds, written))
+    return found if written[1] == gt else found | {"truth": written[1]}
+
+
+def as_text(truth):
+    try:
+        return str(truth)
+    except ValueError:  # an int of thousands of digits
+        return hex(truth)
 
 
 def result(pred, gt, published, strict, reason):
@@ -56,30 +78,37 @@ def choice_verdict(text, gt):
     if not pred:
         return result("", gt, False, False, "no answer found")
     published = pred == gt
-    behind = re.search(r"answer is \(?[a-e](.?)", choice_text(text))[1]
-    names_a_letter = not behind.isalpha()  # "the answer is correct" names none
-    return result(pred, gt, published, published and names_a_letter, "")
+    return result(pred, gt, published, published and one_letter(text) == pred, "")
 
 
 def own_verdict(text, gt):
-    """Of a file of one's own: the number behind #### must be the true one."""
-    pred = after_hashes(text)
+    """Of a file of one's own: the number behind #### must be the true one.
+
+    Strictly, it must not go on as another number ("7/8") or with another answer ("7 or 8").
+    """
+    number, rest = behind_hashes(text)
+    pred = number.replace(",", "")
     right = pred != "" and pred == gt.replace(",", "")
-    return result(pred, gt, right, right, "" if pred else "no answer found")
+    reason = "" if pred else "no answer found"
+    return result(pred, gt, right, right and not GOES_ON.match(rest), reason)
 
 
-def judge(worker, pred, gt, seconds=SECONDS):
+GOES_ON = re.compile(r"[/:^*.eE]\d|\s*(?:[-+*/^=:,]|or\b|and\b)\s*-?\d")
+
+
+def judge(worker, pred, gt, seconds=SECONDS, written=None):
     """(published, strict, reason) for two normalised answers.
 
+    written: answer and truth before they were normalised, for `strict`; by default pred and gt.
     reason: why there was no comparison, or "".
     """
     reason = ""
     published = cheap(pred, gt)
     if published is None:
         published, reason = worker.compare(pred, gt, False, seconds)
-    strict = published and cheap(pred, gt, strict=True)
+    strict = published and quick(*(written or (pred, gt)))
     if strict is None:
-        strict, reason = worker.compare(pred, gt, True, seconds)
+        strict, reason = worker.compare(*(written or (pred, gt)), True, seconds)
     if not published and len(pred) > MAX_CHARS:
         reason = f"answer of {len(pred)} characters"
     return bool(published), bool(strict), reason
@@ -104,13 +133,14 @@ def grade(task, text, gt, seconds=SECONDS):
 
 
 def grade_many(task, pairs, workers=None, seconds=SECONDS):
-    """Verdicts for a list of (text, gt), in its order: see `verdict`.
+    """Verdicts for a list of (text, gt) or (text, gt, truth), in its order: see `verdict`.
 
     workers: processes, by default one per core up to 8. Raises UserError as grade() does.
     """
 
     def one(worker, pair):
-        return verdict(worker, task, *pair, seconds)
+        text, gt, *truth = pair
+        return verdict(worker, task, text, gt, seconds, *truth)
 
     return spread(one, pairs, workers, f"grading {task}")
 
@@ -160,10 +190,10 @@ class Grader:
 
     def add(self, i, text):
         """Queue the text that answers problem i."""
-        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i].gt)
+        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i])
 
-    def grade(self, text, gt):
-        found = verdict(self.worker, self.task, text, gt)
+    def grade(self, text, example):
+        found = verdict(self.worker, self.task, text, example.gt, truth=example.truth_raw)
         self.graded += 1
         self.right += found["published"]
         return found

@@ -8,17 +8,19 @@ TabMWP from its own repository, and every download must have the checksum below.
 """
 
 import hashlib
-import json
 import os
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import taking_turns, write_atomic
+from common.json_files import parse_text, regular_size
+from common.records import as_record, read_json
 
 GITHUB = "https://raw.githubusercontent.com"
 HARNESS = "ZubinGou/math-evaluation-harness/db77bc6bb2a17c90ed2d63e88ebd8c40a82858c5"
@@ -138,12 +140,15 @@ def read_rows(path):
     Raises UserError with file and line number.
     """
     path = Path(path)
+    regular_size(path, "problems")
+    if path.suffix == ".json":
+        rows = read_json(path, "problems")
+        as_record(rows, dict[str, dict[str, Any]], f"problems: {path}")
+        return list(rows.values())
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path}: got {error}, wanted a readable file") from error
-    if path.suffix == ".json":
-        return list(json.loads(text).values())
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -154,7 +159,7 @@ def read_rows(path):
 def row_of(line, where):
     """The JSON object in a line."""
     try:
-        row = json.loads(line)
+        row = parse_text(line)
         if not isinstance(row, dict):
             raise ValueError(f"a {type(row).__name__}, not an object")
     except ValueError as error:

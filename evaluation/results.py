@@ -7,17 +7,36 @@ print(markdown(results))
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from common.errors import UserError
 from common.files import refuse_foreign, taking_turns, write_atomic
+from common.records import as_record, at_least, between, read_json
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread
 from evaluation.pinned import read_rows
 from evaluation.tasks import label
 
+Percent = Annotated[float, between(0, 100)]
+
 # --------------------------------------------------------------------------------------------------
 # files
+
+
+@dataclass
+class Entry:
+    """What results.json says of a task; shares and their standard errors in percent."""
+
+    task: str
+    n: Annotated[int, at_least(0)]
+    published: Percent
+    published_se: Percent
+    strict: Percent
+    strict_se: Percent
+    failed: Annotated[int, at_least(0)]
+    settings: dict[str, Any]
 
 
 def summarize(results):
@@ -41,21 +60,18 @@ def read_entries(out_dir):
     file = Path(out_dir) / "results.json"
     if not file.exists():
         return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{file}: got broken JSON ({error}), wanted earlier results; "
-            f"delete it or choose another --out"
-        ) from error
+    mend = "delete it or choose another --out"
+    entries = read_json(file, "earlier results", mend)
+    as_record(entries, dict[str, Entry], f"earlier results: {file}", mend)
+    return entries
 
 
 def write_results(task, texts, results, out_dir, settings, name=None, **more):
     """Write out_dir/NAME.jsonl, a line per sample, and enter NAME in out_dir/results.json.
 
     A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
-    graded again. name: by default the task's. Returns all of results.json: {name: summary, more,
-    task and settings}.
+    graded again; also the truth as it was written, where gt is less. name: by default the task's.
+    Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
     name = name or label(task)
@@ -93,7 +109,8 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
     refuse_foreign([Path(out_dir) / f"{name}.jsonl"])
     rows = read_rows(file)
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
-    results = grade_many(task, [(text, row["gt"]) for text, row in zip(texts, rows)], workers)
+    samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]
+    results = grade_many(task, samples, workers)
     more = {}
     if rows and all(has_verdict(row) for row in rows):
         more, differences = compare(rows, results, workers)

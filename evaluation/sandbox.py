@@ -10,29 +10,33 @@ where the system has it, so that losing one rarely loses a property:
 
     namespaces   own network, processes and files: a read-only view of Python alone, /box writable
     another uid  where we are root, who may read everything and is bound by no process limit
-    Landlock     the same view of files where namespaces are forbidden; no TCP, no signals out
-    seccomp      no new processes (threads are allowed), no sockets, no signals or ptrace to others
+    Landlock     the same view of files where namespaces are forbidden; no signals out
+    seccomp      the system calls of a calculation alone: no new processes (threads are allowed), no
+                 sockets, nothing that names another process, no owner, mode or time of a file
     rlimits      memory, CPU, file size, processes, open files; no core dumps
 
 What they enforce together is not inferred but tried: a probe runs first, as a program, and attacks.
 """
 
-import argparse
 import json
 import os
 import queue
+import secrets
 import socket
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from common.command_line import Parser, duration, whole
+from common.errors import UserError
 from evaluation import fork_server
 from evaluation.fork_server import Result, SandboxError, receive, remove, send
 
 START_SECONDS = 600  # loading sympy on a busy machine is slow
+STOP_SECONDS = 20  # for a server to end when it is told to
 SPARE_SECONDS = 60  # beyond a program's own time, for its server to clean up
+MOST_MEMORY = 1 << 62  # bytes: the system counts no further
 EXIT_CODES = {"ok": 0, "error": 1, "timeout": 124, "limits": 137}
 
 CLEAN = {  # the environment of the fork servers
@@ -60,15 +64,10 @@ class Sandbox:
     ):
         self.workers = workers
         self.timeout = timeout
-        self.memory = memory
+        self.memory = min(memory, MOST_MEMORY)
         self.strict = strict
 
     def __enter__(self):
-        self.folder = tempfile.mkdtemp(prefix="sandbox-")
-        os.chmod(self.folder, 0o711)  # another uid must pass, and cannot list
-        canary = Path(self.folder, "canary")  # the probe tries to read and to change it
-        canary.write_text("canary")
-        canary.chmod(0o666)
         self.servers = []
         self.idle = queue.Queue()
         try:
@@ -83,7 +82,6 @@ class Sandbox:
     def __exit__(self, *_):
         for server in list(self.servers):
             self._stop(server)
-        remove(self.folder)
 
     def run(self, programs: list[str]) -> list[Result]:
         """Run programs in parallel over the workers; results in the programs' order."""
@@ -105,7 +103,7 @@ class Sandbox:
         finally:
             self.idle.put(server)
 
-    # ---- servers: (process, our end of its socket)
+    # ---- servers: (keeper, our end of the socket, folder)
 
     def _start(self):
         """Start all servers. Returns what they cannot enforce; all find the same."""
@@ -120,20 +118,18 @@ class Sandbox:
         return missing
 
     def _launch(self):
-        folder = tempfile.mkdtemp(dir=self.folder)
-        os.chmod(folder, 0o711)
+        folder = os.path.join(tempfile.gettempdir(), f"sandbox-{secrets.token_hex(8)}")
         ours, theirs = socket.socketpair()
         ours.settimeout(START_SECONDS)
         options = {
             "folder": folder,
-            "canary": f"{self.folder}/canary",
             "parent": os.getpid(),
             "timeout": self.timeout,
             "memory": self.memory,
             "uid": 1_900_000_000 + int.from_bytes(os.urandom(3), "big"),
         }
         script = os.path.abspath(fork_server.__file__)
-        process = subprocess.Popen(
+        keeper = subprocess.Popen(
             [sys.executable, script, str(theirs.fileno()), json.dumps(options)],
             env=CLEAN,
             cwd="/",
@@ -143,45 +139,55 @@ class Sandbox:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
-        server = process, ours
+        server = keeper, ours, folder
         self.servers.append(server)
         return server
 
     def _greeting(self, server):
         """What a new server cannot enforce, once it is ready."""
         try:
-            missing = json.loads(receive(server[1]))
+            greeting = json.loads(receive(server[1]))
         except OSError as error:
             raise SandboxError(f"sandbox: its server did not start: {error}") from None
+        if "refused" in greeting:
+            raise SandboxError(greeting["refused"])
         server[1].settimeout(self.timeout + SPARE_SECONDS)
-        return missing
+        return greeting["missing"]
 
     def _stop(self, server):
         if server in self.servers:
             self.servers.remove(server)
-        process, channel = server
-        channel.close()
-        process.kill()  # takes its process namespace, if it has one, with it
-        process.wait()
+        keeper, channel, folder = server
+        channel.close()  # the server then ends its program and itself
+        try:
+            keeper.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            keeper.terminate()  # it kills the server
+            keeper.wait()
+        remove(folder)  # where someone killed the keeper
 
 
-def main():
-    parser = argparse.ArgumentParser(description="Run the Python program on stdin in the sandbox.")
-    parser.add_argument("--timeout", type=float, default=5.0, help="wall time in seconds")
-    parser.add_argument("--memory", type=int, default=2 << 30, help="address space in bytes")
+def arguments():
+    parser = Parser(__doc__)
+    parser.add_argument("--timeout", type=duration, default=5.0, help="wall time in seconds")
+    memory = whole(1, MOST_MEMORY)
+    parser.add_argument("--memory", type=memory, default=2 << 30, help="address space in bytes")
     parser.add_argument(
         "--strict-sandbox",
         action="store_true",
         help="refuse where the system cannot enforce it all",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    args = arguments()
     program = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
     try:
         with Sandbox(1, args.timeout, args.memory, args.strict_sandbox) as sandbox:
             result = sandbox.run([program])[0]
-    except OSError as error:
-        print(error, file=sys.stderr)
-        return 2
+    except SandboxError as error:
+        raise UserError(str(error)) from None
     sys.stdout.buffer.write(result.stdout.encode("utf-8", "replace"))
     sys.stdout.flush()
     if result.error:
@@ -190,4 +196,8 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

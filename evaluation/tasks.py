@@ -164,6 +164,19 @@ TASKS = {
 }
 
 
+# what a row that is not a problem's does to the functions above
+UNUSABLE = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    SyntaxError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
+
+
 # --------------------------------------------------------------------------------------------------
 # what a stage calls
 
@@ -214,7 +227,7 @@ def load(task, data_dir=None, limit=None, base_url=GITHUB):
     for idx, row in enumerate(read_rows(path)[:limit]):
         try:
             examples.append(example(spec, shots, idx, row))
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, SyntaxError) as error:
+        except UNUSABLE as error:
             raise UserError(
                 f"{path}, problem {idx + 1}: got no usable {error}, wanted the fields of "
                 f"{label(task)}; mend or delete the problem"

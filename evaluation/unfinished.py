@@ -4,6 +4,7 @@ OUT/NAME.partial-RANK.jsonl, one file per rank: a line with the settings, then a
 the order in which they ended. OUT/NAME.jsonl takes their place when the task is finished.
 """
 
+import glob
 import json
 import time
 
@@ -18,8 +19,12 @@ from evaluation.results import read_entries
 IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")
 
 
+def partial_file(out, name, rank):
+    return out / f"{name}.partial-{rank}.jsonl"
+
+
 def partial_files(out, name):
-    return sorted(out.glob(f"{name}.partial-*.jsonl"))
+    return sorted(out.glob(f"{glob.escape(name)}.partial-*.jsonl"))
 
 
 def keep(answers, path, settings, grader, bar):
@@ -27,9 +32,9 @@ def keep(answers, path, settings, grader, bar):
 
     answers: yields (i, text, number of tokens). Returns {i: text}.
     """
+    files.lock(path)
     size = whole_lines(path)
     file = files.Growing(path, size)
-    files.lock(path)
     if size == 0:
         file.write(line_of({"settings": settings}))
     texts = {}
@@ -65,32 +70,70 @@ def read_answers(out, name):
     """{i: text} of all ranks' unfinished files; a last line that a kill cut short is left out."""
     texts = {}
     for path in partial_files(out, name):
-        for line in path.read_text().split("\n")[1:-1]:
-            row = json.loads(line)
+        for row in list(records_of(path))[1:]:
             texts[row["idx"]] = row["text"]
     return texts
 
 
 def saved_settings(path):
-    """The settings in an unfinished file's first line; None where a kill cut it."""
-    first = path.read_text().split("\n")[0]
-    return json.loads(first)["settings"] if first.endswith("}") else None
+    """The settings in an unfinished file's first line; None where a kill cut it. UserError."""
+    first = next(records_of(path), None)
+    return first["settings"] if first else None
 
 
-def earlier_answers(out, name, settings, overwrite):
-    """{i: text} of what was answered before with these settings.
+def records_of(path):
+    """The records in an unfinished file's whole lines. Raises UserError where one is broken."""
+    for number, line in enumerate(path.read_bytes()[: whole_lines(path)].splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        wanted = {"settings"} if number == 1 else {"idx", "text"}
+        if not isinstance(record, dict) or not wanted <= set(record):
+            raise UserError(
+                f"{path}: line {number} is broken; start the task over with --overwrite"
+            )
+        yield record
 
-    overwrite: start over instead; what was finished stays aside until `replaced`. Raises UserError
-    where it was made with other settings, or where the task's file is not one of ours.
+
+def lock_task(out, name):
+    """Keep other processes from a task until `replaced`. Raises UserError where one is at it.
+
+    Or where one of the task's files is somebody else's.
     """
+    written = [f"{name}.jsonl", "results.json", "results.md"]
+    files.refuse_foreign(out / file for file in written)
+    files.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
+    files.lock(partial_file(out, name, 0))
+
+
+def start_over(out, name):
+    """--overwrite: answers that are unfinished go, finished ones stay aside until `replaced`."""
+    lock_task(out, name)
+    for path in partial_files(out, name):
+        files.Growing(path, 0).close()  # its lock must stay
     finished = out / f"{name}.jsonl"
-    files.refuse_foreign([out / "results.json", finished, *partial_files(out, name)])
-    if overwrite:
-        for path in partial_files(out, name):
-            files.remove(path)
-        if finished.exists():
-            files.rename(finished, set_aside(out, name))
-        return {}
+    if finished.exists():
+        files.rename(finished, set_aside(out, name))
+
+
+def earlier_answers(out, name, settings):
+    """{i: text} of what was answered before with these settings; the task is locked.
+
+    Raises UserError where it was made with other ones, and as `lock_task` does.
+    """
+    lock_task(out, name)
+    try:
+        return answers_on_disk(out, name, settings)
+    except UserError:
+        if partial_file(out, name, 0).stat().st_size == 0:
+            files.remove(partial_file(out, name, 0))
+        raise
+
+
+def answers_on_disk(out, name, settings):
+    """`earlier_answers`, when the task is locked."""
+    finished = out / f"{name}.jsonl"
     for path in partial_files(out, name):
         check_same(path, saved_settings(path) or settings, settings)
     texts = {}
@@ -109,8 +152,9 @@ def set_aside(out, name):
 
 def replaced(out, name):
     """The task's file is there: what was unfinished, or stood before it, goes."""
-    for path in [*partial_files(out, name), set_aside(out, name)]:
+    for path in [*partial_files(out, name), partial_file(out, name, 0), set_aside(out, name)]:
         files.remove(path)
+    files.unlock(partial_file(out, name, 0))
 
 
 def check_same(path, theirs, ours):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from evaluation.equality import equal
+from evaluation.strict import same
 
 MEMORY = 2 << 30  # bytes of address space
 SECONDS = 5.0  # of processor time for a comparison: a busy machine changes no verdict
@@ -40,7 +41,7 @@ class Worker:
         self.stop()
 
     def compare(self, pred, gt, strict=False, seconds=SECONDS):
-        """(equal, reason) of two normalised answers.
+        """(equal, reason) of two normalised answers or, with `strict`, of two as written.
 
         reason: "" for a verdict, else why there is none (and equal is False).
         """
@@ -141,7 +142,7 @@ def answer(pred, gt, strict, seconds):
     # The default action of its signal ends the process also in the middle of a long call in C.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        return [equal(pred, gt, strict), ""]
+        return [same(pred, gt) if strict else equal(pred, gt), ""]
     except Exception as error:
         return [False, f"not comparable ({type(error).__name__})"]
     finally:

@@ -9,6 +9,7 @@ import re
 import regex  # tiktoken's own dependency: \p{N} and friends
 
 from common.errors import UserError
+from common.json_files import shown
 from hf.vocabulary import Vocabulary, refuse
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -83,7 +84,7 @@ def splits(pre_tokenizer, where):
     for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
         kind = step.get("type")
         if kind == "Split" and step["behavior"] == "Isolated" and not step.get("invert"):
-            rules.append(step["pattern"].get("Regex") or re.escape(step["pattern"]["String"]))
+            rules.append(split_pattern(step["pattern"], where))
         elif kind == "Digits":
             rules.append(r"\p{N}" if step["individual_digits"] else r"\p{N}+")
         elif kind == "ByteLevel" and not step.get("add_prefix_space", True):
@@ -100,6 +101,18 @@ def splits(pre_tokenizer, where):
             refuse(where, f"a first split by {cut!r}")
     # "Isolated" keeps what no rule matches; tiktoken would drop it
     return cuts, f"{main}|(?:(?!{main})[\\s\\S])+"
+
+
+def split_pattern(pattern, where):
+    """The regex of a "Split". Refused where it is none, or would split at every character."""
+    rule = pattern.get("Regex") or re.escape(pattern["String"])
+    try:
+        empty = regex.compile(rule).fullmatch("")
+    except (regex.error, TypeError, OverflowError, RecursionError) as error:
+        refuse(where, f"the split by {shown(rule)} ({error})")
+    if empty:
+        refuse(where, f"the split by {shown(rule)}, which matches nothing,")
+    return rule
 
 
 # ---- training

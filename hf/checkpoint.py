@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.files import renamed_when_whole, write_atomic
+from common.files import renamed_when_whole, room_for_library, write_atomic
 from common.records import read_json
 from hf.config import config_from_hf, config_to_hf
 from hf.tokenizer import Tokenizer
@@ -132,7 +132,7 @@ def read_tensors(path):
             yield name, tensor.detach()
             if mapped:
                 forget_pages(tensor)
-    except (UserError, OSError):
+    except UserError:
         raise
     except pickle.UnpicklingError:  # PyTorch's own message advises to run it
         raise UserError(
@@ -140,6 +140,8 @@ def read_tensors(path):
             "Wanted safetensors, or a pickled {name: tensor}"
         ) from None
     except Exception as error:  # a hostile pickle can break anything
+        if isinstance(error, OSError) and error.filename:  # of the system, not of the content
+            raise
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise UserError(f"{path}: not a whole weight file ({reason[:200]}); get it again") from None
 
@@ -162,8 +164,14 @@ def stored_tensors(path):
 
 def check_plain(path, name, tensor):
     """Raise UserError for what is not a plain tensor, or one that repeats a few bytes endlessly."""
-    named_tensor = isinstance(name, str) and isinstance(tensor, torch.Tensor)
-    if not named_tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
+    plain = (
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+    )
+    if not plain:
         raise UserError(
             f"{path}: {str(name)[:80]!r} in it is not a plain tensor; wanted {{name: tensor}}"
         )
@@ -250,8 +258,8 @@ def save_weights(state, folder, dtype, shard_bytes):
         tensors = {
             name: state[name].detach().to(shapes[name].dtype).cpu().contiguous() for name in names
         }
-        with renamed_when_whole(folder / file) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"format": "pt"})
+        with renamed_when_whole(folder / file) as temporary, room_for_library(temporary) as name:
+            safetensors.torch.save_file(tensors, name, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         write_atomic(folder / "model.safetensors.index.json", json.dumps(index, indent=1))

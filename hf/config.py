@@ -104,6 +104,11 @@ def check_sizes(raw, need):
         value = raw.get(key)
         need(value is None or type(value) is bool, key, value, "true or false")
     need_positive(raw["rms_norm_eps"], "rms_norm_eps", need)
+    for key in ("bos_token_id", "eos_token_id"):
+        value = raw.get(key)
+        ids = value if isinstance(value, list) else [value]
+        ok = value is None or all(type(i) is int and abs(i) < 1 << 31 for i in ids)
+        need(ok, key, value, "an id, or a list of ids")
 
 
 def need_positive(value, what, need):

@@ -21,10 +21,26 @@ def initial_model(args, token_set, env):
     started from. Raises UserError where the model's tokenizer is not the token set's.
     """
     if args.init == "scratch":
-        model = initialise(Transformer(scratch_config(args, token_set)), args.seed)
-        return model.to(env.device), token_set.folder, f"scratch-{args.seed}"
-    folder = folder_of(args.init, args.revision, token_set, env)
-    return load(folder, device=env.device), folder, env.from_main(lambda: model_hash(folder))
+        model = initialise(Transformer(scratch_config(args, token_set)), args.seed).to(env.device)
+        folder = token_set.folder
+        init = f"scratch-{args.seed}"
+    else:
+        folder = folder_of(args.init, args.revision, token_set, env)
+        model = load(folder, device=env.device)
+        init = env.from_main(lambda: model_hash(folder))
+    if args.document_mask:
+        mask_documents(model, token_set)
+    return model, folder, init
+
+
+def mask_documents(model, token_set):
+    """Keep attention inside of each document of the token set (`--document-mask`)."""
+    end = Tokenizer.load(token_set.folder).eos_id
+    if end is None:
+        raise UserError(
+            f"--document-mask: the tokenizer of {token_set.folder} has no end-of-text token"
+        )
+    model.document_end = end
 
 
 def scratch_config(args, token_set):

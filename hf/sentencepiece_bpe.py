@@ -15,6 +15,7 @@ from enum import IntEnum
 from functools import partial
 
 from common.errors import UserError
+from common.json_files import regular_size
 from hf.vocabulary import Vocabulary, refuse
 
 SPACE = "\u2581"  # SentencePiece's visible space
@@ -211,10 +212,9 @@ NORMALIZER_FIELDS = {
 
 def read_model(file):
     """[(piece, score, kind)], trainer spec and normaliser spec of a tokenizer.model."""
-    if file.stat().st_size > LARGEST_MODEL:
-        raise UserError(
-            f"tokenizer: {file} is not a SentencePiece model: it has {file.stat().st_size:,} bytes"
-        )
+    size = regular_size(file, "tokenizer")
+    if size > LARGEST_MODEL:
+        raise UserError(f"tokenizer: {file} is not a SentencePiece model: it has {size:,} bytes")
     pieces = []
     trainer = {}
     normalizer = {}
@@ -228,7 +228,7 @@ def read_model(file):
                 trainer.update(message(value, TRAINER_FIELDS))
             elif number == NORMALIZER:
                 normalizer.update(message(value, NORMALIZER_FIELDS))
-    except (IndexError, KeyError, ValueError, TypeError, struct.error):
+    except (LookupError, ValueError, TypeError, AttributeError, struct.error):
         raise UserError(
             f"tokenizer: {file} is not a SentencePiece model or is cut short; get it again"
         ) from None

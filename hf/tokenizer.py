@@ -25,6 +25,7 @@ import tiktoken
 
 from common.errors import UserError
 from common.files import write_atomic
+from common.json_files import shown
 from hf import byte_level_bpe
 from hf.sentencepiece_bpe import SPACE
 from hf.tokenizer_files import FILES, from_json, read_vocabulary
@@ -32,6 +33,7 @@ from hf.vocabulary import Vocabulary
 
 # Stands between parts that no token may join. Begins in ASCII: tiktoken steps by one byte.
 CUT = "\0\uffff"
+PATIENCE = 60  # seconds for a document's pattern; half a million spaces take one
 HOLE = 0xFFFFFFFF  # a rank that is not exactly one id of the model
 
 
@@ -96,8 +98,12 @@ class Tokenizer:
         vocabulary = read_vocabulary(path)
         try:
             return cls(vocabulary)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"tokenizer: {path} is not complete ({error!r})") from None
+        except UserError:
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"tokenizer: {path} is not complete ({shown(error)}); get it again"
+            ) from None
 
     @cached_property
     def hash(self) -> str:
@@ -197,8 +203,14 @@ class Tokenizer:
             pieces = [part for piece in pieces for part in cut.split(piece) if part]
         ranks = []
         for piece in pieces:
-            for match in regex.finditer(self.pattern, piece):
-                ranks += self._core.encode_single_piece(match[0].encode())
+            try:
+                for match in regex.finditer(self.pattern, piece, timeout=PATIENCE):
+                    ranks += self._core.encode_single_piece(match[0].encode())
+            except TimeoutError:
+                raise UserError(
+                    f"tokenizer: its pattern takes over {PATIENCE} s to split a document of "
+                    f"{len(text):,} characters; drop or shorten the document"
+                ) from None
         return np.array(ranks, np.uint32)
 
     def _to_ids(self, ranks):

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.json_files import shown
 from common.records import read_json
 from hf import byte_level_bpe, sentencepiece_bpe
-from hf.vocabulary import refuse
+from hf.vocabulary import LARGEST_ID, broken, check, refuse
 
 DECIDING = ("tokenizer.json", "tokenizer.model")
 FILES = (
@@ -39,10 +40,14 @@ def read_vocabulary(path):
         else:
             added = spec["added_tokens"] if spec else added_beside(folder, config)
             vocabulary = sentencepiece_bpe.from_model(as_model, added)
+        check(vocabulary, as_json or path)
         read_ends(vocabulary, spec, config, read_object(folder / "config.json"))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
-            f"tokenizer: {as_json or path} or a file beside it is not complete ({error!r})"
+            f"tokenizer: {as_json or path} or a file beside it is not complete "
+            f"({shown(error)}); get it again"
         ) from None
     vocabulary.files = [folder / name for name in FILES if (folder / name).exists()]
     if not path.is_dir():  # what lies beside it may describe another vocabulary
@@ -73,10 +78,7 @@ def read_object(file):
     """The object in a JSON file; {} where there is no such file. Raises UserError."""
     if not file.exists():
         return {}
-    value = read_json(file, "tokenizer")
-    if not isinstance(value, dict):
-        raise UserError(f"tokenizer: {file} holds {type(value).__name__}, wanted a JSON object")
-    return value
+    return read_json(file, "tokenizer")
 
 
 def from_json(spec, where):
@@ -90,10 +92,25 @@ def from_json(spec, where):
     for token in spec.get("added_tokens") or []:
         if token.get("single_word"):
             refuse(where, f"added token {token['content']!r} with single_word")
+    check_vocab(model["vocab"], where)
     # "a b" in older files, ["a", "b"] in newer ones
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    for merge in merges:
+        if len(merge) != 2 or not isinstance(merge[0], str) or not isinstance(merge[1], str):
+            broken(where, f"the merge {shown(merge)}, wanted two parts")
     family = sentencepiece_bpe if model.get("byte_fallback") else byte_level_bpe
     return family.from_json(spec, merges, where)
+
+
+def check_vocab(vocab, where):
+    """Refuse a vocabulary that is not {token: id}, each id once."""
+    if not isinstance(vocab, dict):
+        broken(where, f"the vocab {shown(vocab)}, wanted an object")
+    ids = vocab.values()
+    if any(type(i) is not int for i in ids):
+        broken(where, "an id in its vocab that is no whole number")
+    if len(set(ids)) < len(ids):
+        broken(where, "two tokens of one id in its vocab")
 
 
 def added_beside(folder, config):
@@ -147,7 +164,13 @@ def end_id(end, vocabulary, config, model_config):
         token = token["content"]
     if token is None:
         i = model_config.get(f"{end}_token_id")
-        return i[0] if isinstance(i, list) else i
+        if isinstance(i, list):
+            i = i[0]
+        if i is None or i == -1:  # some files' none
+            return None
+        if type(i) is not int or not 0 <= i < LARGEST_ID:
+            broken("the config.json beside it", f"the {end}_token_id {shown(i)}, wanted an id")
+        return i
     added = {a["content"]: a["id"] for a in vocabulary.added}
     if token in added:
         return added[token]

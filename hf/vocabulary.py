@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
+from common.json_files import shown
+
+LARGEST_ID = 1 << 24  # many times the largest vocabulary's
+LONGEST_TOKEN = 1024  # bytes, several times the longest in use
 
 
 @dataclass
@@ -31,6 +35,30 @@ class Vocabulary:
     add_bos: bool = False  # does the model expect BOS in front of a document?
     make_json: Callable | None = None  # Tokenizer -> the tokenizer.json to save where there is none
     files: list[Path] = field(default_factory=list)  # those to copy when the tokenizer is saved
+
+
+def check(vocabulary, where):
+    """Refuse what a damaged file says: ids out of range, empty tokens, one id or token twice."""
+    added = vocabulary.added
+    contents = [token["content"] for token in added]
+    ids = [token["id"] for token in added]
+    if not all(isinstance(content, str) and content for content in contents):
+        broken(where, "an added token without a text")
+    if len(set(contents)) < len(added) or len(set(ids)) < len(added):
+        broken(where, "an added token, or the id of one, that stands twice")
+    for i in (*ids, *vocabulary.table):
+        if type(i) is not int or not 0 <= i < LARGEST_ID:
+            broken(where, f"the id {shown(i)}, wanted 0 to {LARGEST_ID - 1}")
+    if len(vocabulary.ranks) < len(vocabulary.expand):
+        broken(where, "one token twice")
+    longest = max(map(len, vocabulary.ranks))
+    if longest > LONGEST_TOKEN:
+        broken(where, f"a token of {longest:,} bytes, wanted at most {LONGEST_TOKEN}")
+
+
+def broken(where, what):
+    """Raise the UserError of a damaged file."""
+    raise UserError(f"tokenizer: {where} has {what}; get it again")
 
 
 def refuse(where, what):

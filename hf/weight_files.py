@@ -3,6 +3,7 @@
 import re
 
 from common.errors import UserError
+from common.json_files import regular_size
 from common.records import read_json
 
 # (whole, index of shards), the preferred first
@@ -16,6 +17,7 @@ def weight_files(folder):
     """The weight files of a Hugging Face folder, in order. Raises UserError if there are none."""
     for whole, index in WEIGHTS:
         if (folder / whole).exists():
+            regular_size(folder / whole, "weights")
             return [folder / whole]
         if not (folder / index).exists():
             continue
@@ -23,6 +25,7 @@ def weight_files(folder):
         for shard in shards:
             if not shard.exists():
                 raise UserError(f"{shard}: this shard is named by {index} and does not exist")
+            regular_size(shard, "weights")
         return shards
     raise UserError(
         f"{folder}: no weights, looked for model.safetensors, pytorch_model.bin and their indexes"
@@ -34,8 +37,7 @@ def shard_names(index):
 
     Raises UserError unless they lie in the same folder: an index is a stranger's.
     """
-    raw = read_json(index, "weights' index")
-    named = raw.get("weight_map") if isinstance(raw, dict) else None
+    named = read_json(index, "weights' index").get("weight_map")
     if not isinstance(named, dict) or not named:
         raise UserError(f"{index}: no weight_map in it")
     for name in named.values():

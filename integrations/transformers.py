@@ -36,6 +36,11 @@ STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can ma
 # the loss
 
 
+def at_least_fp32(logits):
+    """bf16 would blur the small differences that are ranked; fp64 stays fp64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def next_token_losses(logits, labels):
     """The loss of each target: logits (B, T, V), labels (B, T) -> losses, valid (B, T - 1).
 
@@ -43,7 +48,7 @@ def next_token_losses(logits, labels):
     the label is -100.
     """
     targets = labels[:, 1:]
-    scores = slm.at_least_fp32(logits[:, :-1])
+    scores = at_least_fp32(logits[:, :-1])
     losses = F.cross_entropy(
         scores.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
     )
@@ -145,7 +150,7 @@ def _score(rows, model, batch_size, entropy):
     for ids, parts in zip(rows["input_ids"], lengths):
         ids = torch.tensor(ids, device=next(model.parameters()).device)[None]
         more = {} if parts is None else {"position_ids": positions(parts).to(ids.device)[None]}
-        logits = slm.at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
+        logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
         losses, _ = next_token_losses(logits, ids)
         if not losses.isfinite().all():
             raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")

@@ -4,7 +4,8 @@
 #   PLAN=1 bash runs/X.sh            prints the commands, runs none; python -m tools.plan reads them
 #   K=1.0 bash runs/X.sh             the baseline: plain causal training (CLM), no reference
 #   SCALE=tiny bash runs/X.sh        all of it on a CPU: tiny models, a local hub, a few steps
-#   EXTRA="--checkpointing"          more flags of the training stages; MICRO=1: their micro-batch
+#   EXTRA="--checkpointing"          more flags of the training stages; MICRO=8: their micro-batch
+#   RANK=2                           windows that are ranked together, a divisor of MICRO
 #   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else downloaded
 # Interrupted, the same command goes on where it stopped.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}

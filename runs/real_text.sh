@@ -94,7 +94,7 @@ $python "$kit/prepare.py" --source "$test" --prompt-field question --response-fi
     --tokenizer "$sets/corpus" --out "$sets/test"
 for run in "$out"/base "$out"/ref "$out"/*-lr*-seed*; do
     [ -f "$run/summary.json" ] || continue
-    $python "$kit/score.py" --model "$run" --data "$sets/test" --out "$run/test_loss.bin" \
+    $python "$kit/score.py" --model "$run" --data "$sets/test" --out "$run-test_loss.bin" \
         --seq-len "$window" --batch-size "$batch" $options
 done
 $python "$kit/runs/real_text.py" report --data "$sets" --out "$out" --seeds $seeds --rates $rates \

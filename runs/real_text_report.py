@@ -112,7 +112,7 @@ def run_cells(label, folder, reached, cost):
         f"{args['lr']:g}",
         str(args["seed"]),
         number(summary(folder)["val_loss"]),
-        number(stored_mean(folder / "test_loss.bin")),
+        number(stored_mean(folder.with_name(f"{folder.name}-test_loss.bin"))),
         number(summary(folder)["tokens_seen"], ","),
         reached,
         cost,

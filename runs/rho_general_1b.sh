@@ -18,6 +18,7 @@ TOKENS=${TOKENS:-$(pick 80000000000 16384)}       # paper: 80B
 BASE=TinyLlama/TinyLlama_v1.1                     # paper: TinyLlama-1.1B; the version is our choice
 WINDOW=$(pick 2048 128)                           # our choice, as in the math experiment
 BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}   # paper: 1M tokens a step
+RANK=${RANK:-$(pick 4 4)}                         # ours: ranked together; MICRO only sets speed
 D=$D/$(amount $TOKENS) O=$O/$(amount $TOKENS) RUN=slm-k$K
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 
@@ -41,7 +42,7 @@ fi
 # 3. The student: 1e-4 (paper); cosine to a tenth and the warm-up are our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 1e-4 --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH \
-    --micro-batch-size $MICRO $EXTRA --out $O/$RUN
+    --micro-batch-size $MICRO --rank-windows $RANK $EXTRA --out $O/$RUN
 # 4. Two of the 15 benchmarks with the paper's maths protocol, the others with lm-eval (pip install
 #    lm-eval; names as in 0.4.13), which opens the checkpoint as it is. Its TydiQA is the
 #    gold-passage task; MBPP and HumanEval run the model's code, for which it asks to be told so.

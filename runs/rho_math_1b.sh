@@ -15,7 +15,8 @@ K=${K:-0.6}                                       # paper: 60 %
 TOKENS=${TOKENS:-$(pick 15000000000 16384)}       # paper: 15B read, 9B of them selected
 BASE=TinyLlama/TinyLlama_v1.1                     # paper: TinyLlama-1.1B; the version is our choice
 WINDOW=$(pick 2048 128)                           # reference: paper; student: our choice, the same
-BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}   # paper: 1M tokens a step; ranked by micro-batch
+BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}   # paper: 1M tokens a step
+RANK=${RANK:-$(pick 4 4)}                         # ours: ranked together; MICRO only sets speed
 RUN=slm-k$K-$(amount $TOKENS)
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 # Not stated, our choice: warm-up, AdamW (0.9, 0.95), weight decay 0.1, clipping at 1.
@@ -50,6 +51,6 @@ fi
 # 3. The student: 8e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 8e-5 --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH \
-    --micro-batch-size $MICRO $EXTRA --snapshots $(pick 15 1) --out $O/$RUN
+    --micro-batch-size $MICRO --rank-windows $RANK $EXTRA --snapshots $(pick 15 1) --out $O/$RUN
 # 4. The nine tasks.
 run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

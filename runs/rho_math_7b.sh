@@ -2,7 +2,7 @@
 # Rho-1-Math-7B: Mistral-7B continued on OpenWebMath with SLM, 15B tokens (Rho-1, section 3; table
 # 1). Expected, few-shot: GSM8K 66.9, MATH 31.0, average of nine tasks 66.2; K=1.0 (CLM): 42.9,
 # 22.2, 55.8. 10.5B of the 15B tokens are selected. Paper's time on 32 H100: 18 h. On 8 GPUs of 80
-# GB it takes FSDP and checkpointing.
+# GB it takes FSDP.
 #
 #   bash runs/rho_math_7b.sh
 #   K=1.0 bash runs/rho_math_7b.sh
@@ -15,8 +15,9 @@ K=${K:-0.7}                                       # paper: 70 %
 TOKENS=${TOKENS:-$(pick 15000000000 16384)}       # paper: 15B read, 10.5B of them selected
 BASE=mistralai/Mistral-7B-v0.1                    # paper: Mistral-7B
 WINDOW=$(pick 4096 128)                           # reference: paper; student: our choice, the same
-BATCH=$(pick 256 8) MICRO=${MICRO:-$(pick 1 4)}   # paper: 1M tokens a step; ranked by micro-batch
-SHARD=$(pick "--parallel fsdp --checkpointing" "")  # ours: 7B in fp32 with AdamW are 116 GB
+BATCH=$(pick 256 8) MICRO=${MICRO:-$(pick 1 4)}   # paper: 1M tokens a step
+RANK=${RANK:-$(pick 1 4)}                         # ours: ranked together; MICRO only sets speed
+SHARD=$(pick "--parallel fsdp --save-minutes 20" "")  # ours: 7B in fp32 with AdamW are 116 GB
 RUN=slm-k$K-$(amount $TOKENS)
 STEPS=$((TOKENS / (BATCH * WINDOW)))
 # Not stated, our choice: warm-up, AdamW (0.9, 0.95), weight decay 0.1, clipping at 1.
@@ -50,6 +51,7 @@ fi
 # 3. The student: 2e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
 run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 2e-5 --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH \
-    --micro-batch-size $MICRO $EXTRA --snapshots $(pick 15 1) $SHARD --out $O/$RUN
+    --micro-batch-size $MICRO --rank-windows $RANK $EXTRA $SHARD --snapshots $(pick 15 1) \
+    --out $O/$RUN
 # 4. The nine tasks.
 run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

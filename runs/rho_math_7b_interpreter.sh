@@ -17,7 +17,7 @@ NAME=$(echo "$BASE" | tr / -)
 # tool outputs are no targets; problems of the tests are left out.
 TRAJECTORIES=${TRAJECTORIES:-hf:AI-MO/NuminaMath-TIR}
 WINDOW=$(pick 2048 128) MICRO=${MICRO:-$(pick 1 4)} \
-    SHARD=$(pick "--parallel fsdp --checkpointing" "")
+    SHARD=$(pick "--parallel fsdp" "")
 
 run $PYTHON prepare.py --source $TRAJECTORIES --tokenizer $BASE \
     --decontaminate $(pick "gsm8k math" gsm8k) $TESTS --max-tokens $(pick 50000000 20000) \

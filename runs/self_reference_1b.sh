@@ -12,6 +12,7 @@ TOKENS=${TOKENS:-$(pick 5000000000 16384)}        # not in our notes: ours, as t
 D=$D/$(amount $TOKENS) O=$O/$(amount $TOKENS) RUN=slm-k$K
 BASE=TinyLlama/TinyLlama_v1.1
 WINDOW=$(pick 2048 128) BATCH=$(pick 512 8) MICRO=${MICRO:-$(pick 4 4)}
+RANK=${RANK:-$(pick 4 4)}                         # ours: ranked together; MICRO only sets speed
 TASKS=$(pick "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat" "gsm8k")
 train="--data $D/corpus --init $BASE --steps $((TOKENS / (BATCH * WINDOW))) --lr 8e-5
     --warmup $(pick 200 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA"
@@ -25,7 +26,8 @@ if [ "$K" != 1.0 ]; then
     run $LAUNCH score.py --model $O/clm --data $D/corpus --seq-len $WINDOW \
         --batch-size $(pick 16 8) --entropy --out $O/ref_loss.bin
     # 3. The student, from the base.
-    run $LAUNCH train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin --out $O/$RUN
+    run $LAUNCH train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin \
+        --rank-windows $RANK --out $O/$RUN
 fi
 # 4. Both.
 run $LAUNCH eval_math.py --model $O/clm --tasks $TASKS $EVAL

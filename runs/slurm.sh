@@ -5,9 +5,9 @@
 #         --ref-loss out/owm/ref_loss.bin --out out/slm --lr 8e-5 --seq-len 2048 --batch-size 512 \
 #         --micro-batch-size 4
 #
-# All nodes must see the same working folder. Stopped by the time limit, it is queued again and goes
-# on, also on another number of nodes: the order of the windows does not depend on it. Other stages:
-# STAGE=score.py sbatch ...
+# All nodes must see the same working folder. Two minutes before the time limit the ranks are told:
+# they end the step that they are in, save, and the job is queued again. It goes on on any number of
+# nodes: the order of the windows does not depend on it. Other stages: STAGE=score.py sbatch ...
 #SBATCH --job-name=slm
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -17,8 +17,15 @@
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100               # seconds for that; older versions give 30
+stop() {
+    kill -TERM "$run"                                   # srun tells torchrun, that its ranks
+    wait "$run" || true
+    scontrol requeue "$SLURM_JOB_ID"
+}
+trap stop TERM
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${GPUS:-8}" --rdzv-id "$SLURM_JOB_ID" \
     --rdzv-backend c10d --rdzv-endpoint "$head:29500" "${STAGE:-train_slm.py}" "$@" &
-wait $!                                                 # its exit code is the job's
+run=$!
+wait $run                                               # its exit code is the job's

@@ -1,7 +1,7 @@
 """Runs a stage and ends it at a chosen point: no test waits, or guesses how fast the machine is.
 
     python tests/killed.py POINT STAGE.py ARGS...
-    python tests/killed.py --send SIGINT --set data:FORMAT=2 POINT STAGE.py ARGS...
+    python tests/killed.py --send SIGINT --set data:FORMAT=2 --rank 1 POINT STAGE.py ARGS...
 
 POINT is KIND:WHAT:N and names the moment, counted from 1:
 
@@ -9,6 +9,8 @@ POINT is KIND:WHAT:N and names the moment, counted from 1:
     after:train_state.pt:3           just after it
     inside:model*.safetensors:1      with half of the new file's bytes on disk, not renamed yet
     moment::17                       at the 17th moment that common.files passes, whatever it is
+    half::17                         there, too, with half of what is being done: see `halve`
+    moment:__1_0.distcp:2            at the second one that is about a file of that name
     call:data:TokenSetWriter.mark:2  as the second call of a function (MODULE:FUNCTION) begins
     never                            not at all (for KIT_SLOW)
 
@@ -18,7 +20,8 @@ the rename would come: the same bytes are on disk as after a kill in the middle 
 A function of the stage itself goes by the stage's name: `call:score:claim:1`.
 
 Only the process that was started is ended; processes that it starts are left alone. Under torchrun
-each rank counts for itself: only the first one writes files, all of them call `Run.save_state`.
+each rank counts for itself: only the first one writes files (but for the parts of a training
+state), all of them call `Run.save_state`. `--rank 1`: the moment counts on that rank alone.
 
 `--set MODULE:NAME=VALUE` changes a constant (VALUE is a Python literal) before the stage runs.
 `KIT_SLOW=0.05` in the environment sleeps that many seconds before and after each rename.
@@ -46,16 +49,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def killed(point, arguments, cwd, sent="SIGKILL", settings=(), ranks=0, **options):
+def killed(point, arguments, cwd, sent="SIGKILL", settings=(), ranks=0, rank=None, **options):
     """Run a stage as a process of its own and assert that it ended at `point`. Returns its output.
 
     `arguments`: the stage and its arguments, one string or a list. `sent`: the signal's name.
-    `ranks`: under torchrun.
+    `ranks`: under torchrun; `rank`: the only one that gets the signal.
     """
     from conftest import HANGS, launch
 
     words = arguments.split() if isinstance(arguments, str) else arguments
     changes = [word for setting in settings for word in ("--set", setting)]
+    if rank is not None:
+        changes += ["--rank", str(rank)]
     driver = ["tests/killed.py", "--send", sent, *changes, point, *words]
     process = launch(driver, cwd, ranks, **options)
     out, _ = process.communicate(timeout=HANGS)
@@ -101,9 +106,12 @@ def arm_changes(point=None, seconds=0.0, record=None):
     from common import files
 
     this = os.getpid()
+    sizes = {}  # of files that are about to be appended to
 
     def reached(moment, path):
         when, kind = moment.split()
+        if moment == "before append":
+            sizes[path] = os.path.getsize(path) if os.path.exists(path) else 0
         if kind == "rename":
             time.sleep(seconds)
         if record and os.getpid() == this:
@@ -117,10 +125,26 @@ def arm_changes(point=None, seconds=0.0, record=None):
             point.end()
         if kind == "rename" and point.reached(when, path):
             point.end()
-        if point.reached("moment"):
+        if point.reached("half"):
+            halve(Path(path), sizes.get(path, 0))
+            point.end()
+        if point.reached("moment", path if point.what else None):
             point.end()
 
     files.reached = reached
+
+
+def halve(path, before=0):
+    """As a kill in the middle leaves it: half of the bytes written, half of a folder removed.
+
+    `before`: bytes of the file that were there already.
+    """
+    if path.is_dir():
+        inside = sorted(inner for inner in path.rglob("*") if inner.is_file())
+        for inner in inside[: len(inside) // 2]:
+            inner.unlink()
+    else:
+        os.truncate(path, before + (os.path.getsize(path) - before) // 2)
 
 
 def arm_call(point, function):
@@ -146,8 +170,11 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM"])
+    parser.add_argument(
+        "--send", default="SIGKILL", choices=["SIGKILL", "SIGINT", "SIGTERM", "SIGSTOP"]
+    )
     parser.add_argument("--set", action="append", default=[], metavar="MODULE:NAME=VALUE")
+    parser.add_argument("--rank", help="the only rank that is ended")
     parser.add_argument("point")
     parser.add_argument("stage")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -155,7 +182,8 @@ def main():
 
     sys.path[0] = str(ROOT)
     stage = ROOT / args.stage
-    point = Point(args.point, args.send)
+    here = args.rank in (None, os.environ.get("RANK"))
+    point = Point(args.point if here else "never", args.send)
     seconds = float(os.environ.get("KIT_SLOW", 0))
     arm_changes(point, seconds, os.environ.get("KIT_MOMENTS"))
 

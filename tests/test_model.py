@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import model as M
+import slm
 from common.errors import UserError
 from conftest import write_model
 from hf import checkpoint
@@ -226,3 +227,58 @@ def test_under_autocast_products_are_bf16_and_the_residual_stream_is_fp32():
         assert seen[f"{block}.input_layernorm"] == (torch.float32, torch.bfloat16)
         for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"):
             assert seen[f"{block}.{part}"] == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_with_document_masks_each_document_is_as_if_it_were_alone(window):
+    """Losses and gradients: a window of several documents, the first and the last of them cut."""
+    config = M.Config(vocab_size=50, hidden_size=24, num_hidden_layers=3, sliding_window=window)
+    model = M.initialise(M.Transformer(config), 0).double()
+    model.document_end = 7
+    tokens = torch.randint(8, 50, (2, 40), generator=torch.Generator().manual_seed(0))
+    for row, ends in enumerate(((3, 4, 20, 39), (0, 11, 30))):  # an empty document among them
+        tokens[row, list(ends)] = 7
+    packed = model(tokens)
+    packed.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+
+    model.document_end = None
+    total = 0
+    for row in range(2):
+        ends = [-1, *(tokens[row] == 7).nonzero().flatten().tolist(), 39]
+        for before, end in zip(ends, ends[1:]):
+            if before < end:
+                alone = model(tokens[row, before + 1 : end + 1][None])[0]
+                assert (alone - packed[row, before + 1 : end + 1]).abs().max() < 1e-12
+                total = total + alone.square().sum()
+    total.backward()
+    alone = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all((a - b).abs().max() < 1e-9 for a, b in zip(alone, gradients))
+
+
+def test_without_a_flag_attention_crosses_documents():
+    model = M.initialise(M.Transformer(M.Config(vocab_size=50, hidden_size=24)), 0)
+    tokens = torch.randint(8, 50, (1, 20), generator=torch.Generator().manual_seed(0))
+    tokens[0, 9] = 7
+    crossed = model(tokens)
+    model.document_end = 7
+    assert not torch.allclose(crossed[0, 10:], model(tokens)[0, 10:], atol=1e-3)
+    assert torch.allclose(crossed[0, :10], model(tokens)[0, :10], atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_matrices_that_are_cast_once_give_the_same_losses(tied):
+    """Bit for bit what autocast gives, which casts them in each forward pass."""
+    shape = {"vocab_size": 50, "hidden_size": 24, "attention_bias": True}
+    torch.manual_seed(0)  # of the biases
+    model = M.initialise(M.Transformer(M.Config(tie_word_embeddings=tied, **shape)), 0)
+    x, y = torch.randint(50, (2, 3, 40))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        each_time = slm.WithLoss(model)(x, y, entropy=True)
+        model.cast_products(torch.bfloat16)
+        once = slm.WithLoss(model)(x, y, entropy=True)
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.model.embed_tokens.weight.dtype == torch.float32
+    for a, b in zip(each_time, once):
+        assert torch.equal(a, b)

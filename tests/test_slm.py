@@ -39,7 +39,8 @@ def test_selection_is_brute_force(scope, seed):
     valid = rng.rand(B, T) < rng.choice([0.0, 0.1, 0.6, 1.0])
     for k in (0.01, 0.25, 0.5, 0.6, 0.999, 1.0):
         expected = brute_force(scores, valid, k, scope)
-        kept = slm.keep_top(torch.from_numpy(scores), torch.from_numpy(valid), k, scope).numpy()
+        together = 1 if scope == "sequence" else None
+        kept = slm.keep_top(torch.from_numpy(scores), torch.from_numpy(valid), k, together).numpy()
         assert (kept == expected).all(), (k, scores, valid)
         assert slm.Selection(k, scope=scope).count(valid) == expected.sum()
 
@@ -49,10 +50,29 @@ def test_a_tie_keeps_the_lowest_position_and_not_all():
     assert kept.tolist() == [[True] * 4, [False] * 4]
     assert (
         slm.keep_top(
-            torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5, "sequence"
+            torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), 0.5, together=1
         ).tolist()
         == [[True, True, False, False]] * 2
     )
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 6])
+def test_windows_that_are_ranked_together_are_a_batch_of_their_own(together):
+    """Six windows in groups: mask and count are those of each group given by itself."""
+    rng = np.random.RandomState(together)
+    scores, other = (torch.from_numpy(rng.randn(6, 11).astype(np.float32)) for _ in range(2))
+    valid = torch.from_numpy(rng.rand(6, 11) < 0.7)
+    for score in ("excess", "ref_and"):
+        tokens = slm.Tokens(loss=scores, ref_loss=other, ref_entropy=scores)
+        whole = slm.Selection(0.6, score, "micro", rank_windows=together)
+        parts = []
+        for rows in torch.arange(6).split(together):
+            part = {name: value[rows] for name, value in vars(tokens).items()}
+            parts.append(slm.Selection(0.6, score).mask(slm.Tokens(**part), valid[rows]))
+        mask = whole.mask(tokens, valid)
+        assert torch.equal(mask, torch.cat(parts))
+        if score == "excess":
+            assert whole.count(valid.numpy()) == mask.sum()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -10,13 +10,14 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from common import aside, files
 from common.errors import UserError
-from common.records import read_json
+from common.records import Bound, as_record, at_least, read_json
 from data import TokenSet, TokenSetWriter
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
@@ -29,6 +30,11 @@ ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
 AGAIN = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
+RESTART = "start over with --overwrite"
+Count = Annotated[int, at_least(0)]
+ENTRY = Bound(
+    lambda entry: {"name", "documents", "tokens"} <= entry.keys(), "name, documents, tokens"
+)
 
 
 @dataclass
@@ -49,12 +55,12 @@ class Settings:
 class Progress:
     """Where a restart goes on, and what has been counted up to there. Stored in progress.json."""
 
-    sources: list  # {"name", "documents", "tokens"} of each --source
-    source: int = 0  # the number of a Source
-    record: int = 0  # of that source
-    bad: int = 0
-    contaminated: int = 0
-    text_bytes: int = 0
+    sources: list[Annotated[dict[str, Any], ENTRY]]  # of each --source
+    source: Count = 0  # the number of a Source
+    record: Count = 0  # of that source
+    bad: Count = 0
+    contaminated: Count = 0
+    text_bytes: Count = 0
 
     def add(self, piece, entry):
         """Count a piece that was appended, of --source number `entry`."""
@@ -139,6 +145,8 @@ def use_again(out, plan, settings):
         )
     refuse_bad(out, done.meta["bad_records"], settings)
     files.remove(out / "progress.json")  # killed just before it did so itself
+    aside.discard(out)
+    files.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 
@@ -175,7 +183,7 @@ def take_over(out, tokenizer, overwrite):
 def begin(writer, names):
     """The progress that was stored, or that of a new set."""
     if writer.state:
-        return Progress(**writer.state)
+        return as_record(writer.state, Progress, f"{writer.folder}/progress.json: state", RESTART)
     return Progress([{"name": name, "documents": 0, "tokens": 0} for name in names])
 
 

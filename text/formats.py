@@ -16,6 +16,9 @@ must write it, for there its generation stops.)
 
 import re
 
+NAMED, LETTERS = 12, 60  # fields that a message lists, and how much of each one's name
+# Of a chat: its characters times its turns. At each turn all before it is tokenised once more.
+MOST = 1 << 32
 JOIN = "\n"  # between prompt and response; it belongs to the prompt
 
 # (form, fields); the first that a record has counts. Beside each: data sets that are published so.
@@ -44,7 +47,10 @@ def guess(fields):
 
 def listed(fields):
     """The end of a message about a field that is not there."""
-    names = ", ".join(map(repr, fields)) or "none"
+    fields = [str(field) for field in fields]
+    names = ", ".join(repr(field[:LETTERS]) for field in fields[:NAMED]) or "none"
+    if len(fields) > NAMED:
+        names += f", ... of {len(fields)}"
     return f"its fields are {names}; name one with --text-field or --prompt-field"
 
 
@@ -83,12 +89,12 @@ def chat(field, turns):
     """The texts of a chat, by turns. Raises ValueError."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise ValueError(f"field {field!r} is {type(turns).__name__}, wanted a list of turns")
-    texts = [""]  # even places: not to be learnt
+    parts = [[]]  # of each text; even places: not to be learnt
 
     def add(text, learnt):
-        if len(texts) % 2 == learnt:
-            texts.append("")
-        texts[-1] += text
+        if len(parts) % 2 == learnt:
+            parts.append([])
+        parts[-1].append(text)
 
     for turn in turns:
         role, content = role_and_content(field, turn)
@@ -104,8 +110,15 @@ def chat(field, turns):
             at = tool.end()
         last = turn is turns[-1]
         add(content[at:] if last else content[at:] + "\n", True)
-    if len(texts) < 2:
+    if len(parts) < 2:
         raise ValueError(f"field {field!r}: holds no turn of an assistant")
+    texts = ["".join(part) for part in parts]
+    size = sum(map(len, texts))
+    if len(texts) * size > MOST:
+        raise ValueError(
+            f"field {field!r}: {size:,} characters in {len(texts):,} turns would take hours; "
+            f"cut the chat into several"
+        )
     return texts
 
 

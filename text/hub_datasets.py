@@ -16,10 +16,11 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from common import files as disk
 from common.errors import UserError
-from common.records import read_json
+from common.records import Bound, as_record, matching, read_json
 from hf import downloads
 
 FOLDER = ".hub-shard"  # in OUT: where the one shard is; nothing else is ever in it
@@ -30,6 +31,22 @@ NAME = re.compile(
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_dict.json")  # of a data set, and no records
 FOLDERS_NAMED = 12  # of a repository in which nothing fits
+
+
+def is_shard(pair):
+    """[path, bytes], the path inside the folder that it is put into."""
+    if len(pair) != 2 or type(pair[1]) is not int or not isinstance(pair[0], str):
+        return False
+    path = Path(pair[0])
+    return pair[1] >= 0 and not path.is_absolute() and ".." not in path.parts
+
+
+@dataclass
+class Listing:
+    """What OUT/hub.json says of a --source."""
+
+    commit: Annotated[str, matching("[0-9a-f]{40}", "a commit")]
+    files: list[Annotated[list[Any], Bound(is_shard, "[path, bytes]")]]
 
 
 @dataclass
@@ -55,6 +72,7 @@ class Shard:
             return
         delete_shard(self.out)
         folder = Path(self.out) / FOLDER
+        disk.lock_folder(self.out, "token set")
         disk.claim(folder)
         place = {"repo_type": "dataset", "local_dir": str(folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:
@@ -137,8 +155,14 @@ def nothing_fits(name, repo, files, endings):
 
 
 def noted(path):
-    """What OUT/hub.json says: {--source: what is known of it}."""
-    return read_json(path, "listing of the hub's files") if Path(path).exists() else {}
+    """What OUT/hub.json says: {--source: what is known of it}. Raises UserError."""
+    if not Path(path).exists():
+        return {}
+    what = "listing of the hub's files"
+    mend = "delete it, and the same command asks the hub again"
+    known = read_json(path, what, mend)
+    as_record(known, dict[str, Listing], f"{what}: {path}", mend)
+    return known
 
 
 def note(name, path, **more):

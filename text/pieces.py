@@ -115,6 +115,15 @@ class Preparation:
         if job.error:
             raise UserError(job.error)
         source = self.sources[job.source]
+        try:
+            return self.piece_of(job, source)
+        except MemoryError:
+            raise UserError(
+                f"{source.path}: there is not enough memory for what follows record {job.first}; "
+                f"lower --workers or --max-document-bytes"
+            ) from None
+
+    def piece_of(self, job, source):
         piece = Piece(replace(job, records=()))
         if source.kind == "set":
             self.copy_stretch(piece, source)

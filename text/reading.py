@@ -4,26 +4,20 @@ Jobs are cut the same way on every run, and only one is in memory. Every error n
 the line, row, record or byte.
 """
 
-import codecs
-import gzip
 import json
 import os
-import re
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from common.errors import UserError
 from text import formats
+from text.blocks import Damaged, blocks
+from text.cutting import Array, Lines
 
 BLOCK = 1 << 20  # bytes of text per job, about
-LONGEST = 64 * BLOCK  # characters of one element of a JSON array
 GENERATED = 256  # records of a "generated" source per job
 DAMAGED = 1 << 60  # the record to go on from, behind a shard that could not be read to its end
 BOM = b"\xef\xbb\xbf"  # Windows' mark of UTF-8
-BETWEEN = re.compile(r"[ \t\r\n,\[\ufeff]*")  # the elements of an array
-SCANNER = json.JSONDecoder()
 UNITS = {"txt": "", "jsonl": " line {}", "json": " record {}", "parquet": " row {}"}
 
 
@@ -31,14 +25,15 @@ UNITS = {"txt": "", "jsonl": " line {}", "json": " record {}", "parquet": " row 
 class Job:
     """A stretch of a source's records, for a worker.
 
-    `records`: bytes of a .txt, .jsonl or .json; tuples of a parquet file's values; numbers of a
-    "generated" source's documents or of a token set's tokens.
+    `records`: bytes of a .txt, .jsonl or .json; tuples of a parquet file's values; None in place of
+    one that is too long; numbers of a "generated" source's documents or of a token set's tokens.
     """
 
     records: Sequence
     first: int  # number of the first record in its source
     next: int  # the record that a restart goes on from
     read: int  # how much of the source's size lies behind it
+    n_bytes: int = 0  # of its records
     source: int = 0  # its number
     damage: str = ""  # with --skip-bad: why the rest of its source is left out
     error: str = ""  # damage that ends the work, met after everything that was read well
@@ -57,9 +52,11 @@ def jobs(sources, source, record, stop, skip_bad):
             continue
         try:
             here.fetch()
-            for job in read(here, start):
+            here.begin()
+            for job in read_well(here, start):
                 job.source = number
                 yield job
+            here.end()
         except UserError as error:
             arrived = here.shard and os.path.exists(here.file)
             if not (skip_bad and arrived):
@@ -68,14 +65,29 @@ def jobs(sources, source, record, stop, skip_bad):
             yield Job([], 0, DAMAGED, here.size, source=number, damage=str(error))
 
 
+def read_well(source, start):
+    """As `read`; also what the system says, and a lack of memory, are UserErrors."""
+    try:
+        yield from read(source, start)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{source.path}: cannot be read ({reason})") from None
+    except MemoryError:
+        raise UserError(
+            f"{source.path}: there is not enough memory to read it; lower --workers or "
+            f"--max-document-bytes"
+        ) from None
+
+
 def read(source, start):
     """Jobs of one source from record `start` on. Raises UserError where the file is damaged."""
     if source.kind == "txt":
         return read_whole(source, start)
     if source.kind == "jsonl":
-        return read_lines(source, start)
+        return read_cut(source, start, Lines(source.longest))
     if source.kind == "json":
-        return read_array(source, start) if holds_array(source) else read_lines(source, start)
+        kind = Array if holds_array(source) else Lines
+        return read_cut(source, start, kind(source.longest))
     if source.kind == "parquet":
         return read_rows(source, start)
     step = GENERATED if source.kind == "generated" else BLOCK
@@ -83,9 +95,14 @@ def read(source, start):
 
 
 def read_whole(source, start):
-    """A .txt file is one document."""
-    if start == 0:
-        yield Job([Path(source.file).read_bytes()], 0, 1, source.size)
+    """A .txt file is one document. None stands for one that is too long."""
+    if start > 0:
+        return
+    record = None
+    if source.size <= source.longest:
+        with source.open() as file:
+            record = file.read(source.longest + 1)
+    yield Job([record], 0, 1, source.size, len(record or b""))
 
 
 def read_rows(source, start):
@@ -102,132 +119,43 @@ def read_numbers(source, start, step):
 
 
 # --------------------------------------------------------------------------------------------------
-# lines, compressed or not
+# lines and arrays, compressed or not
 
 
-class Damaged(Exception):
-    """Compressed data that cannot be read any further."""
-
-
-def read_lines(source, start):
-    """Jobs of a file of lines; a record is a line without its end."""
-    number = 0  # lines behind us
-    parts = []  # of the line that is not at its end yet
-    with open(source.file, "rb") as file:
-        try:
-            for block in blocks(source.path, file):
-                parts.append(block)
-                if b"\n" not in block:
-                    continue
-                *lines, tail = b"".join(parts).split(b"\n")
-                parts = [tail]
-                end = number + len(lines)
-                first = max(number, start)
-                if first < end:
-                    yield Job(lines[first - number :], first, end, file.tell())
-                number = end
-        except Damaged as error:
-            raise UserError(
-                f"{source.path}: damaged after line {number} ({error}); copy the file again"
-            ) from None
-    last = b"".join(parts)  # a last line without its newline
-    if last and number >= start:
-        yield Job([last], number, number + 1, source.size)
-
-
-def blocks(path, file):
-    """The uncompressed bytes of an open file, piece by piece. Raises Damaged."""
-    if path.endswith(".zst"):
-        yield from zstd_blocks(file)
-        return
-    stream = gzip.GzipFile(fileobj=file) if path.endswith(".gz") else file
+def read_cut(source, start, cutting):
+    """Jobs of a file that `cutting` (Lines or an Array) cuts into records."""
+    number = 0  # records behind us
     try:
-        while piece := stream.read(BLOCK):
-            yield piece
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Damaged(str(error)) from None
+        with source.open() as file:
+            for block in blocks(source.path, file, BLOCK, source.longest):
+                records = cutting.cut(block)
+                yield from job_of(records, number, start, file.tell())
+                number += len(records)
+                if cutting.damage:
+                    break
+            else:
+                yield from job_of(cutting.last(), number, start, source.size)
+        if cutting.damage:
+            raise Damaged(cutting.damage)
+    except Damaged as error:
+        unit = UNITS[source.kind].split()[0]
+        raise UserError(
+            f"{source.path}: damaged after {unit} {number} ({error}); {error.mend}"
+        ) from None
 
 
-def zstd_blocks(file):
-    """As `blocks`, of Zstandard, which may hold several frames."""
-    import zstandard
-
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = decompressor.decompressobj()
-    between_frames = True
-    try:
-        while piece := file.read(BLOCK // 8):
-            while piece:
-                yield frame.decompress(piece)
-                between_frames = frame.eof
-                piece = b""
-                if between_frames:
-                    piece = frame.unused_data
-                    frame = decompressor.decompressobj()
-    except zstandard.ZstdError as error:
-        raise Damaged(str(error)) from None
-    if not between_frames:
-        raise Damaged("the compressed data ends too early")
-
-
-# --------------------------------------------------------------------------------------------------
-# JSON arrays
+def job_of(records, number, start, read):
+    """The job of the records from `number` on, without those before `start`; none without any."""
+    first = max(number, start)
+    end = number + len(records)
+    if first < end:
+        records = records[first - number :]
+        yield Job(records, first, end, read, sum(len(record or b"") for record in records))
 
 
 def holds_array(source):
     with open(source.file, "rb") as file:
         return file.read(4096).removeprefix(BOM).lstrip()[:1] == b"["
-
-
-def read_array(source, start):
-    """Jobs of a file that is one JSON array; a record is an element's text.
-
-    Elements are only delimited here, the workers read them. Memory holds a block and an element.
-    """
-    number = 0  # elements behind us
-    text = ""  # what was read and is not cut yet
-    to_text = codecs.getincrementaldecoder("utf-8")()
-    with open(source.file, "rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            try:
-                text += to_text.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise damaged_array(source, number, error.reason) from None
-            elements, text, unfinished = cut_elements(text)
-            behind = number
-            number += len(elements)
-            # An element goes on in the next block, unless there is none.
-            if unfinished and (not block or len(text) > LONGEST):
-                raise damaged_array(source, number, unfinished)
-            first = max(behind, start)
-            if first < number:
-                yield Job(elements[first - behind :], first, number, file.tell())
-            if not unfinished:
-                return
-
-
-def cut_elements(text):
-    """(the whole elements at the start of `text`, what is left, why the next one is not whole).
-
-    Where the array ends the last is None.
-    """
-    elements = []
-    at = 0
-    while True:
-        at = BETWEEN.match(text, at).end()
-        if text.startswith("]", at):
-            return elements, "", None
-        try:
-            _, end = SCANNER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            return elements, text[at:], error.msg
-        elements.append(text[at:end].encode(errors="surrogatepass"))
-        at = end
-
-
-def damaged_array(source, number, why):
-    return UserError(f"{source.path}: damaged after record {number} ({why}); copy the file again")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -247,6 +175,8 @@ def documents(source, job, skip_bad):
             if not record.strip():
                 continue
         try:
+            if record is None:
+                raise ValueError(too_long(source))
             texts = formats.document(source.form, source.fields, values_of(source, record))
         except (ValueError, RecursionError) as error:
             if not skip_bad:
@@ -279,8 +209,19 @@ def values_of(source, record):
     return [record[field] for field in source.fields]
 
 
+def too_long(source):
+    return (
+        f"is longer than {source.longest:,} bytes; if this is one document, raise "
+        f"--max-document-bytes"
+    )
+
+
 def what_is_wrong(error, source):
     """An error of a record, in the user's terms."""
+    if isinstance(error, RecursionError):
+        return "its JSON is nested too deeply"
+    if "integer string conversion" in str(error):
+        return "holds a whole number of thousands of digits"
     if isinstance(error, UnicodeEncodeError):
         return "holds a lone surrogate, which is not text"
     if isinstance(error, UnicodeDecodeError):

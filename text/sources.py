@@ -5,6 +5,7 @@ that are in no file hands over a source of kind "generated", with a function tha
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from common.errors import UserError
 from data import TokenSet
 from text import formats, hub_datasets, reading
+from text.contents import Content, Notes
 
 KINDS = {  # by a file's ending
     ".txt": "txt",
@@ -24,6 +26,7 @@ KINDS = {  # by a file's ending
 }
 SHARDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")  # what is taken of a data set on the hub
 SHOWN = 400  # characters of the first document
+LONGEST = 64 << 20  # bytes of a document, unless --max-document-bytes says another number
 
 open_set = cache(TokenSet)
 
@@ -39,9 +42,16 @@ class Source:
     entry: int = 0  # the --source that it belongs to, by number
     form: str | None = None  # how a record is read, with `fields`: see formats.py
     fields: list | None = None
+    longest: int = LONGEST  # bytes of a record
+    content: Content | None = None  # of a file on this machine: what is read of it
+    notes: Notes | None = None  # where that is kept
     shard: hub_datasets.Shard | None = None  # where it lies on the hub
     labels: list | None = None  # "generated": names of the kinds of its tokens
     document: Callable | None = None  # "generated": (number, tokenizer) -> pieces.Document
+
+    def __getstate__(self):
+        """For a worker, which does not read the file."""
+        return {**self.__dict__, "content": None, "notes": None}
 
     @property
     def file(self):
@@ -53,13 +63,29 @@ class Source:
         if self.shard:
             self.shard.fetch()
 
+    def open(self):
+        """The file, for reading its bytes from the start."""
+        return self.content.open() if self.content else open(self.file, "rb")
 
-def sources_of(names, form, fields, skip_bad, out, overwrite=False):
+    def begin(self):
+        """It will be read now."""
+        if self.notes:
+            self.notes.begin()
+        if self.content:
+            self.content.begin(self.notes)
+
+    def end(self):
+        """It was read to its end. Raises UserError where the file changed meanwhile."""
+        if self.content:
+            self.content.end()
+
+
+def sources_of(names, form, fields, skip_bad, out, overwrite=False, longest=LONGEST):
     """The sources that --source names. Raises UserError.
 
     `form` and `fields`: as the flags say, or None: by the names of the first record's fields.
     `out`: the folder that keeps the hub's listing, and the one shard that is on the disk.
-    `overwrite`: ask the hub again.
+    `overwrite`: ask the hub again. `longest`: bytes of a record.
     """
     listed_in = hub_datasets.listing_of(out, overwrite)
     sources = []
@@ -67,7 +93,9 @@ def sources_of(names, form, fields, skip_bad, out, overwrite=False):
         if name.startswith("hf:"):
             parts, noted = hub_sources(name, out, listed_in)
         else:
-            parts, noted = [local_source(name, skip_bad)], None
+            parts, noted = [known_source(name, skip_bad)], None
+        for source in parts:
+            source.longest = longest
         if parts[0].kind != "set":
             given = (form, fields) if form else noted
             form_here, fields_here = given or known_format(name, parts[0], listed_in)
@@ -78,6 +106,14 @@ def sources_of(names, form, fields, skip_bad, out, overwrite=False):
             source.entry = entry
         sources += parts
     return sources
+
+
+def known_source(name, skip_bad):
+    """`local_source`; what the system says against a name is a UserError, too."""
+    try:
+        return local_source(name, skip_bad)
+    except OSError as error:
+        raise UserError(f"--source {name}: {error.strerror or error}") from None
 
 
 def local_source(name, skip_bad):
@@ -97,10 +133,17 @@ def local_source(name, skip_bad):
         raise UserError(
             f"--source {name}: got the ending {path.suffix!r}, wanted one of {', '.join(KINDS)}"
         )
-    size = path.stat().st_size
-    if size == 0 and not skip_bad:
+    if not path.is_file():
+        raise UserError(
+            f"--source {name}: is a pipe or a device, wanted a file; write what comes from it to "
+            f"one first"
+        )
+    if not os.access(path, os.R_OK):
+        raise UserError(f"--source {name}: may not be read by this user (see its permissions)")
+    content = Content(name)
+    if content.size == 0 and not skip_bad:
         raise UserError(f"--source {name}: the file is empty")
-    return Source(KINDS[ending], name, size)
+    return Source(KINDS[ending], name, content.size, content=content)
 
 
 def ending_of(name):
@@ -161,6 +204,8 @@ def first_record(source):
             return parquet.first_record(source)
         for job in reading.read(source, 0):
             for line in job.records:
+                if line is None:
+                    return None
                 if line.strip():
                     record = json.loads(line.removeprefix(reading.BOM))
                     return record if isinstance(record, dict) else None

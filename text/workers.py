@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 from common.errors import UserError
 
+BYTES = 16 << 20  # of records that are under way, for each worker
+
 preparation = None  # a worker process's own
 
 
@@ -39,7 +41,8 @@ def work(job):
 def in_order(jobs, workers, shared):
     """shared.piece(job) for each job, in the jobs' order.
 
-    At most 2 * workers + 1 of them are under way. Raises UserError.
+    At most 2 * workers + 1 of them are under way; fewer where their records are long. Raises
+    UserError.
     """
     if workers == 1:
         yield from map(shared.piece, jobs)
@@ -48,14 +51,20 @@ def in_order(jobs, workers, shared):
     way = "fork" if sys.platform == "linux" else "spawn"
     context = multiprocessing.get_context(way)
     pool = ProcessPoolExecutor(workers, context, start_worker, (shared,))
-    under_way = deque()
+    under_way = deque()  # (bytes of a job's records, its piece to come)
+    n_bytes = 0
+    most = BYTES * workers
     try:
         for job in jobs:
-            under_way.append(pool.submit(work, job))
-            if len(under_way) > 2 * workers:
-                yield under_way.popleft().result()
+            while under_way and (len(under_way) > 2 * workers or n_bytes + job.n_bytes > most):
+                size, piece = under_way.popleft()
+                n_bytes -= size
+                yield piece.result()
+            under_way.append((job.n_bytes, pool.submit(work, job)))
+            n_bytes += job.n_bytes
+            del job  # a long one is not kept until the next
         while under_way:
-            yield under_way.popleft().result()
+            yield under_way.popleft()[1].result()
     except BrokenProcessPool:
         raise UserError(
             f"--workers {workers}: a worker process was killed, perhaps for lack of memory; the "

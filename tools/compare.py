@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.command_line import Parser
 from common.errors import UserError, cli
-from common.records import read_json
+from training import finished
 
 SHOWN = {  # a column's title: a key of summary.json, how it is written
     "val loss": ("val_loss", "{:.4f}"),
@@ -17,7 +17,7 @@ SHOWN = {  # a column's title: a key of summary.json, how it is written
     "minutes": ("seconds", None),
     "tokens/s": ("tok_per_s", "{:,}"),
 }
-LEFT_OUT = ("format", "inputs")
+LEFT_OUT = ("format", "inputs", "numerics")
 
 
 def arguments(argv=None):
@@ -31,8 +31,9 @@ def read_run(folder):
     path = Path(folder) / "args.json"
     if not path.exists():
         raise UserError(f"{folder}: is not a run, it has no args.json; name a run's folder")
-    summary = Path(folder) / "summary.json"
-    return read_json(path, "run"), read_json(summary, "run") if summary.exists() else {}
+    saved = finished.arguments(folder)
+    done = (Path(folder) / "summary.json").exists()
+    return saved, finished.summary(folder) if done else {}
 
 
 def cell(summary, key, form):

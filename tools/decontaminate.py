@@ -12,17 +12,18 @@ import argparse
 import json
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from common import files
 from common.errors import UserError, cli
 from common.files import renamed_when_whole, write_atomic
 from evaluation import tasks
 from prepare import decontaminator_of
-from text import reading
+from text import hub_datasets, reading
 from text.decontaminate import SHORTEST
 from text.sources import sources_of
 
@@ -80,12 +81,42 @@ class Report:
         return json.dumps(content, indent=1)
 
 
+@contextmanager
+def room_for_shards(out):
+    """A folder for the hub's listing and one shard: beside `out`, where there is room; for a time.
+
+    Another process that writes to `out` is refused (UserError); a killed one's folder is taken.
+    """
+    if not out:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+        return
+    folder = Path(out).with_name(Path(out).name + ".shards")
+    files.own_folder(folder)
+    files.lock_folder(folder, "token set")  # as one that is made of the hub's
+    try:
+        yield folder
+    finally:
+        hub_datasets.delete_shard(folder)
+        files.remove_folder(folder)
+        files.unlock(folder)
+
+
+def refuse_outputs(args):
+    """Raises UserError where an output would take the place of an input or of anybody's file."""
+    for path in filter(None, (args.out, args.report)):
+        files.refuse_overlap(path, {"--source": args.source, "--data-dir": args.data_dir})
+        files.refuse_taken([path])
+    if args.out and args.report and Path(args.out).resolve() == Path(args.report).resolve():
+        raise UserError(f"--report {args.report}: is --out, too; name another file")
+
+
 def main(argv=None):
     args = arguments(argv)
+    refuse_outputs(args)
     check = decontaminator_of(args.tasks, args.data_dir)
     with ExitStack() as stack:
-        beside = Path(args.out).parent if args.out else None  # where there is room for a shard
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=beside))
+        folder = stack.enter_context(room_for_shards(args.out))
         form, fields = ("text", [args.text_field]) if args.text_field else (None, None)
         sources = sources_of(args.source, form, fields, args.skip_bad, folder)
         if any(source.kind == "set" for source in sources):

@@ -316,7 +316,7 @@ def main():
     folder = Path(sys.argv[1])
     if not (folder / "made").exists():
         make(folder)
-        (folder / "made").touch()
+        write_atomic(folder / "made", "")
     _, address, _ = serve(folder)
     write_atomic(folder / "address", address)
     threading.Event().wait()

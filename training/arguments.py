@@ -4,10 +4,12 @@ import argparse
 import os
 import sys
 
-from common.command_line import add_machine, not_negative, positive, whole
+from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
 from common.files import refuse_overlap
-from common.records import read_json
+from common.records import as_record, read_json
+from hf.config import LIMITS
+from training import finished
 from training.heads import HEADS
 
 READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
@@ -18,30 +20,58 @@ def add_arguments(parser):
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
     group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
-    group.add_argument("--seq-len", type=whole(1), default=128, help="tokens per window")
+    group.add_argument("--seq-len", type=whole(1, LONGEST), default=128, help="tokens per window")
+    group.add_argument(
+        "--document-mask", action="store_true", help="attention stays inside of each document"
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument("--init", help="model: folder, hub id or scratch; default: the demo's base")
     group.add_argument("--revision", help="revision of a hub id")
     group.add_argument(
-        "--n-layer", type=whole(1), default=2, help="layers; from scratch only, as the next four"
+        "--n-layer",
+        type=whole(1, LIMITS["num_hidden_layers"]),
+        default=2,
+        help="layers; from scratch only, as the next four",
     )
-    group.add_argument("--n-head", type=whole(1), default=6, help="query heads")
-    group.add_argument("--n-kv-head", type=whole(1), help="key/value heads; default: --n-head")
-    group.add_argument("--d-model", type=whole(1), default=96, help="width of the residual stream")
-    group.add_argument("--d-ff", type=whole(1), help="width of the MLP; default: 8/3 --d-model")
+    group.add_argument(
+        "--n-head", type=whole(1, LIMITS["num_attention_heads"]), default=6, help="query heads"
+    )
+    group.add_argument(
+        "--n-kv-head",
+        type=whole(1, LIMITS["num_key_value_heads"]),
+        help="key/value heads; default: --n-head",
+    )
+    group.add_argument(
+        "--d-model",
+        type=whole(1, LIMITS["hidden_size"]),
+        default=96,
+        help="width of the residual stream",
+    )
+    group.add_argument(
+        "--d-ff",
+        type=whole(1, LIMITS["intermediate_size"]),
+        help="width of the MLP; default: 8/3 --d-model",
+    )
 
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--batch-size", type=whole(1), default=8, help="windows per optimiser step, over all ranks"
+        "--batch-size",
+        type=whole(1, LONGEST),
+        default=8,
+        help="windows per optimiser step, over all ranks",
     )
     group.add_argument(
-        "--micro-batch-size", type=whole(1), help="windows per rank per forward; default: all"
+        "--micro-batch-size",
+        type=whole(1, LONGEST),
+        help="windows per rank per forward; default: all",
     )
-    group.add_argument("--steps", type=whole(1), help="optimiser steps; or:")
+    group.add_argument("--steps", type=whole(1, COUNTED), help="optimiser steps; or:")
     group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
     group.add_argument("--lr", type=positive, help="highest learning rate; default: 1e-3")
     group.add_argument("--min-lr", type=not_negative, help="last one; default: a tenth of --lr")
-    group.add_argument("--warmup", type=whole(0), default=20, help="steps of linear warm-up")
+    group.add_argument(
+        "--warmup", type=whole(0, COUNTED), default=20, help="steps of linear warm-up"
+    )
     schedules = ["cosine", "linear", "constant"]
     group.add_argument("--schedule", default="cosine", choices=schedules, help="then")
     group.add_argument("--weight-decay", type=not_negative, default=0.1, help="on matrices")
@@ -49,7 +79,7 @@ def add_arguments(parser):
         "--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit"
     )
     group.add_argument(
-        "--seed", type=whole(0), default=0, help="data order, initialisation, random scores"
+        "--seed", type=whole(0, SEEDS), default=0, help="data order, initialisation, random scores"
     )
 
     group = parser.add_argument_group("machine")
@@ -79,11 +109,18 @@ def add_arguments(parser):
     )
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
-        "--eval-every", type=whole(0), default=50, help="steps between validations; 0: at the end"
+        "--eval-every",
+        type=whole(0, COUNTED),
+        default=50,
+        help="steps between validations; 0: at the end",
     )
     group.add_argument(
-        "--save-every", type=whole(1), default=250, help="steps between training states"
+        "--save-every",
+        type=whole(1, COUNTED),
+        default=250,
+        help="steps between training states",
     )
+    group.add_argument("--save-minutes", type=positive, help="minutes between them; default: any")
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )
@@ -114,13 +151,14 @@ def earlier_arguments(argv):
     saved = read_json(path, "--from")
     if "inputs" not in saved or "steps" not in saved:
         raise UserError(f"--from {path}: is not the args.json of a run; name RUN/args.json")
+    as_record(saved, finished.Arguments, f"--from: {path}")
     if "--steps" in argv or saved.get("epochs") is None:
         saved.pop("epochs", None)
     else:  # the steps follow from them
         saved.pop("steps")
     if "--batch-size" in argv and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
-    if "--lr" in argv and saved["min_lr"] == saved["lr"] / 10:
+    if "--lr" in argv and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
     return saved
 
@@ -139,6 +177,13 @@ def settle(args):
         raise UserError(
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
+        )
+    together = getattr(args, "rank_windows", None)  # train_slm.py's
+    fits = together is None or (args.scope == "micro" and args.micro_batch_size % together == 0)
+    if not fits and args.k < 1:
+        raise UserError(
+            f"--rank-windows: got {together} with --scope {args.scope} and --micro-batch-size "
+            f"{args.micro_batch_size}, wanted --scope micro and a divisor of the micro-batch"
         )
     if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
         raise UserError(

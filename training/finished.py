@@ -9,7 +9,7 @@ from common.records import FINITE, as_record, at_least, read_json, read_lines
 
 AGAIN = "train again with --overwrite"
 
-Share = Annotated[float, at_least(0)]
+Share = Annotated[float, at_least(0), FINITE]
 Count = Annotated[int, at_least(0)]
 Size = Annotated[int, at_least(1)]
 
@@ -31,6 +31,9 @@ class Arguments:
     score: str | None = None
     scope: str | None = None
     ref_loss: str | None = None
+    document_mask: bool = False
+    min_lr: Annotated[float, FINITE] | None = None
+    epochs: Share | None = None
 
 
 @dataclass
@@ -55,6 +58,8 @@ class Summary:
     exact_match: Share | None
     tokens_seen: Count
     tokens_selected: Count
+    seconds: Share = 0.0
+    tok_per_s: Share | None = None
 
 
 def arguments(folder):

@@ -102,18 +102,26 @@ def flops_per_token(model, seq_len):
     return 6 * n + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * seq_len
 
 
-def clip_gradients(module, args, step):
-    """Scale the gradients down to norm `--clip`; returns their norm before.
+def clip_gradients(module, args):
+    """Scale the gradients down to norm `--clip`; returns their norm before, a scalar tensor.
 
-    Raises UserError where it is not finite.
+    It stays on the device: to read it here would leave a GPU idle until the optimiser's step.
     """
     norm = torch.nn.utils.clip_grad_norm_(module.parameters(), args.clip or math.inf)
     if hasattr(norm, "full_tensor"):  # FSDP's
         norm = norm.full_tensor()
+    return norm
+
+
+def finite_norm(norm, args, step):
+    """What `clip_gradients` returned, as a number; call it behind the optimiser's step.
+
+    Raises UserError where it is not finite: the run ends, and with it the weights of this step.
+    """
     norm = norm.item()
     if not math.isfinite(norm):
         raise UserError(
-            f"step {step + 1}: the gradient norm is {norm}; nothing was updated, the last saved "
-            f"state is kept. Lower --lr {args.lr} or lengthen --warmup {args.warmup}"
+            f"step {step + 1}: the gradient norm is {norm}; nothing of this step is saved, the "
+            f"last saved state is kept. Lower --lr {args.lr} or lengthen --warmup {args.warmup}"
         )
     return norm

@@ -1,5 +1,7 @@
 """torch.compile, and several ranks: DDP or FSDP2 around the training module, and whole states."""
 
+import gc
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -10,6 +12,7 @@ from common.numerics import is_compiled
 # Graphs of one block that a run may make: with and without gradients, the last block and the
 # others, all rows kept or none, or one, or any number of them. (tests/training/test_heads.py: 8)
 GRAPHS = 16
+COLLECT_EVERY = 50  # steps
 
 
 def compile_blocks(module, args, env):
@@ -97,6 +100,40 @@ def sync_gradients(module, last):
 def clear_gradients(module, optimizer):
     """After a step: gradients are freed, but DDP's, which are views of its buckets, are zeroed."""
     optimizer.zero_grad(set_to_none=not isinstance(module, DistributedDataParallel))
+
+
+def tensors(module, optimizer):
+    """{name: tensor} of the weights and of the optimiser's state: the live ones, no copies.
+
+    Of an FSDP2 module each rank's shards (DTensors). Names do not depend on the number of ranks. A
+    new optimiser gets its moments here, as zeros.
+    """
+    for part in module.modules():
+        if hasattr(part, "reshard"):  # FSDP2: behind a validation some weights are still gathered
+            part.reshard()
+    if not optimizer.state:
+        from torch.distributed.checkpoint import state_dict as sharded
+
+        sharded.get_optimizer_state_dict(module, optimizer)  # by a step of length 0
+    found = {}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, p in zip(_names(module, optimizer), params):
+        name = name.removeprefix("module.")  # DDP's
+        found[f"model.{name}"] = p.detach()
+        for key, value in optimizer.state[p].items():
+            found[f"optimizer.{name}.{key}"] = value
+    return found
+
+
+def collect_garbage(step, env):
+    """With several ranks Python's garbage is collected at the same steps on all of them.
+
+    Left to itself, it would stop now one rank and now another, and each time all wait.
+    """
+    if env.world > 1:
+        gc.disable()
+        if step % COLLECT_EVERY == 0:
+            gc.collect(1)
 
 
 def full_state(module, optimizer=None):

@@ -6,19 +6,19 @@ Nothing here knows about token selection: the method is in slm.py.
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from common import aside, files
-from common.errors import UserError
-from common.files import renamed_when_whole, write_atomic
+from common.errors import StopRequest, UserError
+from common.files import write_atomic
 from common.json_files import parse, read_json
-from common.records import as_record, read_record
+from common.numerics import REFUSED, differences, notice, numerics
+from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
-from training import parallel
+from hf.config import config_to_hf
+from training import finished, parallel, states
 from training.arguments import is_snapshot
 from training.optimizer import flops_per_token
 
@@ -28,6 +28,7 @@ NOT_IDENTITY = {
     "overwrite",
     "threads",
     "save_every",
+    "save_minutes",
     "eval_every",
     "snapshots",
     "verify",
@@ -35,15 +36,15 @@ NOT_IDENTITY = {
     "device",
     "head",
     "parallel",
+    "shard_size",
     "checkpointing",
     "chain",
 }
 FORMAT = 1  # of args.json and what it belongs to
-STATE = "train_state.pt"
-BEFORE = "train_state.before.pt"  # the state before that one
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
-STATE_KEYS = {"step", "seconds", "tokens", "val_loss", "model", "optimizer"}
-SHOWN_REASON = 80  # characters of what torch says
+RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
+MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
+START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
 SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
 SUMMARY = {
@@ -65,27 +66,14 @@ class LogLine:
     step: int
 
 
-@dataclass
-class Summary:
-    """summary.json: nats, shares of 1, tokens, seconds, bytes."""
-
-    val_loss: float | None
-    tokens_seen: int
-    tokens_selected: int
-    seconds: float
-    peak_memory_bytes: int
-    exact_match: float | None = None
-    tok_per_s: int | None = None
-    mfu: float | None = None
-
-
 class Run:
-    """args.json, log.jsonl, train_state.pt, summary.json and the model. Only rank 0 writes.
+    """args.json, log.jsonl, training states, summary.json and the model.
 
     Opening it settles whether the run starts, goes on, is finished (`summary` is set), or is
-    another one (UserError). train_state.pt holds all that is needed to go on, weights too: one
-    rename makes a checkpoint, and a kill at any moment leaves the last good one. The one before it
-    is kept as well, for a disk that loses what it was given. No other process can write here.
+    another one (UserError). A state holds all that is needed to go on, weights too: one rename
+    makes a checkpoint, and a kill at any moment leaves the last good one. The one before it is kept
+    as well, for a disk that loses what it was given. Only rank 0 writes, but for the parts of a
+    state on several ranks. No other run can write here.
     """
 
     def __init__(self, args, inputs, env, model, tokenizer_from):
@@ -93,21 +81,27 @@ class Run:
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
+        self.config = model.config
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
+        record["numerics"] = numerics(args, env, args.micro_batch_size)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
-        self.state = self._saved_state() if self.summary is None else None
+        self.states = states.States(self.folder, env, args.save_minutes)
+        self.state = self.states.resume() if self.summary is None else None
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
         self.seconds = saved["seconds"]
         self.tokens_seen, self.tokens_selected = saved["tokens"]
         self.started = time.perf_counter()
+        self.stop = StopRequest()
         self.shown = {}
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
         self.timed_seconds = 0.0
+        if self.state and env.main:
+            aside.discard(self.folder)  # a kill came before the first state could do so
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
 
@@ -121,13 +115,19 @@ class Run:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
+        if not (self.folder / "summary.json").exists():
+            files.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
-        saved = read_json(path, "run")
+        saved = read_json(path, "run", START_OVER)
         differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}" for k, v in self.record.items() if saved.get(k) != v
+            f"{k} {saved.get(k)!r} -> {v!r}"
+            for k, v in self.record.items()
+            if saved.get(k) != v and k != "numerics"
         ]
+        before, now = saved.get("numerics", {}), self.record["numerics"]
+        differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
@@ -137,13 +137,15 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
+        if self._begun() and (said := notice(path, before, now)):
+            print(said)
         return None
 
     def _refuse_foreign(self):
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign([self.folder / "args.json"])
+        files.refuse_foreign(self.folder / name for name in RECORDS)
         if any(self.folder.iterdir()) and not files.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
@@ -156,7 +158,10 @@ class Run:
                 f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
                 f"train again with --overwrite"
             )
-        return asdict(read_record(self.folder / "summary.json", Summary, "run"))
+        aside.discard(self.folder)
+        states.keep_one(self.folder)
+        files.unlock(self.folder)
+        return finished.summary(self.folder)
 
     def _begun(self):
         """Has a step been made, or anything been saved?"""
@@ -165,24 +170,7 @@ class Run:
             return True
         if any(self.folder.glob("step-[0-9]*")):
             return True
-        return any((self.folder / name).exists() for name in ("summary.json", STATE, BEFORE))
-
-    def _saved_state(self):
-        """The newest training state that can be read, or None. Raises UserError."""
-        broken = []
-        for name in (STATE, BEFORE):
-            path = self.folder / name
-            if not path.exists():
-                continue
-            try:
-                return read_state(path)
-            except UserError as error:
-                broken.append(error)
-                if self.env.main:
-                    print(f"{error}; going on from the state before it", file=sys.stderr)
-        if broken:
-            raise UserError(f"{broken[-1]}; no older one is left: start over with --overwrite")
-        return None
+        return (self.folder / "summary.json").exists() or bool(states.present(self.folder))
 
     def _log_size(self):
         """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
@@ -191,8 +179,12 @@ class Run:
         """
         path = self.folder / "log.jsonl"
         size = 0
-        if self.step == 0 or not path.exists():
+        if self.step == 0:
             return size
+        if not path.exists():
+            raise UserError(
+                f"{path}: is gone, the saved state is of step {self.step}; {START_OVER}"
+            )
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 size += len(line)
@@ -204,14 +196,22 @@ class Run:
                         f"the line is deleted"
                     ) from None
                 if step >= self.step:
-                    break
-        return size
+                    return size
+        raise UserError(
+            f"{path}: was cut, its last record is not of step {self.step}, of which the saved "
+            f"state is; {START_OVER}"
+        )
 
     def restore(self, student, optimizer):
-        """Load the saved state, if there is one, into the wrapped model and its optimiser."""
+        """Load the saved state, if there is one, into the wrapped model and its optimiser.
+
+        From here on SIGTERM ends the run behind a step, see `save_if_due`.
+        """
         if self.state:
-            parallel.restore(student, optimizer, self.state)
+            states.restore(student, optimizer, self.state)
             self.state = None  # as large as the weights and the optimiser
+            self.env.wait()
+        self.stop.watch()
 
     def record_step(self, step, record, seconds, bar):
         """One line of log.jsonl and of the progress bar. `step` counts from 1.
@@ -244,34 +244,44 @@ class Run:
         bar.update()
 
     def save_if_due(self, done, student, optimizer):
-        """A snapshot (`--snapshots`) and a training state (`--save-every`), each in its turn."""
+        """A snapshot (`--snapshots`) and a training state, each in its turn.
+
+        A state is due by steps (`--save-every`), by time (`--save-minutes`), at the end, and where
+        any rank got SIGTERM: then KeyboardInterrupt on all of them. Raises OSError where a state
+        that was being written could not be.
+        """
         if is_snapshot(done, self.args):
+            self.states.wait()
             folder = self.folder / f"step-{done:06d}"
             if self.env.main:
                 files.own_folder(folder)
             self.save_model(student, folder)
-        if done % self.args.save_every == 0 or done == self.args.steps:
-            self.save_state(done, *parallel.full_state(student, optimizer))
+        # Ranks agree in each step; on gloo this takes less than a millisecond.
+        asked, late, failed = self.env.any_rank(
+            self.stop.asked, self.states.is_late(), self.states.has_failed()
+        )
+        if failed:
+            self.states.wait()
+        if asked or late or done % self.args.save_every == 0 or done == self.args.steps:
+            self.save_state(done, student, optimizer)
+        if asked:
+            self.states.wait()
+            raise KeyboardInterrupt
 
-    def save_state(self, step, model_state, optimizer_state):
-        """The training state, atomically. States are gathered, alike for any number of ranks."""
+    def save_state(self, step, student, optimizer):
+        """The training state after `step`, and what a Hugging Face folder needs beside weights."""
         if self.env.main:
-            state = {
-                "step": step,
-                "seconds": self.seconds + time.perf_counter() - self.started,
-                "tokens": [self.tokens_seen, self.tokens_selected],
-                "val_loss": self.val_loss,
-                "model": model_state,
-                "optimizer": optimizer_state,
-            }
             self.log_file.to_disk()  # a state never knows more steps than the log
-            path = self.folder / STATE
-            if path.exists():
-                files.rename(path, self.folder / BEFORE)
-            with renamed_when_whole(path) as temporary:
-                torch.save(state, temporary)
-            aside.discard(self.folder)
-        self.env.wait()
+        record = {
+            "step": step,
+            "seconds": self.seconds + time.perf_counter() - self.started,
+            "tokens": [self.tokens_seen, self.tokens_selected],
+            "val_loss": self.val_loss,
+            "config": config_to_hf(self.config),
+            "tokenizer_from": str(self.tokenizer_from),
+            "card": self.card(),
+        }
+        self.states.save(student, optimizer, record)
 
     def save_model(self, student, folder):
         """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""
@@ -280,9 +290,11 @@ class Run:
             model = getattr(student, "module", student).lm
             checkpoint.save(model, folder, state=state, tokenizer_from=self.tokenizer_from)
             write_atomic(folder / "README.md", self.card())
+        self.env.wait()
 
     def finish(self, student):
         """The model, then summary.json: its presence says that the run is finished."""
+        self.states.wait()
         self.save_model(student, self.folder)
         self.summary = {
             "val_loss": self.val_loss,
@@ -299,15 +311,17 @@ class Run:
         if self.env.main:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
-            files.remove(self.folder / BEFORE)
+            self.states.keep_newest()
             files.unlock(self.folder)
+        self.env.wait()
+        self.stop.release()
 
     def card(self):
         """The model card of what has been trained so far."""
         return model_card(
             vars(self.args),
             self.record,
-            command=sys.argv,
+            command=[word for word in sys.argv if word != "--overwrite"],  # no part of the recipe
             ranks=self.env.world,
             step=self.step,
             tokens_seen=self.tokens_seen,
@@ -320,16 +334,3 @@ class Run:
             known = [key for key in SUMMARY if self.summary.get(key) is not None]
             shown = [SUMMARY[key].format(self.summary[key]) for key in known]
             print(f"{self.folder}: {', '.join(shown)}")
-
-
-def read_state(path):
-    """A training state, its tensors mapped from the file. Raises UserError where it is damaged."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch has no one class for a file that is cut, empty or no state
-        reason = str(error).splitlines()[0][:SHOWN_REASON] if str(error) else type(error).__name__
-        raise UserError(f"{path}: is damaged or no training state ({reason})") from None
-    missing = STATE_KEYS - set(state) if isinstance(state, dict) else STATE_KEYS
-    if missing:
-        raise UserError(f"{path}: is no training state, it lacks {', '.join(sorted(missing))}")
-    return state

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from common.numerics import notice, numerics
 from data import Stored
 from slm import Tokens
 
@@ -36,8 +37,12 @@ class Selector:
                 f"--ref-loss: --score {args.score} needs the reference's losses; make them with "
                 f"score.py --model REFERENCE --data {args.data} --seq-len {args.seq_len} --out FILE"
             )
-        dtype = str(self.env.dtype).removeprefix("torch.")
-        return Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", dtype)
+        now = numerics(args, self.env, args.micro_batch_size)
+        stored = Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", now)
+        said = notice(args.ref_loss, stored.meta, now)
+        if said and self.env.main:
+            print(said)
+        return stored
 
     def counts(self, student, step, micro_batches):
         """How many tokens of each micro-batch will be kept, before any gradient.

@@ -43,9 +43,12 @@ def test_a_name_of_somebody_else_s_after_ours_was_deleted(tmp_path):
 
 def test_a_temporary_file_of_somebody_else_s(tmp_path):
     (tmp_path / "a.json.tmp").write_text("theirs")
-    with pytest.raises(UserError, match="a.json.tmp"):
-        files.write_atomic(tmp_path / "a.json", "ours")
-    assert contents(tmp_path) == {"a.json.tmp": b"theirs"}
+    files.write_atomic(tmp_path / "a.json", "ours")
+    assert contents(tmp_path) == {"a.json": b"ours", "a.json.tmp": b"theirs"}
+    (tmp_path / f"b.json{files.TEMPORARY}").write_text("theirs")
+    with pytest.raises(UserError, match="b.json"):
+        files.write_atomic(tmp_path / "b.json", "ours")
+    assert not (tmp_path / "b.json").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 10, 34, 35, 36])

@@ -16,6 +16,7 @@ def students(**changes):
     """Arguments of train_slm.py that name no input and no output, as for the demo."""
     nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs"))
     defaults = {"k": 0.6, "score": "excess", "scope": "micro", "backward": "exact", "seed": 0}
+    defaults["rank_windows"] = None
     return argparse.Namespace(**{**nothing, **defaults, **changes})
 
 
@@ -40,6 +41,7 @@ def scripts(commands):
         ({"score": "random"}, "random"),
         ({"k": 0.7}, "slm-k0.7"),
         ({"backward": "pruned"}, "slm-pruned"),
+        ({"rank_windows": 4}, "slm-rank4"),
         ({"score": "ref_loss", "scope": "batch"}, "ref_loss-batch"),
     ],
 )

@@ -140,6 +140,14 @@ RELEASED = [
     ("rho-math-1b-interpreter-v0.1", "minerva_math", "math", 40.2, 99.0),
 ]
 
+# Answers that pass by the published rules and not strictly, each looked at: docs/evaluation.md.
+REFUSED = {
+    ("rho-math-1b-v0.1", "gsm8k"): {328: "0.02", 413: "2500", 951: "3"},
+    ("rho-math-1b-v0.1", "math"): {474: "3"},
+    ("rho-math-1b-interpreter-v0.1", "gsm8k"): {199: "75", 594: "4200"},
+    ("rho-math-1b-interpreter-v0.1", "math"): {307: r"(-\infty,0)"},
+}
+
 
 @needs_published
 @pytest.mark.parametrize("model, folder, task, _, __", RELEASED)
@@ -170,6 +178,8 @@ def test_released_generations_get_the_authors_verdicts(
     lines = [json.loads(line) for line in (tmp_path / f"{task}.jsonl").open()]
     assert len(lines) == entry["n"] == {"gsm8k": 1319, "math": 500}[task]
     assert all(line["published"] or not line["strict"] for line in lines)
+    refused = {line["idx"]: line["pred"] for line in lines if line["published"] > line["strict"]}
+    assert refused == REFUSED[model, task]
     differences = [json.loads(line) for line in (tmp_path / f"{task}.differences.jsonl").open()]
     assert all(line["reason"] for line in differences)
     other = sum(line["published"] != line["their_score"] for line in differences)

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from evaluation import sandbox as sandbox_file  # noqa: E402
 from evaluation.reasoning import program_of, result_text  # noqa: E402
 from evaluation.sandbox import Result, Sandbox  # noqa: E402
+from worlds import CannotBeMade, as_nobody, copy_kit, replace_line  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="the sandbox is for Linux"
@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(
 RECORDED = ROOT.parent / "shared" / "data" / "published" / "rho-math-1b-interpreter-v0.1"
 SECRET = "hunter2-canary"
 PATIENT = 600  # seconds of a program that ends by itself, and of all that is waited for
-FILES = ("__init__", "sandbox", "fork_server", "confine")
 
 # ---- hostile programs: name -> (statuses it may end with, property that contains it, program) ----
 # PARENT, HOME, PORT are filled in: the process that runs the sandbox, a folder open to everyone, a
@@ -240,10 +239,7 @@ def place():
     for path in folder, folder / "home", folder / "home" / "open-to-all":
         path.chmod(0o777)
     for copy in ("copy", "weak"):
-        (folder / copy / "evaluation").mkdir(mode=0o755, parents=True)
-        for name in FILES:
-            file = f"evaluation/{name}.py"
-            shutil.copyfile(ROOT / file, folder / copy / file)
+        copy_kit(folder / copy)
     weaken(folder / "weak/evaluation/confine.py")
     (folder / "driver.py").write_text(DRIVER)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -253,37 +249,8 @@ def place():
 
 def weaken(file):
     """Take seccomp and Landlock out of confine.py: namespaces must do alone."""
-    text = file.read_text()
-    for line, instead in (
-        ("    seccomp()\n", ""),
-        (
-            '    restrict_files = landlock(options["paths"], options["box"])\n',
-            "    restrict_files = None\n",
-        ),
-    ):
-        assert text.count(line) == 1
-        text = text.replace(line, instead)
-    file.write_text(text)
-
-
-def as_nobody():
-    """The command that becomes nobody, and a Python that nobody can run; skips where it is not."""
-    if os.getuid() != 0 or not shutil.which("setpriv"):
-        pytest.skip("becoming another user needs root and setpriv")
-    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
-        # setpriv itself still starts what nobody may not, so ask once more from inside
-        usable = (
-            "import os, sys\n"
-            "sys.exit(sys.version_info < (3, 10) or not os.access(sys.executable, os.X_OK))"
-        )
-        test = [*become, python, "-c", usable]
-        try:
-            if subprocess.run(test, capture_output=True).returncode == 0:
-                return become, python
-        except OSError:
-            pass
-    pytest.skip("no Python >= 3.10 that nobody may run")
+    replace_line(file, '    if options["calls"]:\n', "    if False:\n")
+    replace_line(file, 'landlock(options["paths"], options["box"])\n', "None\n")
 
 
 def as_container():
@@ -307,7 +274,10 @@ def as_container():
 def world_of(world, place):
     """(command prefix, python, folder of sandbox.py)"""
     if world == "as nobody":
-        return *as_nobody(), place / "copy"
+        try:
+            return *as_nobody(), place / "copy"
+        except CannotBeMade as reason:
+            pytest.skip(str(reason))
     if world == "without namespaces":
         return as_container(), sys.executable, place / "copy"
     return [], sys.executable, place / "weak" if world == "namespaces alone" else place / "copy"
@@ -372,11 +342,9 @@ def test_what_each_world_states(answers):
     world, _, _, missing = answers
     if world == "without namespaces":  # the rest needs Landlock and seccomp, which kernels may lack
         assert "total size of files" in missing
-    if world == "namespaces alone" and not {"network", "total size of files"} & set(missing):
-        # Where they work, namespaces need no other layer, if another user may read Python: its
-        # number of processes counts. (The folders above are made anew in the sandbox's own root.)
-        readable = Path(sys.prefix).stat().st_mode & 1
-        assert missing == ([] if readable else ["number of processes"])
+    if world == "namespaces alone" and "network" not in missing:  # where they can be made
+        assert not [kind for kind in missing if "folder" in kind or "file" in kind]
+        assert "system calls that no calculation needs" in missing
 
 
 @pytest.mark.parametrize("name", TELLTALE)
@@ -484,6 +452,57 @@ def test_programs_do_not_see_each_other(sandbox):
             "",
         ),
         ("import sympy\nprint(sympy.sqrt(8))", "ok", "2*sqrt(2)\n", ""),
+        ("import numpy as np\nprint(np.linalg.det(np.eye(300)))", "ok", "1.0\n", ""),
+        (
+            "import asyncio\nasync def f(): await asyncio.sleep(0); print(1)\nasyncio.run(f())",
+            "ok",
+            "1\n",
+            "",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor as T\n"
+            "with T(4) as pool: print(sum(pool.map(abs, range(-9, 9))))",
+            "ok",
+            "81\n",
+            "",
+        ),
+        (
+            "import shutil\nopen('a', 'w').write('b')\nshutil.copy2('a', 'c')\n"
+            "shutil.make_archive('d', 'gztar', '.', 'a')\nshutil.unpack_archive('d.tar.gz', 'e')\n"
+            "print(open('e/a').read(), open('c').read())",
+            "ok",
+            "b b\n",
+            "",
+        ),
+        (
+            "import tempfile, pathlib\nwith tempfile.TemporaryDirectory() as d:\n"
+            " p = pathlib.Path(d, 'a'); p.write_text('b'); p.touch(); print(p.read_text())",
+            "ok",
+            "b\n",
+            "",
+        ),
+        (
+            "import sqlite3\nc = sqlite3.connect('a')\nc.execute('create table t (x)')\n"
+            "c.execute('insert into t values (7)')\nc.commit()\n"
+            "print(sqlite3.connect('a').execute('select x from t').fetchone())",
+            "ok",
+            "(7,)\n",
+            "",
+        ),
+        (
+            "import signal\nsignal.signal(signal.SIGALRM, lambda *_: print('rang'))\n"
+            "signal.setitimer(signal.ITIMER_REAL, 0.01)\nsignal.pause()",
+            "ok",
+            "rang\n",
+            "",
+        ),
+        (
+            "import os\nprint(os.cpu_count() > 0, os.sched_getaffinity(0) != set())",
+            "ok",
+            "True True\n",
+            "",
+        ),
+        ("import subprocess\nsubprocess.run(['true'])", "limits", "", None),
     ],
 )
 def test_results(sandbox, program, status, stdout, error):
@@ -501,22 +520,23 @@ def test_what_was_printed_before_the_time_was_over():
 
 
 def test_a_crashed_server_is_replaced(sandbox):
-    for process, _ in list(sandbox.servers):
+    for process, *_ in list(sandbox.servers):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert [r.stdout for r in sandbox.run(["print(1)"] * 3)] == ["1\n"] * 3
     assert len(sandbox.servers) == 2 and sandbox.idle.qsize() == 2
 
 
-def test_servers_end_with_a_killed_caller(place):
-    """kill -9 of the caller while programs run: its servers and the programs end by themselves."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_is_left_of_a_killed_caller(place, tmp_path, number):
+    """Its servers and programs end by themselves, and take their folders along."""
     folder, _ = place
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from evaluation.sandbox import Sandbox\n"
         f"with Sandbox(2, timeout={PATIENT}) as sandbox:\n"
         "    print(flush=True)\n"
         "    input()\n"
-        "    sandbox.run(['while True: pass'] * 9)"
+        '    sandbox.run([\'open("file", "w")\\nwhile True: pass\'] * 9)'
     )
     caller = subprocess.Popen(
         [sys.executable, "-c", code, folder / "copy"],
@@ -524,7 +544,7 @@ def test_servers_end_with_a_killed_caller(place):
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         cwd=folder,
-        env=dict(os.environ, TMPDIR=str(folder)),  # a killed caller leaves its folder
+        env=dict(os.environ, TMPDIR=str(tmp_path)),
     )
 
     def processes():
@@ -542,13 +562,32 @@ def test_servers_end_with_a_killed_caller(place):
 
     caller.stdout.readline()
     idle = processes()  # the caller waits meanwhile
-    assert idle >= 2
+    assert idle >= 2 and len(list(tmp_path.iterdir())) == 2
     print(file=caller.stdin, flush=True)
     # The programs never end, so however long this takes they are still there.
     wait_until(lambda: processes() == idle + 2)
-    caller.kill()
+    caller.send_signal(number)
     caller.wait()
     wait_until(lambda: processes() == 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_that_a_program_has_closed_are_removed(place):
+    """By a user whom the modes bind: mode 000, and one in the other."""
+    user = "as nobody" if os.getuid() == 0 else "as we are"
+    prefix, python, code = world_of(user, place[0])
+    close = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from evaluation.fork_server import remove\n"
+        "os.makedirs(sys.argv[2] + '/a/b')\n"
+        "open(sys.argv[2] + '/a/b/file', 'w')\n"
+        "os.chmod(sys.argv[2] + '/a/b', 0)\n"
+        "os.chmod(sys.argv[2] + '/a', 0)\n"
+        "remove(sys.argv[2])"
+    )
+    box = place[0] / "home" / "closed"
+    subprocess.run([*prefix, python, "-c", close, code, box], check=True)
+    assert not box.exists()
 
 
 @pytest.mark.parametrize(
@@ -570,6 +609,40 @@ def test_command_line(program, seconds, code, stdout, stderr):
     )
     assert (done.returncode, done.stdout) == (code, stdout)
     assert done.stderr.splitlines()[-1:] == ([stderr] if stderr else [])
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        ("--timeout nan", "--timeout: got nan, wanted seconds, above 0 and at most 86400"),
+        ("--timeout inf", "--timeout: got inf, wanted seconds, above 0 and at most 86400"),
+        ("--timeout 1e999", "--timeout: got 1e999, wanted seconds, above 0 and at most 86400"),
+        ("--timeout 0", "--timeout: got 0, wanted seconds, above 0 and at most 86400"),
+        ("--memory 0", "--memory: got 0, wanted a whole number of at least 1"),
+        ("--memory 1e9", "--memory: got 1e9, wanted a whole number of at least 1"),
+        ("--memory 1000", "memory: got 1000 bytes, wanted at least"),
+        ("--memory", "--memory: expected one argument"),
+        ("--time 3", "unrecognized arguments: --time 3"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, error):
+    done = subprocess.run(
+        [sys.executable, "-m", "evaluation.sandbox", *arguments.split()],
+        cwd=ROOT,
+        input="print(1)",
+        text=True,
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {error}") and done.stderr.count("\n") == 1
+
+
+def test_the_memory_that_an_error_names_is_enough():
+    command = [sys.executable, "-m", "evaluation.sandbox", "--timeout", str(PATIENT), "--memory"]
+    options = {"cwd": ROOT, "input": "print(1)", "text": True, "capture_output": True}
+    refused = subprocess.run([*command, "1000"], **options).stderr
+    least = re.search(r"at least (\d+)", refused)[1]
+    assert subprocess.run([*command, least], **options).stdout == "1\n"
 
 
 def test_does_not_import_torch():
@@ -694,13 +767,12 @@ def test_recorded_outputs_of_the_authors(tmp_path):
     assert reasons.count("other") <= 0.005 * len(cases)
 
 
-@pytest.mark.slow
-def test_a_fork_costs_a_fraction_of_an_interpreter_with_sympy():
-    begun = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import sympy"], check=True)
-    fresh = time.perf_counter() - begun
-    with Sandbox() as sandbox:
-        seconds = [
-            sandbox.run(["import sympy\nprint(sympy.Integer(1) + 1)"])[0].seconds for _ in range(20)
-        ]
-    assert statistics.median(seconds) < fresh / 4
+def test_a_program_costs_one_fork(sandbox):
+    """Of a process that has loaded sympy: 20 programs have few parents, and find it loaded."""
+    program = "import os, sys\nprint('sympy' in sys.modules, os.getppid())"
+    before = list(sandbox.servers)
+    results = sandbox.run([program] * 20)
+    assert sandbox.servers == before
+    assert {r.status for r in results} == {"ok"}
+    assert {r.stdout.split()[0] for r in results} == {"True"}
+    assert len({r.stdout.split()[1] for r in results}) <= sandbox.workers

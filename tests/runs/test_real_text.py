@@ -215,7 +215,7 @@ def write_run(folder, lr, seed, curve, test_loss):
         for i, (tokens, loss) in enumerate(curve)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    np.array([np.nan, test_loss - 0.5, test_loss + 0.5], "<f2").tofile(folder / "test_loss.bin")
+    np.array([np.nan, test_loss - 0.5, test_loss + 0.5], "<f2").tofile(f"{folder}-test_loss.bin")
 
 
 def test_report_is_computed_from_the_logs(tmp_path):

@@ -18,6 +18,7 @@ from tools.explore import __main__ as tools_explore
 from tools.explore import page as page_file
 from tools.explore import passage
 from tools.explore import runs as explore_run
+from training import finished
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
@@ -125,7 +126,7 @@ def kept_in(page):
 def kept_by_slm(run, snapshot, score_name, scope, k):
     """Positions in the page that slm.Selection keeps, from the model's and the stored values."""
     data, T = TokenSet(run / "data"), 32
-    saved = explore_run.run_arguments(run / "slm")
+    saved = finished.arguments(run / "slm")
     micro_batches, batch = page_file.choose_windows(saved, data, 48)
     model = slm.WithLoss(checkpoint.load(explore_run.snapshots(run / "slm")[snapshot][1]))
     losses = [model(*map(torch.from_numpy, data.batch(m, T)[:2])) for m in micro_batches]
@@ -208,9 +209,7 @@ def test_the_controls_change_what_is_shown(page, run):
 
 def test_hover_and_keyboard_show_a_tokens_numbers(page, run):
     data, i = TokenSet(run / "data"), 40
-    window = int(
-        page_file.choose_windows(explore_run.run_arguments(run / "slm"), data, 48)[0][0][1]
-    )
+    window = int(page_file.choose_windows(finished.arguments(run / "slm"), data, 48)[0][0][1])
     found = explore_run.look(run / "slm", data, [[window]], 32, env(), top=3)
     j = i - 32
     position = window * 32 + 1 + j
@@ -251,9 +250,7 @@ def test_text_is_shown_and_never_executed(page, run, vocabulary):
     shown = page.evaluate(
         "[...document.querySelectorAll('.t[data-i]')].map(t => [+t.dataset.i, t.textContent])"
     )
-    rows = np.concatenate(
-        page_file.choose_windows(explore_run.run_arguments(run / "slm"), data, 48)[0]
-    )
+    rows = np.concatenate(page_file.choose_windows(finished.arguments(run / "slm"), data, 48)[0])
     every = "".join(text for _, text in shown)
     assert not set(every) & set(
         "\0\u202e\u2066\u200b\x1b\u2028"

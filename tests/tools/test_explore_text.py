@@ -9,8 +9,8 @@ from data import Loader, TokenSet
 from explored import explored_run  # noqa: F401  (the fixture `run`)
 from tools.explore import __main__ as tools_explore
 from tools.explore import page as page_file
-from tools.explore import runs as explore_run
 from tools.explore.spelling import spell
+from training import finished
 
 
 def test_characters_that_are_spread_over_tokens():
@@ -43,7 +43,7 @@ def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
 
 
 def test_the_windows_shown_are_micro_batches_of_the_run(run, vocabulary, tmp_path):
-    saved, data = explore_run.run_arguments(run / "slm"), TokenSet(run / "data")
+    saved, data = finished.arguments(run / "slm"), TokenSet(run / "data")
     loader = Loader(data.n_windows(32), 6, 0)
     shown, batch = page_file.choose_windows(saved, data, 12)
     assert np.array_equal(shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)])

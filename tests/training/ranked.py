@@ -44,7 +44,7 @@ def wrapped(model, kind, backward, dtype, checkpointing=False):
 
 
 def learn(module, batches, weights, dtype=torch.float32):
-    """One step's gradients of several micro-batches; each token's loss weighs its batch's weight."""
+    """One step's gradients of several micro-batches; a token's loss weighs its batch's weight."""
     for i, ((x, y, ref, valid), weight) in enumerate(zip(batches, weights)):
         parallel.sync_gradients(module, last=i == len(batches) - 1)
         count = slm.Selection(0.6).count(valid.numpy())
@@ -87,6 +87,9 @@ def exact():
                 assert distance < 1e-12, (backward, kind, distance)
                 optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
                 parallel.clear_gradients(module, optimizer)
+                if kind == "ddp":  # one bucket holds all gradients
+                    storages = {p.grad.untyped_storage().data_ptr() for p in module.parameters()}
+                    assert len(storages) == 1, len(storages)
 
 
 def bfloat16():

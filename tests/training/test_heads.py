@@ -1,14 +1,17 @@
 """Cheap forms against plain ones: heads against full logits, pruned backward against hooks."""
 
 import copy
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import slm
+from common.errors import UserError
 from model import Config, Transformer, initialise
-from training import heads
+from training import heads, parallel
 from training.loss import BACKWARD, FastLoss
 
 CASES = {
@@ -44,6 +47,7 @@ def tiny(dtype=torch.float32, seed=1, rows=3, **changes):
     x, y = (torch.randint(50, (rows, 9), generator=generator) for _ in range(2))
     ref = torch.rand(rows, 9, generator=generator, dtype=dtype) * 5
     valid = torch.rand(rows, 9, generator=generator) < 0.8
+    torch.manual_seed(0)  # of biases, which `initialise` leaves as PyTorch makes them
     return initialise(Transformer(config), 0).to(dtype), x, y, ref, valid
 
 
@@ -307,30 +311,71 @@ def test_a_wrong_count_and_a_second_backward_are_refused():
         total.backward()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backward", BACKWARD)
-def test_selection_causes_no_recompilation_and_compiled_gradients_are_the_same(backward):
-    """Blocks compiled; the choice, and how many are chosen, change from step to step."""
+@pytest.fixture
+def compiled(monkeypatch):
+    """compiled(module) compiles its blocks as the trainers do, to the graphs that autograd sees."""
     import torch._dynamo
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
+    args = SimpleNamespace(compile="on")
+    env = SimpleNamespace(device=torch.device("cpu"))
+    yield lambda module: parallel.compile_blocks(module, args, env)
+    torch._dynamo.reset()
+
+
+def graphs():
+    from torch._dynamo.utils import counters
+
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+# Of any other block and of the last: with gradients and without, the last also with some rows kept,
+# with any number of them, with none, with one, and with all.
+GRAPHS_OF = {"exact": (5, 8), "pruned": (3, 6)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", BACKWARD)
+def test_so_many_graphs_are_made_and_compiled_gradients_are_the_same(backward, compiled):
+    """T is fixed; the choice, and how many are chosen, change from step to step."""
     model = tiny()[0]
-    plain, compiled = (
-        FastLoss(copy.deepcopy(model), "kept", backward),
-        FastLoss(model, "kept", backward),
-    )
-    for block in model.model.layers:
-        block.compile(backend="aot_eager")
-    graphs = []
-    for step in range(6):
+    plain = FastLoss(copy.deepcopy(model), "kept", backward)
+    quick = FastLoss(model, "kept", backward)
+    compiled(quick)
+    usual, all_kinds = GRAPHS_OF[backward]
+    counts = []
+    for step in range(9):
         _, x, y, ref, valid = tiny(seed=step)
-        count = slm.Selection(0.6).count(valid.numpy())
-        out = [results(module, x, y, selection(ref, valid), count) for module in (plain, compiled)]
-        assert distance(*out) < 1e-5
+        if step > 5:
+            valid[:] = {6: False, 7: False, 8: True}[step]
+            valid[0, 4] = step > 6
+        k = 1.0 if step == 8 else 0.6
+        counts.append(slm.Selection(k).count(valid.numpy()))
+        select = selection(ref, valid, k)
+        out = [results(module, x, y, select, counts[-1]) for module in (plain, quick)]
+        if counts[-1]:
+            assert distance(*out) < 1e-5
         with torch.no_grad():
-            compiled(x, y)
-        graphs.append((counters["stats"]["unique_graphs"], count))
-    assert len({count for _, count in graphs}) > 2
-    assert not counters["graph_break"] and graphs[-1][0] == graphs[1][0], graphs
+            quick(x, y)
+        if step == 5:
+            assert len(set(counts)) > 2 and graphs() == usual
+    assert counts[6:] == [0, 1, 27]
+    assert graphs() == all_kinds
+
+
+@pytest.mark.slow
+def test_a_graph_too_many_stops_the_run_with_one_line(compiled, monkeypatch):
+    monkeypatch.setattr(parallel, "GRAPHS", 2)
+    module = FastLoss(tiny()[0])
+    compiled(module)
+    with pytest.raises(UserError, match="has made 2 graphs of one block.*--compile off runs"):
+        for step in range(4):
+            _, x, y, ref, valid = tiny(seed=step)
+            results(module, x, y, selection(ref, valid), slm.Selection(0.6).count(valid.numpy()))
+            with torch.no_grad():
+                module(x, y)

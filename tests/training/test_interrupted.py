@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from test_train import SLM, TINY, distance, log, same
 
 import score
@@ -14,6 +13,7 @@ import train_slm
 from conftest import finish, launch, write_model, write_set
 from data import Loader
 from killed import Point, arm_call, killed
+from training import states
 
 
 @pytest.fixture
@@ -65,13 +65,16 @@ def test_kill_9_and_the_same_command_end_bit_identical(stage, scored, module, fl
     assert all(a[k] == b[k] for k in ("val_loss", "tokens_seen", "tokens_selected"))
 
 
-def interrupted_run(stage, folder, interrupt):
-    """Interrupt a run of 20 steps, a state saved after every fifth, and go on with it."""
+def interrupted_run(stage, folder, interrupt, kept=10):
+    """Interrupt a run of 20 steps, a state saved after every fifth, and go on with it.
+
+    `kept`: the steps that are not lost.
+    """
     args = f"--data d --init m {TINY} --steps 20 --save-every 5"
     out = interrupt(args)
     assert "interrupted" in out and "Traceback" not in out
-    assert torch.load(folder / "a/train_state.pt", weights_only=True)["step"] == 10
-    assert not list(folder.glob("a/*.tmp"))
+    assert states.read(states.newest_of(folder / "a"))["step"] == kept
+    assert not list(folder.glob("a/*-tmp"))
     assert stage(train_ref, f"{args} --out a")[0] == 0
     assert stage(train_ref, f"{args} --out whole")[0] == 0
     assert same(folder / "whole", folder / "a") and log(folder / "whole") == log(folder / "a")
@@ -91,14 +94,21 @@ def test_interrupted_by_the_user_is_130_and_keeps_what_was_done(stage, scored, m
     interrupted_run(stage, scored, interrupt)
 
 
-@pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("point", ["call:data:Loader.micro_batches:13", "inside:train_state.pt:3"])
+@pytest.mark.parametrize(
+    "sent, point, kept",
+    [
+        ("SIGINT", "call:data:Loader.micro_batches:13", 10),
+        ("SIGINT", "inside:train_state.pt:3", 10),
+        ("SIGTERM", "call:data:Loader.micro_batches:13", 13),  # the step is ended and saved
+        ("SIGTERM", "before:train_state.pt:3", 16),  # a state that was being written, too
+    ],
+)
 @pytest.mark.slow
-def test_signals_end_a_process_with_130(stage, scored, sent, point):
+def test_signals_end_a_process_with_130(stage, scored, sent, point, kept):
     def interrupt(args):
         return killed(point, f"train_ref.py {args} --out a", scored, sent=sent)
 
-    interrupted_run(stage, scored, interrupt)
+    interrupted_run(stage, scored, interrupt, kept)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -111,7 +121,7 @@ def test_killed_on_two_ranks_goes_on_with_any_number(stage, scored, parallel):
     assert stage(train_slm, f"{args} --out whole")[0] == 0
     point = "call:training.run:Run.save_state:4"  # on both ranks
     killed(point, f"train_slm.py {args} --out cut", scored, ranks=2)
-    assert torch.load(scored / "cut/train_state.pt", weights_only=True)["step"] == 15
+    assert states.newest_of(scored / "cut").name == "state-000015"
     assert log(scored / "cut")[-1]["step"] == 20
     for n in (1, 2, 4):
         shutil.copytree(scored / "cut", scored / f"on{n}")

@@ -19,8 +19,9 @@ from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from killed import killed
+from training import checkpoints
 from training.meter import Meter
-from training.optimizer import make_optimizer
+from training.optimizer import MOMENTS, make_optimizer
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
@@ -105,6 +106,26 @@ def test_micro_scope_ranks_within_each_micro_batch(stage, scored):
     assert stage(train_slm, f"{SLM} --steps 1 --out one --k 0.3")[0] == 0
     assert stage(train_slm, f"{SLM} --steps 1 --out four --micro-batch-size 1 --k 0.3")[0] == 0
     assert not same(scored / "one", scored / "four")
+
+
+@pytest.mark.parametrize("flags", ["", "--score ref_and", "--backward pruned"])
+def test_the_micro_batch_is_a_matter_of_speed_where_the_ranked_windows_are_named(
+    stage, scored, flags
+):
+    """Eight windows at a time, ranked by fours and by twos, as four and two at a time."""
+    args = f"{SLM} --steps 4 --batch-size 8 {flags}"
+    for n in (2, 4):
+        alone = f"{args} --micro-batch-size {n} --out micro{n}"
+        together = f"{args} --micro-batch-size 8 --rank-windows {n} --out rank{n}"
+        for run in (alone, together):
+            code, _, err = stage(train_slm, run)
+            assert code == 0, err
+        assert distance(scored / f"micro{n}", scored / f"rank{n}") < 1e-5
+        counts = [
+            [r["tokens_selected"] for r in log(scored / out)] for out in (f"micro{n}", f"rank{n}")
+        ]
+        assert counts[0] == counts[1]
+    assert distance(scored / "rank2", scored / "rank4") > 1e-4
 
 
 def test_one_step_by_hand(stage, scored):
@@ -335,6 +356,8 @@ def test_run_folders(stage, inputs):
         ("--init scratch --n-head 0", "--n-head: got 0"),
         ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"),
         ("--seed -1", "--seed: got -1"),
+        ("--rank-windows 3", "--rank-windows: got 3 with --scope micro and --micro-batch-size 4"),
+        ("--rank-windows 2 --scope batch", "wanted --scope micro and a divisor"),
         ("--threads -1", "--threads: got -1"),
         ("--device meta", "not a device that the kit runs on"),
         ("--dtype bfloat16", "has the precision float32, this run has bfloat16; score again"),
@@ -479,13 +502,16 @@ def test_bfloat16_moments_under_fsdp(scored):
     assert (
         distance(scored / "one", scored / "ranks2") < 1e-3
     )  # a rounding to bfloat16 may go the other way
-    for folder in ("one", "ranks2"):
-        states = torch.load(scored / folder / "train_state.pt", weights_only=True)["optimizer"][
-            "state"
-        ].values()
-        assert {state[name].dtype for state in states for name in ("exp_avg", "exp_avg_sq")} == {
-            torch.bfloat16
-        }
+    state = torch.load(scored / "one/train_state.pt", weights_only=True)["optimizer"]["state"]
+    kinds = {moments[name].dtype for moments in state.values() for name in MOMENTS}
+    assert kinds == {torch.bfloat16}
+    described = checkpoints.Reader(scored / "ranks2/state-000004").read_metadata()
+    kinds = {
+        tensor.properties.dtype
+        for name, tensor in described.state_dict_metadata.items()
+        if name.endswith(MOMENTS)
+    }
+    assert kinds == {torch.bfloat16}
 
 
 def test_a_validation_set_of_another_tokenizer_is_refused(stage, inputs):
@@ -503,3 +529,24 @@ def test_scores_that_are_not_finite_stop_the_run_on_any_device():
     meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
     with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
         meter.read()
+
+
+def test_document_masks_are_the_same_in_every_stage_or_refused(stage, inputs):
+    scores = "--model r --data d --seq-len 16 --device cpu --threads 1"
+    assert stage(score, f"{scores} --out masked.bin --document-mask")[0] == 0
+    assert stage(score, f"{scores} --out plain.bin")[0] == 0
+    masked, plain = (np.fromfile(inputs / f"{name}.bin", "<f2") for name in ("masked", "plain"))
+    assert not np.array_equal(masked, plain, equal_nan=True)
+    slm = f"--data d --init m {TINY} --steps 2 --k 0.6"
+    for losses, flag, said in (("plain", " --document-mask", "False"), ("masked", "", "True")):
+        code, _, err = stage(train_slm, f"{slm} --ref-loss {losses}.bin --out a{flag}")
+        assert code == 2 and f"has the document mask {said}" in err
+        assert ("--document-mask" in err) == bool(flag)
+    command = f"{slm} --ref-loss masked.bin --document-mask"
+    assert stage(train_slm, f"{command} --out a")[0] == 0
+    assert stage(train_slm, f"{command} --out b --backward pruned")[0] == 0
+    assert record_of(inputs / "a")["document_mask"] is True
+
+
+def record_of(folder):
+    return json.loads((folder / "args.json").read_text())

@@ -26,7 +26,7 @@ import torch
 
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
-from common.files import write_atomic
+from common.files import refuse_taken, write_atomic
 from tools.bench import text, train
 from tools.bench.rows import PRESETS, ROWS, memory_of
 
@@ -104,6 +104,8 @@ def parts_of(args):
 
 def main():
     args = arguments()
+    if args.json:
+        refuse_taken([args.json])
     env = Env(args)
     if args.memory_of:
         print(json.dumps(memory_of(args.memory_of, args, env)))

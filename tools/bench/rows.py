@@ -41,6 +41,7 @@ PRESETS = {
     "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
     "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
+    "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves
     "tinyllama-1b": Preset(32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
 }
 OURS = {  # row: head, backward, selective
@@ -245,7 +246,7 @@ def token_set(folder, count, vocab_size):
     folder = Path(folder) / f"tokens-{count}"
     writer = TokenSetWriter(folder, vocab_size)
     writer.append(tokens=np.random.RandomState(1).randint(0, vocab_size, count))
-    return writer.finish(tokenizer="none", sources={}, seed=0)
+    return writer.finish(tokenizer="none", sources=[], seed=0)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -18,13 +18,22 @@ import argparse
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import cli
+from common.files import refuse_taken
 from tools.explore import curves, dynamics, page, pick_k
 
+ENDS = ("", "-training", "-accuracy", "-kept")  # of the figures of `curves`
 COMMANDS = {
     "tokens": page.main,
     "dynamics": dynamics.main,
     "curves": curves.main,
     "pick-k": pick_k.main,
+}
+
+OUTPUTS = {  # what stands behind --out in the names of the files that are written
+    "tokens": [""],
+    "dynamics": [".json", ".png", ".svg"],
+    "curves": [".json", *(name + end for name in ENDS for end in (".png", ".svg"))],
+    "pick-k": [".png", ".svg"],
 }
 
 
@@ -130,6 +139,8 @@ def machine(parser):
 
 def main():
     args = arguments()
+    if args.out:  # before anything is computed
+        refuse_taken(args.out + suffix for suffix in OUTPUTS[args.command])
     COMMANDS[args.command](args)
 
 

@@ -78,7 +78,11 @@ def main(args):
     windows = np.array(spaced(range(n), max(1, min(n, args.tokens // seq_len))))
     valid = data.valid(windows, seq_len)
     batches = batched(windows, 32)
-    losses = [look(folder, data, batches, seq_len, env)["loss"][valid] for _, folder in models]
+    mask = saved.get("document_mask", False)
+    losses = []
+    for _, folder in models:
+        seen = look(folder, data, batches, seq_len, env, document_mask=mask)
+        losses.append(seen["loss"][valid])
     losses = np.stack(losses)  # (snapshots, tokens)
     category = classify(losses)
     labels = data.labels(windows, seq_len)

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.records import read_json, read_record
 from data import Note
 from demo.chain import tokens_to_reach
+from evaluation.results import read_entries
 from hf import checkpoint
 from hf.config import config_from_hf
 from tools.explore.runs import snapshots
@@ -90,7 +91,7 @@ def cost_per_token(saved):
 
 def selection_of(saved):
     """The slm.Selection of a run; one of train_ref.py keeps every token."""
-    return slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope"))
+    return slm.Selection(saved.get("k", 1), saved.get("score"), saved.get("scope", "micro"))
 
 
 def fixed_cost(folder, saved, i, references):
@@ -140,7 +141,7 @@ def accuracy(folder, task="test"):
         results = path / "eval" / "results.json"
         if step == 0 or not results.exists():
             continue
-        result = read_json(results, "evaluation").get(task)
+        result = read_entries(path / "eval").get(task)
         if result:
             tokens = step * saved["batch_size"] * saved["seq_len"]
             points.append((tokens, result["published"] / 100))

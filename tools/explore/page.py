@@ -48,7 +48,8 @@ def main(args):
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of = choose_windows(saved, data, args.windows)
-    seen = [look(folder, data, micro_batches, seq_len, env, top=TOP) for _, folder in models]
+    mask = saved.get("document_mask", False)
+    seen = [look(folder, data, micro_batches, seq_len, env, TOP, mask) for _, folder in models]
 
     windows = np.concatenate(micro_batches)
     valid = data.valid(windows, seq_len)  # (windows, T)
@@ -157,7 +158,7 @@ def choose_windows(saved, data, wanted):
     On the run's own data they are micro-batches that the run trained on, of evenly spaced steps; on
     another token set windows in order, cut to the same size.
     """
-    size = saved["micro_batch_size"]
+    size = saved.get("rank_windows") or saved["micro_batch_size"]
     batch = saved["batch_size"]
     n = data.n_windows(saved["seq_len"])
     if saved["inputs"]["data"] != data.hash:

@@ -44,7 +44,9 @@ def sample(ref_loss, data, model, n_windows, env):
     windows = np.array(spaced(range(data.n_windows(seq_len)), n_windows))
     valid = data.valid(windows, seq_len)
     folder = models.folder_of(model, None, data, env)
-    loss = look(folder, data, batched(windows, 32), seq_len, env)["loss"]
+    mask = stored.meta["document_mask"]
+    seen = look(folder, data, batched(windows, 32), seq_len, env, document_mask=mask)
+    loss = seen["loss"]
     return loss - stored.batch(windows, valid), valid, data.labels(windows, seq_len)
 
 

@@ -53,15 +53,19 @@ def batched(windows, size):
 
 
 @torch.no_grad()
-def look(folder, data, batches, seq_len, env, top=0):
+def look(folder, data, batches, seq_len, env, top=0, document_mask=False):
     """What the model in `folder` says of every target of some windows.
 
     `batches`: lists of window numbers, a forward pass each; the losses are those of training if the
-    batches are. Returns arrays over all windows in that order: loss (N, T) fp32, in nats; with
-    `top` also entropy (N, T) fp32, in nats, and its likeliest tokens, top_id and top_p (N, T, top).
+    batches are, and `document_mask` is as it was. Returns arrays over all windows in that order:
+    loss (N, T) fp32, in nats; with `top` also entropy (N, T) fp32, in nats, and its likeliest
+    tokens, top_id and top_p (N, T, top).
     """
     models.check_vocabulary(folder, data)
-    model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
+    model = checkpoint.load(folder, device=env.device)
+    if document_mask:
+        models.mask_documents(model, data)
+    model = slm.WithLoss(model).eval()
     found = []
     for windows in tqdm(batches, desc=str(folder), unit="batch", leave=False):
         x, y, _ = map(env.tensor, data.batch(windows, seq_len))

@@ -126,6 +126,10 @@ def show(plan, args):
     for row in plan.rows:
         if "memory" in row:
             print(f"  {memory_line(row, plan.bytes)}")
+    print("\nsaves (speeds of memory and disk are assumptions):")
+    for row in plan.rows:
+        if "saves" in row:
+            print(f"  {saves_line(row, args.n_gpus)}")
 
 
 def aligned(cells):
@@ -152,6 +156,14 @@ def memory_line(row, available):
     return (
         f"{row['out']}: peak {row['peak'] / 1e9:.1f} of {available / 1e9:.0f}, "
         f"micro-batch {row['micro']} ({', '.join(parts)}): {verdict}"
+    )
+
+
+def saves_line(row, ranks):
+    state = row["state"] / 1e9
+    return (
+        f"{row['out']}: {row['saves']:,} states of {state:.1f} GB, {state / ranks:.1f} a rank; "
+        f"training stands still {row['still'] / 60:.1f} minutes in all"
     )
 
 

@@ -185,9 +185,12 @@ def memory(
     activations   after the trunk's forward pass
     cast          the bf16 copies of matrices that autocast keeps
     head          what logits and temporaries add at the peak
-    ranks         DDP's second copy of the gradients (its buckets), or what FSDP2 gathers
+    ranks         what FSDP2 gathers and reduces
     """
     n, outer, block = counts(config)
+    sharded = ranks > 1 and parallel == "fsdp"
+    # FSDP2 reduces gradients in each micro-batch: those of earlier ones are not held whole.
+    accumulate = accumulate and not sharded
     trunk, early, peak = step_bytes(
         config, micro_batch, seq_len, bf16=bf16, accumulate=accumulate, **settings
     )
@@ -202,13 +205,16 @@ def memory(
         "head": early - trunk,
         "ranks": 0,
     }
-    if ranks > 1 and parallel == "ddp":
-        parts["ranks"] = 4 * n
-    elif ranks > 1:
+    if sharded:
         for name in ("weights", "gradients", "optimiser"):
             parts[name] //= ranks
-        # As parallel.wrap shards: embedding, norm and head stay gathered in a step, and two blocks,
-        # with one block's gradients. Gradients stay whole until the last micro-batch.
-        parts["ranks"] = 4 * (outer + 2 * block) + 4 * block + held
+        # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time;
+        # those of embedding, norm and head stay. One group's gradients are made, and reduced in
+        # fp32.
+        size = 2 if bf16 else 4
+        parts["cast"] = 0
+        parts["ranks"] = size * (outer + 2 * block) + (size + 4) * max(outer, block)
         return parts, sum(parts.values())
+    if ranks > 1:  # DDP's gradients are views of its buckets
+        return parts, parts["weights"] + parts["optimiser"] + peak
     return parts, parts["weights"] + parts["optimiser"] + parts["ranks"] + peak

@@ -27,6 +27,10 @@ GPUS = {
     "4090": (PEAK_FLOPS["4090"], 24e9),
     "3090": (PEAK_FLOPS["3090"], 24e9),
 }
+# Bytes/s, assumed: of several ranks each copies its part into the CPU's memory and goes on; one
+# rank alone waits until its file is written.
+COPIED = 3e9
+WRITTEN = 1e9
 TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
 MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
 KNOWN = {
@@ -102,12 +106,23 @@ class Plan:
             tokens = int((args.epochs or 1) * self.size(args.data))
             args.steps = -(-tokens // per_step)
         row.update(config=config, parameters=n, steps=args.steps, tokens=args.steps * per_step)
-        # train_state.pt takes 12 bytes a parameter, each model 4.
-        row["disk"] = (12 + 4 * max(1, args.snapshots)) * n
+        row["state"] = (8 if args.moments == "bfloat16" else 12) * n
+        # Two states, and a third while it is written; each model takes 4 bytes a parameter.
+        row["disk"] = 3 * row["state"] + 4 * max(1, args.snapshots) * n
         self.models[args.out] = config
         self.fit(row, args)
         row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len)
         self.add_hours(row, row["flops"] * (4 / 3 if args.checkpointing else 1))
+        self.add_saves(row, args)
+
+    def add_saves(self, row, args):
+        """How often a state is saved, and the seconds that training stands still for it."""
+        row["saves"] = -(-args.steps // args.save_every)
+        if args.save_minutes:
+            between = row["hours"] * 60 / row["saves"]
+            row["saves"] *= 1 + int(between / args.save_minutes)
+        share = row["state"] / self.n_gpus
+        row["still"] = row["saves"] * share / (COPIED if self.n_gpus > 1 else WRITTEN)
 
     def add_hours(self, row, flops):
         row["gpu_hours"] = flops / (self.flops * self.mfu) / 3600

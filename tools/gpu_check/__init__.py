@@ -1,0 +1,1 @@
+"""What only a GPU can show: python -m tools.gpu_check."""
