@@ -1,0 +1,98 @@
+"""A finished run as a record for results/: its numbers, and what they may depend on."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from tools.results.files import ROOT, Run
+from training import finished
+
+NUMBERS = ("val_loss", "exact_match", "tokens_seen", "tokens_selected", "seconds")
+FOLDERS = ("data", "val", "init", "out", "ref_loss", "inputs", "overwrite", "verify", "chain")
+PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "safetensors")
+# Instruction sets between which the libraries choose their kernels.
+SETS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd")
+# What a user may set to choose kernels and threads.
+VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "OMP_NUM_THREADS",
+)
+
+
+def collected(folder, method, variant=""):
+    """The `Run` of a run's folder. Raises UserError where it is not finished.
+
+    Versions, machine and environment are this process's: call it where the run was made.
+    """
+    folder = Path(folder)
+    arguments = finished.arguments(folder)
+    summary = finished.summary(folder, f"{method}, to be added to results")
+    curve = []
+    for step in finished.steps(folder):
+        if step.get("val_loss") is not None:
+            curve.append([step["tokens_seen"], round(step["val_loss"], 5)])
+    numbers = {key: summary.get(key) for key in (*NUMBERS, "peak_memory_bytes")}
+    return Run(
+        method=method,
+        seed=arguments["seed"],
+        variant=variant,
+        numbers=numbers,
+        curve=curve,
+        arguments={key: value for key, value in arguments.items() if key not in FOLDERS},
+        inputs=arguments["inputs"],
+        made=made(folder),
+    )
+
+
+def made(folder):
+    """Commit, date, versions, machine and environment of a run that this environment made."""
+    ended = datetime.datetime.fromtimestamp((folder / "summary.json").stat().st_mtime)
+    return {
+        "commit": commit(),
+        "date": ended.date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "machine": machine(),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def commit():
+    """The checkout's commit, with a + where files differ from it; "unknown" without git."""
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + "+" if changed else head
+
+
+def _git(*words):
+    ran = subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+    )
+    return ran.stdout.strip()
+
+
+def machine():
+    """Processor, its instruction sets, the kernels that torch takes, cores."""
+    told = {"processor": platform.machine(), "instructions": []}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = (part.strip() for part in line.partition(":"))
+            if key == "model name":
+                told["processor"] = value
+            if key in ("flags", "Features"):
+                told["instructions"] = [name for name in SETS if name in value.split()]
+    except OSError:
+        pass  # not Linux
+    told["torch_kernels"] = torch.backends.cpu.get_cpu_capability()
+    told["cores"] = os.cpu_count()
+    return told

@@ -1,0 +1,120 @@
+"""The tables of README and docs, each a function of one experiment. Markdown, as lines."""
+
+from common.errors import UserError
+from tools.compare import table
+
+
+def runs_of(experiment, variant):
+    """{(method, seed): run} of one variant."""
+    return {(run.method, run.seed): run for run in experiment.runs if run.variant == variant}
+
+
+def seeds_of(experiment):
+    return sorted({run.seed for run in experiment.runs})
+
+
+def reached(curve, target):
+    """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
+
+    Interpolated between two validations, as demo/chain.py does.
+    """
+    before = None
+    for tokens, loss in curve:
+        if loss <= target:
+            if before is None or before[1] <= loss:
+                return tokens
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (tokens - before[0])
+        before = (tokens, loss)
+    return None
+
+
+def times_fewer(student, clm):
+    """CLM's tokens over those that a student reads until CLM's final loss; None: never there."""
+    tokens = reached(student.curve, clm.curve[-1][1])
+    return clm.numbers["tokens_seen"] / tokens if tokens else None
+
+
+def number(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def span(values, form):
+    """The lowest and the highest, as text."""
+    return f"{format(min(values), form)} to {format(max(values), form)}"
+
+
+# --------------------------------------------------------------------------------------------------
+# runs/roundings.sh
+
+METHODS = {"slm": "SLM", "clm": "CLM", "ref": "reference"}
+
+
+def roundings(experiment):
+    """A row for each rounding and seed, then one of each seed's range."""
+    head = ["rounding", "seed", *(f"{name}: exact match" for name in METHODS.values())]
+    rows = [[*head, "SLM: validation loss", "CLM: validation loss", "times fewer tokens"]]
+    variants = sorted({run.variant for run in experiment.runs})
+    for variant in variants:
+        rows += [[variant, *cells] for cells in _rounding(experiment, variant)]
+    return table(rows).splitlines()
+
+
+def _rounding(experiment, variant):
+    runs = runs_of(experiment, variant)
+    for seed in seeds_of(experiment):
+        if ("slm", seed) not in runs or ("clm", seed) not in runs:
+            continue
+        matches = [runs[method, seed].numbers["exact_match"] for method in METHODS]
+        losses = [runs[method, seed].numbers["val_loss"] for method in ("slm", "clm")]
+        yield [
+            str(seed),
+            *(number(match, ".3f") for match in matches),
+            *(number(loss, ".4f") for loss in losses),
+            number(times_fewer(runs["slm", seed], runs["clm", seed]), ".1f"),
+        ]
+
+
+def roundings_by_seed(experiment):
+    """Of each seed: how far the roundings lie apart."""
+    titles = [f"{name}: exact match" for name in METHODS.values()]
+    rows = [["seed", "roundings", *titles, "SLM ± around the middle", "times fewer tokens"]]
+    for seed in seeds_of(experiment):
+        cells = {method: [] for method in METHODS}
+        ratios = []
+        for variant in sorted({run.variant for run in experiment.runs}):
+            runs = runs_of(experiment, variant)
+            if any((method, seed) not in runs for method in METHODS):
+                continue
+            for method in METHODS:
+                cells[method].append(runs[method, seed].numbers["exact_match"])
+            ratios.append(times_fewer(runs["slm", seed], runs["clm", seed]) or 0.0)
+        if not ratios:
+            continue
+        half = (max(cells["slm"]) - min(cells["slm"])) / 2
+        matches = [span(cells[method], ".3f") for method in METHODS]
+        rows.append([str(seed), str(len(ratios)), *matches, f"{half:.3f}", span(ratios, ".1f")])
+    return table(rows).splitlines()
+
+
+def roundings_not_run(experiment):
+    return [f"- {variant}: {why}" for variant, why in sorted(experiment.not_run.items())]
+
+
+# --------------------------------------------------------------------------------------------------
+# the names that pages use
+
+TABLES = {
+    "roundings": roundings,
+    "roundings by-seed": roundings_by_seed,
+    "roundings not-run": roundings_not_run,
+}
+
+
+def render(name, experiment):
+    """The lines of the table `name` ("EXPERIMENT" or "EXPERIMENT PART"). Raises UserError."""
+    if name not in TABLES:
+        known = ", ".join(sorted(TABLES))
+        raise UserError(f"results: no table is called {name!r}; known: {known}")
+    lines = TABLES[name](experiment)
+    return [f"*{experiment.note}*", "", *lines] if experiment.note else lines
