@@ -217,7 +217,8 @@ print(json.dumps([answers, left_in_the_end()]))
 """
 
 WORLDS = [
-    "as we are",
+    # Of root the attacks of tests/evaluation/attacks*.py tell more.
+    pytest.param("as we are", marks=[pytest.mark.slow] if os.getuid() == 0 else []),
     "as nobody",
     *(
         pytest.param(world, marks=pytest.mark.slow)
