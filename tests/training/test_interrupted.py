@@ -36,7 +36,7 @@ KILLS = (
     "call:data:Loader.micro_batches:10",  # steps after the state are in the log
     "inside:train_state.pt:2",
     "before:train_state.pt:3",
-    "before:cut/log.jsonl:1",  # while the log is cut back
+    "moment:cut/log.jsonl:1",  # before the log is cut back
     "inside:cut/model.safetensors:1",
     "after:cut/model.safetensors:1",
     "before:config.json:1",

@@ -207,6 +207,7 @@ def stored_losses(folder, data, seq_len):
         "format": STORED_FORMAT,
         "checksums": {path.name: Checksums(path, 2 * data.count).all()},
         "data": data.hash,
+        "reference": "none",
         "count": data.count,
         "seq_len": seq_len,
         "n_scored": data.n_windows(seq_len),
