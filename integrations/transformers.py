@@ -26,8 +26,8 @@ import torch.nn.functional as F
 
 import slm
 from common.errors import UserError
+from integrations.windows import IGNORED
 
-IGNORED = -100  # the label of what is no target
 ROWS = 1000  # of a data set that are scored between two files of its cache
 STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can make
 

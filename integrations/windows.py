@@ -8,7 +8,7 @@ loader = torch.utils.data.DataLoader(windows, batch_size=8, shuffle=True)
 import numpy as np
 import torch
 
-IGNORED = -100
+IGNORED = -100  # the label of what is no target
 
 
 class Windows(torch.utils.data.Dataset):

@@ -100,8 +100,6 @@ class Run:
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
         self.timed_seconds = 0.0
-        if self.state and env.main:
-            aside.discard(self.folder)  # a kill came before the first state could do so
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
 

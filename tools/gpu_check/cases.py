@@ -113,26 +113,27 @@ def attention_case(args, env):
     return {"flash": True}
 
 
+def micro_batch(module, rows, args, env):
+    """Forward and backward pass of a selective step, as the trainer makes them."""
+    count = slm.n_keep(rows.n, args.k)
+
+    def keep(losses):
+        tokens = slm.Tokens(loss=losses, ref_loss=rows.ref_loss)
+        return slm.Selection(args.k).mask(tokens, rows.valid)
+
+    with env.autocast():
+        total, _, _ = module(rows.x, rows.y, keep, count=count)
+    (total / count).backward()
+
+
 def synchronisation_case(args, env):
     """A micro-batch's forward and backward pass where each wait for the GPU would be an error."""
     rows = random_rows(args, env)
     module, _ = rows.ours("kept")
-    choice = slm.Selection(args.k)
-    count = slm.n_keep(rows.n, args.k)
-
-    def micro_batch():
-        def keep(losses):
-            tokens = slm.Tokens(loss=losses, ref_loss=rows.ref_loss)
-            return choice.mask(tokens, rows.valid)
-
-        with env.autocast():
-            total, _, _ = module(rows.x, rows.y, keep, count=count)
-        (total / count).backward()
-
-    micro_batch()  # compiled, and the allocator is warm
+    micro_batch(module, rows, args, env)  # compiled, and the allocator is warm
     if env.device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
-    micro_batch()
+    micro_batch(module, rows, args, env)
     if env.device.type == "cuda":
         torch.cuda.set_sync_debug_mode("default")
     return {"waits_in_a_micro_batch": 0, "checked": env.device.type == "cuda"}
@@ -219,17 +220,9 @@ def ranks_case(case, args, env):
     module = FastLoss(rows.our_model().to(env.device), "kept", "exact")
     student = parallel.wrap(module, args, env)
     optimizer = make_optimizer(student, args)
-    count = slm.n_keep(rows.n, args.k)
-    choice = slm.Selection(args.k)
 
     def step():
-        def keep(losses):
-            tokens = slm.Tokens(loss=losses, ref_loss=rows.ref_loss)
-            return choice.mask(tokens, rows.valid)
-
-        with env.autocast():
-            total, _, _ = student(rows.x, rows.y, keep, count=count)
-        (total / count).backward()
+        micro_batch(student, rows, args, env)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)
 
