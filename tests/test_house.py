@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -119,6 +120,12 @@ def test_every_room_says_what_it_is_for():
         if path.name == "__init__.py" and (not docstring or "\n" in docstring):
             problems.append(f"{path}: wants a docstring of one line")
     assert not problems, listed(problems)
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """pytest imports them by their name alone: the second would stop the whole suite."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, times in names.items() if times > 1] == []
 
 
 def test_no_line_is_over_100_columns():
