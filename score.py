@@ -10,9 +10,7 @@ student will have. Interrupted, the same command goes on, and the file ends the 
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -22,14 +20,14 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common import aside, files
+from common import aside, files, locks, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
 from common.json_files import read_json
 from common.numerics import SAID, notice, numerics
-from common.records import as_record, at_least
-from data import STORED_FORMAT, TokenSet, entropy_path
+from common.records import as_record
+from data import STORED_FORMAT, Note, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
 
@@ -106,15 +104,7 @@ def check(args):
             f"ref_loss.bin"
         )
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
-        files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
-
-
-@dataclass
-class Note:
-    """What the kit itself reads of the note beside the losses."""
-
-    n_scored: Annotated[int, at_least(0)]
-    checksums: dict[str, list[int]]
+        owned.refuse_overlap(path, {"--model": args.model, "--data": args.data})
 
 
 def files_of(args):
@@ -133,10 +123,10 @@ def claim(args, header, data):
     """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
+    owned.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
     if not args.overwrite or not is_broken(note):
         refuse_other(out, note)
-    files.lock(out)
+    locks.lock(out)
     settle_aside(args)
     if not note.exists():
         begun = {**header, "n_scored": 0, "checksums": {}}
@@ -202,8 +192,8 @@ def settle_aside(args):
         aside.put_back(out.parent, place_of(out))
     if not entropy_path(out).exists():
         files.remove(entropy_path(out))  # the list must not name what is not there
-    files.unlock(out)  # the lock went along
-    files.lock(out)
+    locks.unlock(out)  # the lock went along
+    locks.lock(out)
 
 
 def place_of(out):

@@ -28,11 +28,11 @@ from fuzzing import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.checksums import Checksums
+from common.checksums import Checksums, file_hash
 from common.errors import UserError
 from common.records import read_json
 from conftest import HANGS, ROOT, write_model, write_set
-from data import STORED_FORMAT, Stored, TokenSet, file_hash
+from data import STORED_FORMAT, Stored, TokenSet
 from demo import chain
 from evaluation import results, tasks
 from evaluation.pinned import read_rows

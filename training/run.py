@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import aside, files
+from common import aside, files, locks, owned
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
 from common.json_files import parse, read_json
@@ -108,13 +108,13 @@ class Run:
         path = self.folder / "args.json"
         if self.folder.exists():
             self._refuse_foreign()
-        files.lock_folder(self.folder, "run")
+        locks.lock_folder(self.folder, "run")
         if self.args.overwrite:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
         if not (self.folder / "summary.json").exists():
-            files.refuse_foreign(self.folder / name for name in MODEL)
+            owned.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
@@ -143,8 +143,8 @@ class Run:
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign(self.folder / name for name in RECORDS)
-        if any(self.folder.iterdir()) and not files.written(self.folder):
+        owned.refuse_foreign(self.folder / name for name in RECORDS)
+        if any(self.folder.iterdir()) and not owned.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
             )
@@ -158,7 +158,7 @@ class Run:
             )
         aside.discard(self.folder)
         states.keep_one(self.folder)
-        files.unlock(self.folder)
+        locks.unlock(self.folder)
         return finished.summary(self.folder)
 
     def _begun(self):
@@ -252,7 +252,7 @@ class Run:
             self.states.wait()
             folder = self.folder / f"step-{done:06d}"
             if self.env.main:
-                files.own_folder(folder)
+                owned.own_folder(folder)
             self.save_model(student, folder)
         # Ranks agree in each step; on gloo this takes less than a millisecond.
         asked, late, failed = self.env.any_rank(
@@ -310,7 +310,7 @@ class Run:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
             self.states.keep_newest()
-            files.unlock(self.folder)
+            locks.unlock(self.folder)
         self.env.wait()
         self.stop.release()
 

@@ -14,7 +14,7 @@ import slm
 import train_ref
 import train_slm
 from common.errors import UserError
-from common.files import LIST
+from common.owned import LIST
 from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
