@@ -19,7 +19,7 @@ from common.checksums import Checked, file_hash
 from common.errors import UserError
 from common.json_files import SHOWN, regular_size
 from common.mapped import forget, refuse_cut
-from common.records import at_least, between, one_of, read_record
+from common.records import FINITE, at_least, between, one_of, read_record
 
 FORMAT = 1
 STORED_FORMAT = 2  # of the note beside stored losses
@@ -232,6 +232,15 @@ def entropy_path(ref_loss):
 
 
 @dataclasses.dataclass
+class Validation:
+    """The reference's mean loss on a validation set, in the windows and precision of the rest."""
+
+    data: str  # the set's hash
+    loss: Annotated[float, FINITE]  # nats per target
+    name: str = ""  # the folder that score.py --val named
+
+
+@dataclasses.dataclass
 class Note:
     """What score.py notes beside the stored losses."""
 
@@ -242,6 +251,7 @@ class Note:
     count: Annotated[int, at_least(0)]
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
+    validation: list[Validation] = dataclasses.field(default_factory=list)
     # What its rounding depends on (common/numerics.py):
     dtype: str | None = None
     document_mask: bool = False

@@ -92,6 +92,7 @@ def write_note(folder):
         "entropy": False,
         "n_scored": -(-(header["count"] - 1) // 16),
         "checksums": {path.name: Checksums(path, path.stat().st_size).all()},
+        "validation": [{"data": header["sha256"], "loss": 2.5, "name": "val"}],
     }
     (folder / "ref_loss.json").write_text(json.dumps(note))
 
@@ -107,6 +108,7 @@ STEP = {
     "lr": 1e-3,
     "tok_per_s": 1000,
     "val_loss": 2.0,
+    "reference_lead": 0.1,
     "kept": {"even": 0.5},
     "val_loss_by_kind": {"even": 1.0},
 }
