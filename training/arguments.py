@@ -11,6 +11,7 @@ from common.records import as_record, read_json
 from hf.config import LIMITS
 from training import finished
 from training.heads import HEADS
+from training.moments import FORMS, refuse_missing
 
 READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
 
@@ -84,9 +85,11 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("machine")
     add_machine(group)
-    moments = ["float32", "bfloat16"]
     group.add_argument(
-        "--moments", default="float32", choices=moments, help="how AdamW's moments are kept"
+        "--moments",
+        default="float32",
+        choices=FORMS,
+        help="how AdamW's moments are kept; int8 needs torchao",
     )
     switch = ["auto", "on", "off"]
     group.add_argument(
@@ -163,8 +166,11 @@ def earlier_arguments(argv):
     return saved
 
 
-def settle(args):
-    """Fill in the defaults that follow from other flags, and refuse what does not go together."""
+def settle(args, run=True):
+    """Fill in the defaults that follow from other flags, and refuse what does not go together.
+
+    run: what it needs has to be installed here.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
@@ -192,6 +198,8 @@ def settle(args):
         )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
+    if run:
+        refuse_missing(args.moments)
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
     if args.out is None:

@@ -122,6 +122,8 @@ def tensors(module, optimizer):
     for part in module.modules():
         if hasattr(part, "reshard"):  # FSDP2: behind a validation some weights are still gathered
             part.reshard()
+    if not optimizer.state and hasattr(optimizer, "begin"):  # `--moments int8`
+        optimizer.begin()
     if not optimizer.state:
         from torch.distributed.checkpoint import state_dict as sharded
 
@@ -131,7 +133,10 @@ def tensors(module, optimizer):
     for name, p in zip(_names(module, optimizer), params):
         name = name.removeprefix("module.")  # DDP's
         found[f"model.{name}"] = p.detach()
-        for key, value in optimizer.state[p].items():
+        kept = optimizer.state[p]
+        if hasattr(optimizer, "tensors_of"):  # `--moments int8`
+            kept = optimizer.tensors_of(p)
+        for key, value in kept.items():
             found[f"optimizer.{name}.{key}"] = value
     return found
 
@@ -167,21 +172,27 @@ def full_state(module, optimizer=None):
 
 
 def restore(module, optimizer, state):
-    """Load what `full_state` gave, on any number of ranks."""
+    """Load what `full_state` gave, on any number of ranks: each takes its shards of it."""
     if dist.is_initialized():
-        from torch.distributed.checkpoint import state_dict as sharded
-
-        sharded.set_state_dict(
-            module,
-            optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=sharded.StateDictOptions(full_state_dict=True),
-        )
+        whole = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+        for name, moments in state["optimizer"]["state"].items():
+            whole |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
+        with torch.no_grad():
+            for name, tensor in tensors(module, optimizer).items():
+                tensor.copy_(as_shards(whole[name], tensor))
         return
     module.load_state_dict(state["model"])
     places = {name: i for i, name in enumerate(_names(module, optimizer))}
     optimizer.load_state_dict(_renamed(state["optimizer"], places))
+
+
+def as_shards(whole, like):
+    """A tensor that every rank has, shared out as the DTensor `like` is; nothing is sent."""
+    if not hasattr(like, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _names(module, optimizer):

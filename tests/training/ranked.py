@@ -3,8 +3,10 @@
 torchrun --nproc-per-node 2 tests/training/ranked.py exact      # fp64: equal gradients
 torchrun --nproc-per-node 2 tests/training/ranked.py bfloat16   # how far the policy is off
 torchrun --nproc-per-node 2 tests/training/ranked.py bytes      # gathered and held
+torchrun --nproc-per-node 4 tests/training/ranked.py int8       # equal codes of moments
 """
 
+import copy
 import json
 import sys
 from collections import Counter
@@ -20,6 +22,7 @@ from test_heads import selection, tiny
 import slm
 from training import parallel
 from training.loss import BACKWARD, FastLoss
+from training.optimizer import make_optimizer
 
 MICRO_BATCHES = 4
 WEIGHTS = (0.3, 1.7, 0.9, 0.1)  # of the micro-batches' sums: no two tokens of theirs weigh the same
@@ -173,10 +176,53 @@ def held(module):
     return total
 
 
+def int8():
+    """Moments in codes: each rank's are those of one process, bit for bit, also when restored."""
+    # Keys and values have two rows of 2,048: some of four ranks have none.
+    shape = {"hidden_size": 2048, "head_dim": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
+    args = SimpleNamespace(moments="int8", weight_decay=0.1, lr=1e-2, compile="off")
+    single = FastLoss(tiny(**shape)[0])
+    alone = make_optimizer(single, args)
+    step_with_random_gradients(single, alone, seeds=(1, 2))
+    halfway = copy.deepcopy(saved_alone(single, alone))
+    step_with_random_gradients(single, alone, seeds=(3,))
+    wanted = parallel.tensors(single, alone)
+    coded = [name for name in wanted if name.endswith("codes")]
+    assert any(len(wanted[name]) == 2 for name in coded), coded
+    for kind in kinds_of(dist.get_world_size()):
+        for restored in (False, True):
+            module = wrapped(tiny(**shape)[0], kind, "exact", torch.float32)
+            optimizer = make_optimizer(module, args)
+            if restored:
+                parallel.restore(module, optimizer, halfway)
+            seeds = (3,) if restored else (1, 2, 3)
+            step_with_random_gradients(module, optimizer, seeds)
+            found = parallel.tensors(module, optimizer)
+            assert found.keys() == wanted.keys()
+            for name, tensor in found.items():
+                whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                assert torch.equal(whole, wanted[name]), (kind, restored, name)
+
+
+def step_with_random_gradients(module, optimizer, seeds):
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for p in module.parameters():
+            p.grad = parallel.as_shards(torch.randn(p.shape, generator=generator), p)
+        optimizer.step()
+
+
+def saved_alone(module, optimizer):
+    """What one process saves as a file."""
+    names = dict(enumerate(parallel._names(module, optimizer)))
+    state = parallel._renamed(optimizer.state_dict(), names)
+    return {"model": module.state_dict(), "optimizer": state}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    what = {"exact": exact, "bfloat16": bfloat16, "bytes": count_bytes}[sys.argv[1]]
+    what = {"exact": exact, "bfloat16": bfloat16, "bytes": count_bytes, "int8": int8}[sys.argv[1]]
     outcome = what()
     dist.barrier()
     if dist.get_rank() == 0:

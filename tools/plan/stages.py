@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.records import read_json, read_record
 from data import Header
 from model import Config
-from tools.plan.memory import counts, memory
+from tools.plan.memory import counts, memory, moments_of
 from tools.plan.recipe import stage_of
 
 # (FLOP/s, bytes): a little less than there is, for the CUDA context and the allocator's gaps.
@@ -106,7 +106,7 @@ class Plan:
             tokens = int((args.epochs or 1) * self.size(args.data))
             args.steps = -(-tokens // per_step)
         row.update(config=config, parameters=n, steps=args.steps, tokens=args.steps * per_step)
-        row["state"] = (8 if args.moments == "bfloat16" else 12) * n
+        row["state"] = 4 * n + moments_of(config, args.moments)
         # Two states, and a third while it is written; each model takes 4 bytes a parameter.
         row["disk"] = 3 * row["state"] + 4 * max(1, args.snapshots) * n
         self.models[args.out] = config
