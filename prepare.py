@@ -30,10 +30,10 @@ identical files.
 import os
 from pathlib import Path
 
+from common.checksums import file_hash
 from common.command_line import COUNTED, SEEDS, THREADS, Parser, whole
 from common.errors import UserError, cli
-from common.files import refuse_overlap
-from data import file_hash
+from common.owned import refuse_overlap
 from hf.tokenizer import Tokenizer, train_bpe
 from text import reading
 from text.building import Settings, build

@@ -10,9 +10,7 @@ student will have. Interrupted, the same command goes on, and the file ends the 
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -22,16 +20,17 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common import aside, files
+from common import aside, files, locks, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
 from common.json_files import read_json
 from common.numerics import SAID, notice, numerics
-from common.records import as_record, at_least
-from data import STORED_FORMAT, TokenSet, entropy_path
+from common.records import as_record
+from data import STORED_FORMAT, Note, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
+from training.validation import validate, validation_set
 
 START_OVER = "bring it back, or start over with --overwrite"
 CHUNK = 64  # batches between two notes of how far scoring has come
@@ -50,7 +49,10 @@ def arguments(argv=None):
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays in a document, as in training"
     )
-    group.add_argument("--verify", action="store_true", help="read and hash the token set first")
+    group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
+    group.add_argument(
+        "--val", metavar="DIR", help="token set: note the reference's mean loss on it, too"
+    )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
     switch = ["auto", "on", "off"]
@@ -72,6 +74,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
+    val = validation_set(args, data)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": STORED_FORMAT,
@@ -83,16 +86,23 @@ def main():
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
-    if note["n_scored"] < data.n_windows(args.seq_len):
+    is_scored = note["n_scored"] == data.n_windows(args.seq_len)
+    is_validated = not val or validation_loss(note, val) is not None
+    if not (is_scored and is_validated):
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
-        score(args, env, data, model, note)
+        if not is_scored:
+            score(args, env, data, model, note)
+        if not is_validated:
+            add_validation(args, env, val, model, note)
     if env.main:
         print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}")
+        if val:
+            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {args.val}")
 
 
 def check(args):
@@ -106,15 +116,8 @@ def check(args):
             f"ref_loss.bin"
         )
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
-        files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
-
-
-@dataclass
-class Note:
-    """What the kit itself reads of the note beside the losses."""
-
-    n_scored: Annotated[int, at_least(0)]
-    checksums: dict[str, list[int]]
+        read = {"--model": args.model, "--data": args.data, "--val": args.val}
+        owned.refuse_overlap(path, read)
 
 
 def files_of(args):
@@ -133,13 +136,13 @@ def claim(args, header, data):
     """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
     out = Path(args.out)
     note = out.with_suffix(".json")
-    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
+    owned.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
     if not args.overwrite or not is_broken(note):
         refuse_other(out, note)
-    files.lock(out)
+    locks.lock(out)
     settle_aside(args)
     if not note.exists():
-        begun = {**header, "n_scored": 0, "checksums": {}}
+        begun = {**header, "n_scored": 0, "checksums": {}, "validation": []}
         files.write_atomic(note, json.dumps(begun, indent=1))
         return begun
     saved = read_json(note, "reference losses", START_OVER)
@@ -202,8 +205,12 @@ def settle_aside(args):
         aside.put_back(out.parent, place_of(out))
     if not entropy_path(out).exists():
         files.remove(entropy_path(out))  # the list must not name what is not there
-    files.unlock(out)  # the lock went along
-    files.lock(out)
+    locks.unlock(out)  # the lock went along
+    locks.lock(out)
+
+
+def save_note(args, note):
+    files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
 
 
 def place_of(out):
@@ -230,7 +237,7 @@ def score(args, env, data, model, note):
         if env.main:
             checksums = {file.path.name: file.save() for file in losses}
             note |= {"n_scored": end, "checksums": checksums}
-            files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
+            save_note(args, note)
             aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
 
@@ -287,6 +294,32 @@ def finite(values, at, model):
             f"{model} gives a loss that is not finite at token {first}; it cannot be a reference"
         )
     return values
+
+
+# --------------------------------------------------------------------------------------------------
+# the reference's own validation loss (--val)
+
+
+def validation_loss(note, val):
+    """The reference's mean loss on the token set `val`, in nats; None: it is not noted yet."""
+    for known in note.get("validation", []):  # older notes have none
+        if known["data"] == val.hash:
+            return known["loss"]
+    return None
+
+
+def add_validation(args, env, val, model, note):
+    """Measure it, as the trainers measure the student's, and note it beside the losses."""
+    loss = validate(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
+    if not np.isfinite(loss):
+        raise UserError(
+            f"{args.model} has a validation loss on {args.val} that is not finite; it cannot be a "
+            f"reference"
+        )
+    measured = {"data": val.hash, "loss": loss, "name": str(args.val)}
+    note["validation"] = [*note.get("validation", []), measured]
+    if env.main:
+        save_note(args, note)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,27 @@ class Selector:
             print(said)
         return stored
 
+    def reference_loss_on(self, val):
+        """The reference's mean loss on the token set `val`, in nats; None where it is not known.
+
+        Only for scores that compare the student with the reference. One line says where another
+        set's is known.
+        """
+        if val is None or not {"loss", "ref_loss"}.issubset(self.selection.needs):
+            return None
+        known = self.stored["ref_loss"].meta["validation"]
+        for validation in known:
+            if validation["data"] == val.hash:
+                return validation["loss"]
+        if known and self.env.main:
+            names = ", ".join(validation["name"] for validation in known)
+            print(
+                f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
+                f"on --val {val.folder}; the score.py command that made it adds that one's with "
+                f"--val {val.folder}"
+            )
+        return None
+
     def counts(self, student, step, micro_batches):
         """How many tokens of each micro-batch will be kept, before any gradient.
 
