@@ -11,6 +11,10 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from conftest import SHARED, builds_cpp, write_model
@@ -35,6 +39,8 @@ FAMILIES = {
     "mha": (LlamaForCausalLM, LlamaConfig, {}),
     "gqa": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "window": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 4, "sliding_window": 20}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"num_key_value_heads": 2, "head_dim": 12}),
 }
 NEW = 48
 
