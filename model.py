@@ -1,10 +1,10 @@
 """The transformer: Llama, Mistral, Qwen2, Qwen3 and their like, under Hugging Face's own names.
 
 RMSNorm, rotary positions (half-split, as Hugging Face stores them), grouped-query attention,
-SwiGLU, optional sliding window, normed queries and keys, tied or untied head. `Transformer` returns the hidden states after
-the final norm. What is done with the head (full logits, kept rows only, the last position only) is
-the caller's business: slm.py, training/heads.py, evaluation/generate.py. Reading and writing
-Hugging Face folders is in hf/checkpoint.py.
+SwiGLU, optional sliding window, normed queries and keys, tied or untied head. `Transformer`
+returns the hidden states after the final norm. What is done with the head (full logits, kept rows
+only, the last position only) is the caller's business: slm.py, training/heads.py,
+evaluation/generate.py. Reading and writing Hugging Face folders is in hf/checkpoint.py.
 """
 
 import math
