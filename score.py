@@ -34,6 +34,7 @@ from hf import checkpoint, models
 from training import parallel
 
 START_OVER = "bring it back, or start over with --overwrite"
+NO_MATTER = ("model", "revision", "entropy")  # in the note: its losses are the same with another
 CHUNK = 64  # batches between two notes of how far scoring has come
 
 
@@ -61,7 +62,11 @@ def arguments(argv=None):
     group.add_argument(
         "--out", metavar="FILE", help="the losses, NAME.bin; NAME.json is their note"
     )
-    group.add_argument("--entropy", action="store_true", help="store each prediction's entropy too")
+    group.add_argument(
+        "--entropy",
+        action="store_true",
+        help="store each prediction's entropy, too; losses that are there are left as they are",
+    )
     group.add_argument("--overwrite", action="store_true", help="start over")
     return parser.parse_args(argv)
 
@@ -79,20 +84,24 @@ def main():
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
         "count": data.count,
+        "model": args.model,
+        "revision": args.revision,
         "entropy": args.entropy,
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
-    if note["n_scored"] < data.n_windows(args.seq_len):
+    if passes(args, data, note):
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
-        score(args, env, data, model, note)
+        for stored in passes(args, data, note):
+            score(args, env, data, model, note, stored)
     if env.main:
-        print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}")
+        too = f", with entropies in {entropy_path(args.out).name}" if note["entropy"] else ""
+        print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}{too}")
 
 
 def check(args):
@@ -110,18 +119,42 @@ def check(args):
 
 
 @dataclass
+class Entropies:
+    """How far a pass of their own has come (`--entropy` beside losses that were there)."""
+
+    n_scored: Annotated[int, at_least(0)]
+
+
+@dataclass
 class Note:
     """What the kit itself reads of the note beside the losses."""
 
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]
+    entropy: bool = False
+    entropies: Entropies | None = None
 
 
 def files_of(args):
     """The files of values: losses, and with --entropy entropies."""
-    if args.entropy:
-        return [Path(args.out), entropy_path(args.out)]
-    return [Path(args.out)]
+    return list(paths_of(args).values()) if args.entropy else [Path(args.out)]
+
+
+def paths_of(args):
+    return {"loss": Path(args.out), "entropy": entropy_path(args.out)}
+
+
+def passes(args, data, note):
+    """What is still to be stored, a list of names for each pass over the token set.
+
+    Losses that were there get their entropies in a pass of its own, and are not touched.
+    """
+    left = []
+    if note["n_scored"] < data.n_windows(args.seq_len):
+        left.append(["loss", "entropy"] if note["entropy"] else ["loss"])
+    if args.entropy and not note["entropy"]:
+        left.append(["entropy"])
+    return left
 
 
 def size_of(windows, data, seq_len):
@@ -147,7 +180,7 @@ def claim(args, header, data):
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()
-        if saved.get(key) != value and key not in SAID
+        if saved.get(key) != value and key not in (*SAID, *NO_MATTER)
     ]
     if differing:
         raise UserError(
@@ -156,9 +189,10 @@ def claim(args, header, data):
         )
     if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
         print(said)
-    for path in files_of(args):
+    settle_entropies(args, saved, header)
+    for path, n_scored in scored_files(args, saved):
         size = path.stat().st_size if path.exists() else 0
-        wanted = size_of(saved["n_scored"], data, args.seq_len)
+        wanted = size_of(n_scored, data, args.seq_len)
         if size < wanted:
             raise UserError(
                 f"{path} has {size} bytes, {note.name} says that {wanted} were written; it was "
@@ -167,6 +201,32 @@ def claim(args, header, data):
     if saved["n_scored"]:  # a kill came before the first losses could do so
         aside.discard(out.parent, place_of(out))
     return saved
+
+
+def settle_entropies(args, note, header):
+    """Bring the note in line with `--entropy` and with what is there."""
+    note.setdefault("entropy", False)
+    path = entropy_path(args.out)
+    if note["n_scored"] == 0:
+        note["entropy"] = args.entropy
+    elif note["entropy"] and not path.exists():
+        note["entropy"] = False
+        note["checksums"].pop(path.name, None)
+        note.pop("entropies", None)
+    if args.entropy and not note["entropy"]:
+        how = {name: header[name] for name in SAID}
+        note.setdefault("entropies", {"n_scored": 0, **how})
+
+
+def scored_files(args, note):
+    """[(path, windows that it holds)] by the note."""
+    paths = paths_of(args)
+    found = [(paths["loss"], note["n_scored"])]
+    if note["entropy"]:
+        found.append((paths["entropy"], note["n_scored"]))
+    elif args.entropy:
+        found.append((paths["entropy"], note["entropies"]["n_scored"]))
+    return found
 
 
 def is_broken(note):
@@ -211,25 +271,31 @@ def place_of(out):
     return f".before-{Path(out).name}"
 
 
-def score(args, env, data, model, note):
+def score(args, env, data, model, note, stored=("loss",)):
+    """A pass over the token set that stores losses, entropies, or both."""
     T = args.seq_len
     n_windows = data.n_windows(T)
-    n_scored = note["n_scored"]
+    progress = note if "loss" in stored else note["entropies"]
+    n_scored = progress["n_scored"]
     chunk = CHUNK * args.batch_size
-    losses = []
+    paths = [paths_of(args)[name] for name in stored]
+    files_of_values = {}
     if env.main:  # one rank writes
         known = note["checksums"]
         size = size_of(n_scored, data, T)
-        losses = [Losses(path, size, known.get(path.name, [])) for path in files_of(args)]
+        for name, path in zip(stored, paths):
+            files_of_values[name] = Losses(path, size, known.get(path.name, []))
     bar = tqdm(
-        total=n_windows, initial=n_scored, desc=args.out, unit="window", disable=not env.main
+        total=n_windows, initial=n_scored, desc=str(paths[0]), unit="window", disable=not env.main
     )
     for start in range(n_scored, n_windows, chunk):
         end = min(n_windows, start + chunk)
-        score_chunk(args, env, data, model, losses, start, end, bar)
+        score_chunk(args, env, data, model, stored, files_of_values, start, end, bar)
         if env.main:
-            checksums = {file.path.name: file.save() for file in losses}
-            note |= {"n_scored": end, "checksums": checksums}
+            note["checksums"] |= {f.path.name: f.save() for f in files_of_values.values()}
+            progress["n_scored"] = end
+            if "entropy" in stored and end == n_windows:
+                note["entropy"] = True
             files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
             aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
@@ -259,32 +325,35 @@ class Losses(files.Growing):
         return self.checksums.all()
 
 
-def score_chunk(args, env, data, model, files, start, end, bar):
-    """Windows start..end, `--batch-size` a rank at a time."""
+def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar):
+    """Windows start..end, `--batch-size` a rank at a time. `stored`: names of what is gathered."""
     T, size = args.seq_len, args.batch_size
     for first in range(start, end, size * env.world):
         # Every rank makes the same number of forward passes.
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
-            out = model(x, y, entropy=args.entropy)
-        values = list(out) if args.entropy else [out]
-        gathered = [torch.cat(env.gather(v.float())) for v in values]
+            if "entropy" in stored:
+                found = dict(zip(("loss", "entropy"), model(x, y, entropy=True)))
+            else:
+                found = {"loss": model(x, y)}
+        gathered = {name: torch.cat(env.gather(found[name].float())) for name in stored}
         stop = min(first + size * env.world, end)
         at = first * T + 1
         last = min(data.count, stop * T + 1)
-        for file, values in zip(files, gathered):
-            file.append(finite(values.flatten()[: last - at], at, args.model))
+        for name, file in files_of_values.items():
+            values = gathered[name].flatten()[: last - at]
+            file.append(finite(values, at, f"{name} that {args.model} gives"))
         bar.update(stop - first)
 
 
-def finite(values, at, model):
+def finite(values, at, what):
     """The values as float16, the first is token `at`'s. Raises UserError: one is not finite."""
     values = values.to(torch.float16).cpu().numpy()
     if not np.isfinite(values).all():
         first = at + int(np.argmin(np.isfinite(values)))
         raise UserError(
-            f"{model} gives a loss that is not finite at token {first}; it cannot be a reference"
+            f"the {what} is not finite at token {first}; this model cannot be a reference"
         )
     return values
 

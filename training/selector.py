@@ -5,7 +5,7 @@ import torch
 
 from common.errors import UserError
 from common.numerics import notice, numerics
-from data import Stored
+from data import Stored, score_command
 from slm import Tokens
 
 STORED = ("ref_loss", "ref_entropy")
@@ -32,12 +32,13 @@ class Selector:
 
     def _open(self, name):
         args = self.args
+        now = numerics(args, self.env, args.micro_batch_size)
         if not args.ref_loss:
+            remedy = score_command("FILE", self.data, args.seq_len, now)
             raise UserError(
                 f"--ref-loss: --score {args.score} needs the reference's losses; make them with "
-                f"score.py --model REFERENCE --data {args.data} --seq-len {args.seq_len} --out FILE"
+                f"{remedy}{' --entropy' if name == 'ref_entropy' else ''}"
             )
-        now = numerics(args, self.env, args.micro_batch_size)
         stored = Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", now)
         said = notice(args.ref_loss, stored.meta, now)
         if said and self.env.main:
