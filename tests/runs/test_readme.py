@@ -4,6 +4,7 @@ import importlib
 import json
 import shlex
 
+import pytest
 import zstandard
 
 from conftest import ROOT, write_model
@@ -20,6 +21,7 @@ def commands():
     return [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_in_their_order(stage, vocabulary, tmp_path, monkeypatch):
     write_model(tmp_path / "tiny", vocabulary)
     lines = []
