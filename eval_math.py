@@ -21,7 +21,9 @@ import torch
 
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli, command
-from common.files import is_ours, own_folder, refuse_overlap, taking_turns, write_atomic
+from common.files import write_atomic
+from common.locks import taking_turns
+from common.owned import is_ours, own_folder, refuse_overlap
 from common.records import read_json
 from evaluation import results as report
 from evaluation import tasks, unfinished

@@ -32,10 +32,10 @@ import copy
 import os
 from pathlib import Path
 
+from common.checksums import file_hash
 from common.command_line import Parser
 from common.errors import UserError, cli
-from common.files import refuse_overlap
-from data import file_hash
+from common.owned import refuse_overlap
 from hf.tokenizer import Tokenizer, train_bpe
 from text import arguments as flags
 from text import reading

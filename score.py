@@ -9,10 +9,7 @@ The windows are the ones that train_slm.py cuts, so every loss is stored with th
 student will have. Interrupted, the same command goes on, and the file ends the same.
 """
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -22,19 +19,26 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common import aside, files
+from common import aside, files, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.json_files import read_json
-from common.numerics import SAID, notice, numerics
-from common.records import as_record, at_least
+from common.numerics import numerics
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
+from training.losses_file import (
+    START_OVER,
+    claim,
+    files_of,
+    passes,
+    paths_of,
+    place_of,
+    save_note,
+    size_of,
+)
+from training.validation import validate, validation_set
 
-START_OVER = "bring it back, or start over with --overwrite"
-NO_MATTER = ("model", "revision", "entropy")  # in the note: its losses are the same with another
 CHUNK = 64  # batches between two notes of how far scoring has come
 
 
@@ -51,7 +55,10 @@ def arguments(argv=None):
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays in a document, as in training"
     )
-    group.add_argument("--verify", action="store_true", help="read and hash the token set first")
+    group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
+    group.add_argument(
+        "--val", metavar="DIR", help="token set: note the reference's mean loss on it, too"
+    )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
     switch = ["auto", "on", "off"]
@@ -77,6 +84,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
+    val = validation_set(args, data)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": STORED_FORMAT,
@@ -90,18 +98,24 @@ def main():
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
-    if passes(args, data, note):
+    left = passes(args, data, note)
+    is_validated = not val or validation_loss(note, val) is not None
+    if left or not is_validated:
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
-        for stored in passes(args, data, note):
+        for stored in left:
             score(args, env, data, model, note, stored)
+        if not is_validated:
+            add_validation(args, env, val, model, note)
     if env.main:
         too = f", with entropies in {entropy_path(args.out).name}" if note["entropy"] else ""
         print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}{too}")
+        if val:
+            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {args.val}")
 
 
 def check(args):
@@ -115,160 +129,8 @@ def check(args):
             f"ref_loss.bin"
         )
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
-        files.refuse_overlap(path, {"--model": args.model, "--data": args.data})
-
-
-@dataclass
-class Entropies:
-    """How far a pass of their own has come (`--entropy` beside losses that were there)."""
-
-    n_scored: Annotated[int, at_least(0)]
-
-
-@dataclass
-class Note:
-    """What the kit itself reads of the note beside the losses."""
-
-    n_scored: Annotated[int, at_least(0)]
-    checksums: dict[str, list[int]]
-    entropy: bool = False
-    entropies: Entropies | None = None
-
-
-def files_of(args):
-    """The files of values: losses, and with --entropy entropies."""
-    return list(paths_of(args).values()) if args.entropy else [Path(args.out)]
-
-
-def paths_of(args):
-    return {"loss": Path(args.out), "entropy": entropy_path(args.out)}
-
-
-def passes(args, data, note):
-    """What is still to be stored, a list of names for each pass over the token set.
-
-    Losses that were there get their entropies in a pass of its own, and are not touched.
-    """
-    left = []
-    if note["n_scored"] < data.n_windows(args.seq_len):
-        left.append(["loss", "entropy"] if note["entropy"] else ["loss"])
-    if args.entropy and not note["entropy"]:
-        left.append(["entropy"])
-    return left
-
-
-def size_of(windows, data, seq_len):
-    """Bytes of a file that holds so many windows: float16 values, the first token's is NaN."""
-    return 2 * min(data.count, windows * seq_len + 1) if windows else 0
-
-
-def claim(args, header, data):
-    """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
-    out = Path(args.out)
-    note = out.with_suffix(".json")
-    files.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
-    if not args.overwrite or not is_broken(note):
-        refuse_other(out, note)
-    files.lock(out)
-    settle_aside(args)
-    if not note.exists():
-        begun = {**header, "n_scored": 0, "checksums": {}}
-        files.write_atomic(note, json.dumps(begun, indent=1))
-        return begun
-    saved = read_json(note, "reference losses", START_OVER)
-    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
-    differing = [
-        f"{key} {saved.get(key)!r} -> {value!r}"
-        for key, value in header.items()
-        if saved.get(key) != value and key not in (*SAID, *NO_MATTER)
-    ]
-    if differing:
-        raise UserError(
-            f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
-            f"start over with --overwrite"
-        )
-    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
-        print(said)
-    settle_entropies(args, saved, header)
-    for path, n_scored in scored_files(args, saved):
-        size = path.stat().st_size if path.exists() else 0
-        wanted = size_of(n_scored, data, args.seq_len)
-        if size < wanted:
-            raise UserError(
-                f"{path} has {size} bytes, {note.name} says that {wanted} were written; it was "
-                f"cut: start over with --overwrite"
-            )
-    if saved["n_scored"]:  # a kill came before the first losses could do so
-        aside.discard(out.parent, place_of(out))
-    return saved
-
-
-def settle_entropies(args, note, header):
-    """Bring the note in line with `--entropy` and with what is there."""
-    note.setdefault("entropy", False)
-    path = entropy_path(args.out)
-    if note["n_scored"] == 0:
-        note["entropy"] = args.entropy
-    elif note["entropy"] and not path.exists():
-        note["entropy"] = False
-        note["checksums"].pop(path.name, None)
-        note.pop("entropies", None)
-    if args.entropy and not note["entropy"]:
-        how = {name: header[name] for name in SAID}
-        note.setdefault("entropies", {"n_scored": 0, **how})
-
-
-def scored_files(args, note):
-    """[(path, windows that it holds)] by the note."""
-    paths = paths_of(args)
-    found = [(paths["loss"], note["n_scored"])]
-    if note["entropy"]:
-        found.append((paths["entropy"], note["n_scored"]))
-    elif args.entropy:
-        found.append((paths["entropy"], note["entropies"]["n_scored"]))
-    return found
-
-
-def is_broken(note):
-    """Is there a note that cannot be read? --overwrite is then the way out."""
-    if not note.exists():
-        return False
-    try:
-        read_json(note, "note")
-    except UserError:
-        return True
-    return False
-
-
-def refuse_other(out, note):
-    """Raises UserError where the kit wrote something at `out` that are no losses."""
-    began_over = (out.parent / place_of(out)).exists()
-    if not out.exists() or out.stat().st_size == 0 or began_over:
-        return
-    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
-        raise UserError(
-            f"--out {out}: is there, and {note.name} is no note of losses beside it; "
-            f"name another file"
-        )
-
-
-def settle_aside(args):
-    """--overwrite: what is there stays aside until there are new losses."""
-    out = Path(args.out)
-    if args.overwrite:
-        names = {path.name for path in (out, entropy_path(out), out.with_suffix(".json"))}
-        aside.set_aside(out.parent, names=names, place=place_of(out))
-    else:
-        aside.put_back(out.parent, place_of(out))
-    if not entropy_path(out).exists():
-        files.remove(entropy_path(out))  # the list must not name what is not there
-    files.unlock(out)  # the lock went along
-    files.lock(out)
-
-
-def place_of(out):
-    """The name of the folder for what --overwrite sets aside."""
-    return f".before-{Path(out).name}"
+        read = {"--model": args.model, "--data": args.data, "--val": args.val}
+        owned.refuse_overlap(path, read)
 
 
 def score(args, env, data, model, note, stored=("loss",)):
@@ -296,7 +158,7 @@ def score(args, env, data, model, note, stored=("loss",)):
             progress["n_scored"] = end
             if "entropy" in stored and end == n_windows:
                 note["entropy"] = True
-            files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
+            save_note(args, note)
             aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
 
@@ -356,6 +218,32 @@ def finite(values, at, what):
             f"the {what} is not finite at token {first}; this model cannot be a reference"
         )
     return values
+
+
+# --------------------------------------------------------------------------------------------------
+# the reference's own validation loss (--val)
+
+
+def validation_loss(note, val):
+    """The reference's mean loss on the token set `val`, in nats; None: it is not noted yet."""
+    for known in note.get("validation", []):  # older notes have none
+        if known["data"] == val.hash:
+            return known["loss"]
+    return None
+
+
+def add_validation(args, env, val, model, note):
+    """Measure it, as the trainers measure the student's, and note it beside the losses."""
+    loss = validate(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
+    if not np.isfinite(loss):
+        raise UserError(
+            f"{args.model} has a validation loss on {args.val} that is not finite; it cannot be a "
+            f"reference"
+        )
+    measured = {"data": val.hash, "loss": loss, "name": str(args.val)}
+    note["validation"] = [*note.get("validation", []), measured]
+    if env.main:
+        save_note(args, note)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ def train(args, env, run, data, val, loader, model):
     T = args.seq_len
 
     bar = tqdm(total=args.steps, initial=run.step, desc=args.out, unit="step", disable=not env.main)
+    if val and run.step == 0 and is_due(0, args):
+        run.record_start(validate(student, val, args, env), bar)
     for step in range(run.step, args.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:

@@ -72,7 +72,8 @@ def main():
     selector = Selector(selection, args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init, **selector.references}
-    run = Run(args, inputs, env, model, tokenizer_from)
+    reference_loss = selector.reference_loss_on(val)
+    run = Run(args, inputs, env, model, tokenizer_from, reference_loss)
     if not run.summary:
         train(args, env, run, data, val, loader, model, selector)
     run.show_summary()
@@ -86,6 +87,8 @@ def train(args, env, run, data, val, loader, model, selector):
     T = args.seq_len
 
     bar = tqdm(total=args.steps, initial=run.step, desc=args.out, unit="step", disable=not env.main)
+    if val and run.step == 0 and is_due(0, args):
+        run.record_start(validate(student, val, args, env), bar)
     for step in range(run.step, args.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:

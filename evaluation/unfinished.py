@@ -10,7 +10,7 @@ import time
 
 from tqdm import tqdm
 
-from common import files
+from common import files, locks, owned
 from common.errors import UserError
 from evaluation.pinned import read_rows
 from evaluation.results import read_entries
@@ -32,7 +32,7 @@ def keep(answers, path, settings, grader, bar):
 
     answers: yields (i, text, number of tokens). Returns {i: text}.
     """
-    files.lock(path)
+    locks.lock(path)
     size = whole_lines(path)
     file = files.Growing(path, size)
     if size == 0:
@@ -102,9 +102,9 @@ def lock_task(out, name):
     Or where one of the task's files is somebody else's.
     """
     written = [f"{name}.jsonl", "results.json", "results.md"]
-    files.refuse_foreign(out / file for file in written)
-    files.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
-    files.lock(partial_file(out, name, 0))
+    owned.refuse_foreign(out / file for file in written)
+    owned.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
+    locks.lock(partial_file(out, name, 0))
 
 
 def start_over(out, name):
@@ -154,7 +154,7 @@ def replaced(out, name):
     """The task's file is there: what was unfinished, or stood before it, goes."""
     for path in [*partial_files(out, name), partial_file(out, name, 0), set_aside(out, name)]:
         files.remove(path)
-    files.unlock(partial_file(out, name, 0))
+    locks.unlock(partial_file(out, name, 0))
 
 
 def check_same(path, theirs, ours):

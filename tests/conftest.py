@@ -25,9 +25,9 @@ arm_changes(seconds=float(os.environ.get("KIT_SLOW", 0)))
 
 import model as model_file  # noqa: E402
 from common.errors import cli  # noqa: E402
-from data import TokenSetWriter  # noqa: E402
 from hf import checkpoint  # noqa: E402
 from hf import tokenizer as tokenizer_file  # noqa: E402
+from text.writing import TokenSetWriter  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 HANGS = 1200  # seconds after which a test gives a process up; no result depends on it

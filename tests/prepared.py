@@ -23,7 +23,7 @@ import zstandard
 import killed
 import prepare
 from common.errors import cli
-from common.files import LIST, written
+from common.owned import LIST, written
 from data import TokenSet
 from demo import corpus
 from hf import downloads

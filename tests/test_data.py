@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from common.checksums import BLOCK, SAMPLED, Checksums
+from common.checksums import BLOCK, SAMPLED, Checksums, file_hash
 from common.errors import UserError
 from conftest import ROOT, write_set
 from data import (
@@ -17,10 +17,8 @@ from data import (
     Loader,
     Stored,
     TokenSet,
-    TokenSetWriter,
-    file_hash,
-    token_dtype,
 )
+from text.writing import TokenSetWriter, token_dtype
 
 
 @pytest.mark.parametrize(

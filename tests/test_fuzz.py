@@ -28,11 +28,11 @@ from fuzzing import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.checksums import Checksums
+from common.checksums import Checksums, file_hash
 from common.errors import UserError
 from common.records import read_json
 from conftest import HANGS, ROOT, write_model, write_set
-from data import STORED_FORMAT, Stored, TokenSet, file_hash
+from data import STORED_FORMAT, Stored, TokenSet
 from demo import chain
 from evaluation import results, tasks
 from evaluation.pinned import read_rows
@@ -92,6 +92,7 @@ def write_note(folder):
         "entropy": False,
         "n_scored": -(-(header["count"] - 1) // 16),
         "checksums": {path.name: Checksums(path, path.stat().st_size).all()},
+        "validation": [{"data": header["sha256"], "loss": 2.5, "name": "val"}],
     }
     (folder / "ref_loss.json").write_text(json.dumps(note))
 
@@ -107,6 +108,7 @@ STEP = {
     "lr": 1e-3,
     "tok_per_s": 1000,
     "val_loss": 2.0,
+    "reference_lead": 0.1,
     "kept": {"even": 0.5},
     "val_loss_by_kind": {"even": 1.0},
 }

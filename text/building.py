@@ -1,7 +1,7 @@
 """One token set, made from sources: it goes on where it stopped, and ends in identical files.
 
 The folder says how far it is: progress.json while it is unfinished, meta.json when it is done
-(data.TokenSetWriter). Both name the plan, which identifies the work; a set of another plan is
+(text/writing.py). Both name the plan, which identifies the work; a set of another plan is
 refused.
 """
 
@@ -15,16 +15,17 @@ from typing import Annotated, Any
 import numpy as np
 from tqdm import tqdm
 
-from common import aside, files
+from common import aside, files, locks, owned
 from common.errors import UserError
 from common.records import Bound, as_record, at_least, read_json
-from data import TokenSet, TokenSetWriter
+from data import TokenSet
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
 from text.decontaminate import Decontaminator
 from text.held_out import Side
 from text.pieces import Preparation
 from text.workers import in_order
+from text.writing import TokenSetWriter
 
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
@@ -92,8 +93,8 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     plan = json.loads(json.dumps(plan))  # as it will be read again
     names = names or [source.path for source in sources]
     goals = shares(sources, settings)
-    files.refuse_foreign(out / name for name in SET_FILES)
-    files.lock_folder(out, "token set")
+    owned.refuse_foreign(out / name for name in SET_FILES)
+    locks.lock_folder(out, "token set")
     if not settings.overwrite:
         aside.put_back(out)
     if (out / "meta.json").exists() and not settings.overwrite:
@@ -128,7 +129,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     refuse_empty(writer, progress, full, settings)
     done = finish(writer, progress, preparation, settings)
     aside.discard(out)
-    files.unlock(out)
+    locks.unlock(out)
     print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
     return done
 
@@ -148,7 +149,7 @@ def use_again(out, plan, settings):
     refuse_bad(out, done.meta["bad_records"], settings)
     files.remove(out / "progress.json")  # killed just before it did so itself
     aside.discard(out)
-    files.unlock(out)
+    locks.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 

@@ -12,9 +12,10 @@ import json
 import os
 from pathlib import Path
 
-from common import files
+from common import files, locks, owned
+from common.checksums import file_hash
 from common.errors import UserError
-from data import TokenSet, file_hash
+from data import TokenSet
 
 NAME = "sources.jsonl"
 SMALL = 1 << 26  # bytes of a file that is always compared in whole; a larger one is noted so often
@@ -119,7 +120,7 @@ class Notes:
         self.files = {}  # {path: its last note}
         self.begun = False  # are these notes in the file?
         self.growing = None  # the open file
-        files.refuse_foreign([self.path])
+        owned.refuse_foreign([self.path])
         if not self.path.exists():
             return
         header, notes = self.read()
@@ -278,9 +279,9 @@ def close_notes(notes, tokens, sources, max_tokens=None, mix=None):
     read = [source for source in sources if source.content and given[source.entry]]
     whole = [source.content for source in read if source.entry not in cut_off]
     begun = [source.content for source in read if source.entry in cut_off]
-    files.lock_folder(tokens.folder, "token set")
+    locks.lock_folder(tokens.folder, "token set")
     notes.close(whole, begun, tokens.folder)
-    files.unlock(tokens.folder)
+    locks.unlock(tokens.folder)
 
 
 def verify(out):

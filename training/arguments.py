@@ -6,7 +6,7 @@ import sys
 
 from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
-from common.files import refuse_overlap
+from common.owned import refuse_overlap
 from common.records import as_record, read_json
 from hf.config import LIMITS
 from training import finished

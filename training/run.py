@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import aside, files
+from common import aside, files, locks, owned
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
 from common.json_files import parse, read_json
@@ -20,6 +20,7 @@ from hf.card import model_card
 from hf.config import config_to_hf
 from training import finished, parallel, states
 from training.arguments import is_snapshot
+from training.lead import Lead
 from training.optimizer import flops_per_token
 
 # What may change when a run goes on: it changes no number of it, or only what is reported.
@@ -46,9 +47,16 @@ RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
 START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
-SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
+SHOWN = {
+    "loss": "loss",
+    "kept": "loss_selected",
+    "val": "val_loss",
+    "lead": "reference_lead",
+    "tok/s": "tok_per_s",
+}
 SUMMARY = {
     "val_loss": "validation loss {:.4f}",
+    "reference_lead": "the reference's lead {:.4f}",
     "exact_match": "exact match {:.3f}",
     "tokens_seen": "{:,} tokens read",
     "tokens_selected": "{:,} selected",
@@ -74,9 +82,11 @@ class Run:
     makes a checkpoint, and a kill at any moment leaves the last good one. The one before it is kept
     as well, for a disk that loses what it was given. Only rank 0 writes, but for the parts of a
     state on several ranks. No other run can write here.
+
+    reference_loss: the reference's validation loss in nats, where it is known.
     """
 
-    def __init__(self, args, inputs, env, model, tokenizer_from):
+    def __init__(self, args, inputs, env, model, tokenizer_from, reference_loss=None):
         self.folder = Path(args.out)
         self.args = args
         self.env = env
@@ -92,6 +102,8 @@ class Run:
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
+        self.lead = Lead(reference_loss, self.val_loss)
+        self.at_start = []  # the record of step 0, until it is written
         self.seconds = saved["seconds"]
         self.tokens_seen, self.tokens_selected = saved["tokens"]
         self.started = time.perf_counter()
@@ -108,13 +120,13 @@ class Run:
         path = self.folder / "args.json"
         if self.folder.exists():
             self._refuse_foreign()
-        files.lock_folder(self.folder, "run")
+        locks.lock_folder(self.folder, "run")
         if self.args.overwrite:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
         if not (self.folder / "summary.json").exists():
-            files.refuse_foreign(self.folder / name for name in MODEL)
+            owned.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
@@ -143,8 +155,8 @@ class Run:
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign(self.folder / name for name in RECORDS)
-        if any(self.folder.iterdir()) and not files.written(self.folder):
+        owned.refuse_foreign(self.folder / name for name in RECORDS)
+        if any(self.folder.iterdir()) and not owned.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
             )
@@ -158,7 +170,7 @@ class Run:
             )
         aside.discard(self.folder)
         states.keep_one(self.folder)
-        files.unlock(self.folder)
+        locks.unlock(self.folder)
         return finished.summary(self.folder)
 
     def _begun(self):
@@ -211,6 +223,31 @@ class Run:
             self.env.wait()
         self.stop.watch()
 
+    def record_start(self, record, bar):
+        """The validation before the first step: step 0 in log.jsonl.
+
+        It is written with the first step, before which nothing counts as begun (see `_begun`).
+        """
+        self.at_start = [{"step": 0, "tokens_seen": 0, "tokens_selected": 0, **record}]
+        self._note_validation(self.at_start[0], bar)
+        bar.set_postfix(self.shown)
+
+    def _note_validation(self, record, bar):
+        """Add the reference's lead to a record with a validation loss, and print what is new."""
+        self.val_loss = record["val_loss"]
+        lead = self.lead.over(self.val_loss)
+        if lead is not None:
+            record["reference_lead"] = lead
+        self._show(record)
+        said = self.lead.news(record["step"], self.val_loss)
+        if said and self.env.main:
+            bar.write(said)
+
+    def _show(self, record):
+        for name, key in SHOWN.items():
+            if record.get(key) is not None:
+                self.shown[name] = f"{record[key]:.4g}"
+
     def record_step(self, step, record, seconds, bar):
         """One line of log.jsonl and of the progress bar. `step` counts from 1.
 
@@ -223,7 +260,6 @@ class Run:
         if step > self.first_step + WARM_UP:
             self.timed_tokens += tokens
             self.timed_seconds += seconds
-        self.val_loss = record.get("val_loss", self.val_loss)
         self.tokens_seen += tokens
         self.tokens_selected += record["tokens_selected"]
         record = {
@@ -233,11 +269,13 @@ class Run:
             "tokens_selected": self.tokens_selected,
             "tok_per_s": round(tokens / seconds),
         }
+        if "val_loss" in record:
+            self._note_validation(record, bar)
         if self.env.main:
-            self.log_file.write((json.dumps(record) + "\n").encode())
-        for name, key in SHOWN.items():
-            if record.get(key) is not None:
-                self.shown[name] = f"{record[key]:.4g}"
+            lines = [json.dumps(line) + "\n" for line in (*self.at_start, record)]
+            self.log_file.write("".join(lines).encode())
+        self.at_start = []
+        self._show(record)
         bar.set_postfix(self.shown, refresh=False)
         bar.update()
 
@@ -252,7 +290,7 @@ class Run:
             self.states.wait()
             folder = self.folder / f"step-{done:06d}"
             if self.env.main:
-                files.own_folder(folder)
+                owned.own_folder(folder)
             self.save_model(student, folder)
         # Ranks agree in each step; on gloo this takes less than a millisecond.
         asked, late, failed = self.env.any_rank(
@@ -302,6 +340,8 @@ class Run:
             "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
             "peak_memory_bytes": self.env.peak_memory(),
         }
+        if self.lead.reference is not None:
+            self.summary["reference_lead"] = self.lead.over(self.val_loss)
         if self.timed_seconds:
             rate = self.timed_tokens / self.timed_seconds
             self.summary["tok_per_s"] = round(rate)
@@ -310,7 +350,7 @@ class Run:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
             self.states.keep_newest()
-            files.unlock(self.folder)
+            locks.unlock(self.folder)
         self.env.wait()
         self.stop.release()
 

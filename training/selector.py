@@ -23,6 +23,7 @@ class Selector:
         self.args = args
         self.data = data
         self.env = env
+        self.now = numerics(args, env, args.micro_batch_size)
         self.stored = {}
         for name in STORED:
             if name in selection.needs:
@@ -32,7 +33,7 @@ class Selector:
 
     def _open(self, name):
         args = self.args
-        now = numerics(args, self.env, args.micro_batch_size)
+        now = self.now
         if not args.ref_loss:
             remedy = score_command("FILE", self.data, args.seq_len, now)
             raise UserError(
@@ -44,6 +45,28 @@ class Selector:
         if said and self.env.main:
             print(said)
         return stored
+
+    def reference_loss_on(self, val):
+        """The reference's mean loss on the token set `val`, in nats; None where it is not known.
+
+        Only for scores that compare the student with the reference. One line says where another
+        set's is known.
+        """
+        if val is None or not {"loss", "ref_loss"}.issubset(self.selection.needs):
+            return None
+        known = self.stored["ref_loss"].meta["validation"]
+        for validation in known:
+            if validation["data"] == val.hash:
+                return validation["loss"]
+        if known and self.env.main:
+            names = ", ".join(validation["name"] for validation in known)
+            meta, now = self.stored["ref_loss"].meta, self.now
+            again = score_command(self.args.ref_loss, self.data, self.args.seq_len, now, meta)
+            print(
+                f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
+                f"on --val {val.folder}; add that one's with {again} --val {val.folder}"
+            )
+        return None
 
     def counts(self, student, step, micro_batches):
         """How many tokens of each micro-batch will be kept, before any gradient.

@@ -23,23 +23,27 @@ def validation_set(args, data):
 
 
 def is_due(done, args):
-    """Is the validation loss due after `done` steps (`--eval-every`)? At the end always."""
+    """Is the validation loss due after `done` steps (`--eval-every`)?
+
+    At the end always; before the first step (`done` is 0) unless it is due at the end alone.
+    """
     if done == args.steps:
         return True
     return args.eval_every > 0 and done % args.eval_every == 0
 
 
 @torch.no_grad()
-def validate(model, token_set, args, env):
+def validate(model, token_set, args, env, micro_batch=None):
     """The mean loss in nats over all targets that count: {"val_loss": ...}.
 
     Where the token set has labels, also the same of each kind: "val_loss_by_kind". `model` is the
-    (wrapped) WithLoss module. Every rank makes the same number of forward passes.
+    (wrapped) WithLoss module. micro_batch: windows per rank per forward pass, where it is not the
+    trainer's. Every rank makes the same number of forward passes.
     """
     kinds = token_set.kinds or ["all"]
     sums = torch.zeros(2, len(kinds), dtype=torch.float64, device=env.device)
     n_windows = token_set.n_windows(args.seq_len)
-    size = args.micro_batch_size
+    size = micro_batch or args.micro_batch_size
     stride = size * env.world
     rounds = -(-n_windows // stride)
     for i in range(rounds):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from common import files
+from common import owned
 from contents import contents, differences, untouched
 from stages import (  # noqa: F401 (fixtures)
     EVAL,
@@ -33,7 +33,7 @@ from stages import (  # noqa: F401 (fixtures)
 )
 
 SAMPLE = 3  # moments of a case in the fast tests
-DERIVED = (files.LIST, "results.json", "results.md")  # change with each task
+DERIVED = (owned.LIST, "results.json", "results.md")  # change with each task
 
 
 @dataclass
@@ -119,7 +119,7 @@ def plant(root, out):
     for name in ("args.json", "tokens.bin", "ref_loss.bin", "results.json"):
         places.append(target.parent / f"{target.name}-old" / name)  # a folder beside it
     for folder in [target, *target.glob("[!.]*/")]:
-        if files.written(folder):
+        if owned.written(folder):
             places += [folder / "notes.txt", folder / "notes" / "README.md", folder / "mine.tmp"]
     planted = []
     for place in places:

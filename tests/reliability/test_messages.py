@@ -126,6 +126,17 @@ def test_losses_that_were_damaged(run, inputs):
     refused_until_followed(run, train_slm, f"{SLM} --out again --ref-loss ref_loss.bin")
 
 
+def test_a_validation_set_that_the_reference_was_not_asked_about(run):
+    assert run(score, f"{SCORE} --val v")[0] == 0
+    args = SLM.replace("--val v", "--val d")
+    code, said = run(train_slm, f"{args} --ref-loss ref_loss.bin")
+    assert code == 0
+    run.said = next(line for line in said.splitlines() if line.startswith("note: "))
+    run.follow()
+    code, said = run(train_slm, f"{args} --out again --ref-loss ref_loss.bin")
+    assert code == 0 and "the reference's validation loss is" in said
+
+
 def test_another_vocabulary(run):
     refused_until_followed(
         run, score, SCORE.replace("--model r", "--model o"), then="--model o --data new --out x.bin"
@@ -176,6 +187,7 @@ def test_the_demo_s_losses_that_cannot_be_read(run, inputs):
     assert str(refused.value).endswith(f"python {command} --overwrite")
 
 
+MAKERS = ("command", "shell_line", "score_command")
 CASES = {
     ("data.py", "__init__"),
     ("data.py", "score_command"),
@@ -185,6 +197,8 @@ CASES = {
     ("hf/models.py", "check_vocabulary"),
     ("tools/decontaminate.py", "main"),
     ("tools/results/__main__.py", "main"),
+    ("training/selector.py", "_open"),
+    ("training/selector.py", "reference_loss_on"),
     ("training/validation.py", "validation_set"),
 }
 
@@ -208,7 +222,7 @@ def test_no_message_has_a_command_that_is_not_run_above():
 
 def calls_of_command(function):
     for node in ast.walk(function):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("command", "shell_line"):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in MAKERS:
             yield node
 
 

@@ -103,7 +103,7 @@ def test_a_half_finished_set_does_not_go_on_with_an_edited_file(
     flags = ["--source", other, large, "--tokenizer", folder / "set"]
     whole = prepared(tmp_path / "whole", *flags)
     out = tmp_path / "out"
-    killed_at("call:data:TokenSetWriter.append:8", [*flags, "--out", out, "--workers", 1])
+    killed_at("call:text.writing:TokenSetWriter.append:8", [*flags, "--out", out, "--workers", 1])
     shutil.copytree(out, tmp_path / "half")
     kept = open(large, "rb").read()
     edit(large)

@@ -140,7 +140,7 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     assert (added.method, added.seed, added.variant) == ("clm", 5, "one")
     assert added.numbers["val_loss"] == summary["val_loss"]
     assert added.curve[-1] == [summary["tokens_seen"], round(summary["val_loss"], 5)]
-    assert len(added.curve) == 2
+    assert len(added.curve) == 3  # the start, and behind each step
     assert added.arguments["steps"] == 2 and "out" not in added.arguments
     assert set(added.inputs) >= {"data", "init"}
     assert set(added.made) == {

@@ -26,7 +26,8 @@ import torch
 
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
-from common.files import refuse_taken, write_atomic
+from common.files import write_atomic
+from common.owned import refuse_taken
 from tools.bench import text, train
 from tools.bench.rows import PRESETS, ROWS, memory_of
 

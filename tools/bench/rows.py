@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 import slm
 from common.numerics import is_compiled
-from data import TokenSetWriter
 from model import Config, Transformer, initialise
+from text.writing import TokenSetWriter
 from training import parallel
 from training.loss import FastLoss
 from training.optimizer import make_optimizer

@@ -18,7 +18,7 @@ import argparse
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import cli
-from common.files import refuse_taken
+from common.owned import refuse_taken
 from tools.explore import curves, dynamics, page, pick_k
 
 ENDS = ("", "-training", "-accuracy", "-kept")  # of the figures of `curves`

@@ -126,7 +126,7 @@ def draw_training(plot, lines, out):
     titles = {"loss": "all tokens", "loss_selected": "kept tokens"}
     for axis, (name, title) in zip(axes, titles.items()):
         for i, line in enumerate(lines):
-            tokens, loss = line.curve(lambda record, name=name: record[name])
+            tokens, loss = line.curve(lambda record, name=name: record.get(name))
             band(axis, i, line.label, smooth(tokens) / 1e6, smooth(loss))
         axis.set(xlabel=TOKENS, ylabel=f"training loss, {title}, nats")
     axes[0].legend()

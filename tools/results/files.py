@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common.errors import UserError
-from common.files import temporary_of
+from common.owned import temporary_of
 from common.records import at_least, matching, read_record
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,12 +16,12 @@ def seeds_of(experiment):
 def reached(curve, target):
     """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
 
-    Interpolated between two validations, as demo/chain.py does.
+    Interpolated between two validations, as demo/chain.py does; the start does not count.
     """
     before = None
     for tokens, loss in curve:
-        if loss <= target:
-            if before is None or before[1] <= loss:
+        if loss <= target and tokens > 0:
+            if before is None or before[1] <= target:
                 return tokens
             share = (before[1] - target) / (before[1] - loss)
             return before[0] + share * (tokens - before[0])
