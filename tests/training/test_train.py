@@ -21,10 +21,10 @@ from common.owned import LIST
 from conftest import HANGS, builds_cpp, finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
-from killed import killed
 from training import checkpoints
 from training.meter import Meter
 from training.optimizer import MOMENTS, make_optimizer
+from training.run import Run
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
@@ -337,6 +337,12 @@ def test_run_folders(stage, inputs):
     assert code == 2 and "not a run of this kit" in err and (inputs / "mine/thesis.tex").exists()
 
 
+def test_a_kill_within_the_first_line_of_a_folders_list(stage, inputs):
+    (inputs / "a").mkdir()
+    (inputs / "a" / LIST).write_text("files that slm-k")
+    assert stage(train_ref, f"--data d --init m --out a {TINY} --steps 1")[0] == 0
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -383,12 +389,18 @@ def test_without_a_start_or_with_endless_epochs(stage, inputs):
         assert code == 2 and message in err and not (inputs / "a").exists()
 
 
-def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
+def test_a_run_that_saved_nothing_may_be_changed(stage, inputs, monkeypatch):
     """Out of memory at the first step: the advice, a smaller micro-batch, must be possible."""
-    args = f"train_ref.py --data d --init m --out a {TINY} --steps 2"
-    killed("call:training.run:Run.record_step:1", args, inputs)
-    smaller = f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
-    assert stage(train_ref, smaller)[0] == 0
+
+    def out_of_memory(*args):
+        raise MemoryError
+
+    args = f"--data d --init m --out a {TINY} --steps 2"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record_step", out_of_memory)
+        code, _, err = stage(train_ref, args)
+    assert code == 2 and "--micro-batch-size" in err
+    assert stage(train_ref, f"{args} --micro-batch-size 1")[0] == 0
     assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
 
 
