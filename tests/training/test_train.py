@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import score
 import slm
 import train_ref
 import train_slm
+from common import locks
 from common.errors import UserError
 from common.owned import LIST
 from conftest import HANGS, builds_cpp, finish, launch, write_model, write_set
@@ -30,24 +32,37 @@ TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
 
 
+@pytest.fixture(scope="module")
+def made(vocabulary, tmp_path_factory):
+    """Made once: a corpus d with labels, a validation set v, a model m, and the losses of r."""
+    folder = tmp_path_factory.mktemp("made")
+    write_set(folder / "d", vocabulary, 3000, kind=np.arange(3000) % 2)
+    write_set(folder / "v", vocabulary, 300, seed=1)
+    write_model(folder / "m", vocabulary)
+    write_model(folder / "r", vocabulary, seed=5)
+    args = "score.py --model r --data d --out ref_loss.bin --seq-len 16 --entropy --device cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", f"{args} --threads 1".split())
+        score.main()
+    locks.unlock(folder / "ref_loss.bin")
+    return folder
+
+
 @pytest.fixture
-def inputs(vocabulary, tmp_path):
-    """A corpus d with labels, a validation set v, a model m and the losses of another model r."""
-    write_set(tmp_path / "d", vocabulary, 3000, kind=np.arange(3000) % 2)
-    write_set(tmp_path / "v", vocabulary, 300, seed=1)
-    write_model(tmp_path / "m", vocabulary)
-    write_model(tmp_path / "r", vocabulary, seed=5)
+def inputs(made, tmp_path):
+    """A copy, without the losses."""
+    shutil.copytree(
+        made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ref_*", LIST)
+    )
     return tmp_path
 
 
 @pytest.fixture
-def scored(stage, inputs):
-    code, _, err = stage(
-        score,
-        "--model r --data d --out ref_loss.bin --seq-len 16 --entropy --device cpu --threads 1",
-    )
-    assert code == 0, err
-    return inputs
+def scored(made, tmp_path):
+    """A copy, with the losses of r."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def tensors(folder):
