@@ -24,7 +24,7 @@ from common.errors import UserError, cli, command
 from common.files import write_atomic
 from common.locks import taking_turns
 from common.owned import is_ours, own_folder, refuse_overlap
-from common.records import read_json
+from common.records import as_record, read_json
 from evaluation import results as report
 from evaluation import tasks, unfinished
 from evaluation.answers import end_of_hashes
@@ -214,7 +214,8 @@ class Subject:
         if not path.exists():
             return []
         eos = read_json(path, "model").get("eos_token_id")
-        return eos if isinstance(eos, list) else [eos]
+        eos = eos if isinstance(eos, list) else [eos]
+        return as_record(eos, list[int | None], f"model: {path}: eos_token_id")
 
     def batch_tokens(self):
         """How many tokens the KV cache holds: as asked for, or as the memory allows."""
@@ -310,8 +311,8 @@ def note_exact_match(folder, task, verdicts):
     path = folder / "summary.json"
     if not (path.exists() and (folder / "args.json").exists() and is_ours(path)):
         return
-    data = Path(read_json(folder / "args.json", "run").get("data", ""))
-    if data.resolve().parent == Path(task).resolve().parent:
+    data = read_json(folder / "args.json", "run").get("data")
+    if isinstance(data, str) and Path(data).resolve().parent == Path(task).resolve().parent:
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
         with taking_turns(folder):
             summary = {**read_json(path, "run"), "exact_match": share}

@@ -20,8 +20,9 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-from killed import arm_changes  # noqa: E402
+from killed import arm_changes, wait_for_no_disk  # noqa: E402
 
+wait_for_no_disk()
 arm_changes(seconds=float(os.environ.get("KIT_SLOW", 0)))
 
 import model as model_file  # noqa: E402

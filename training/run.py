@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import aside, files, locks, owned
 from common.errors import StopRequest, UserError
@@ -136,7 +137,9 @@ class Run:
             for k, v in self.record.items()
             if saved.get(k) != v and k != "numerics"
         ]
-        before, now = saved.get("numerics", {}), self.record["numerics"]
+        before = saved.get("numerics", {})
+        as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
+        now = self.record["numerics"]
         differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
             raise UserError(
@@ -156,7 +159,8 @@ class Run:
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
         owned.refuse_foreign(self.folder / name for name in RECORDS)
-        if any(self.folder.iterdir()) and not owned.written(self.folder):
+        there = {path.name for path in self.folder.iterdir()} - {owned.LIST}
+        if there and not owned.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
             )

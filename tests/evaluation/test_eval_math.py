@@ -182,7 +182,12 @@ def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "point", ["before:results.json:1", "after:results.json:1", "after:test.jsonl:1"]
+    "point",
+    [
+        pytest.param("before:results.json:1", marks=pytest.mark.slow),
+        "after:results.json:1",
+        pytest.param("after:test.jsonl:1", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_while_it_writes_results(stage, vocabulary, tmp_path, point):
     """Between any two files: the same command ends what was begun."""
