@@ -38,6 +38,7 @@ NOT_IDENTITY = {
     "head",
     "parallel",
     "shard_size",
+    "reshard_after_forward",
     "checkpointing",
     "chain",
 }

@@ -81,6 +81,8 @@ def test_static_parts_and_what_ranks_share():
     _, outer, block = counts(TINYLLAMA)
     assert fsdp["ranks"] == 2 * (outer + 2 * block) + 6 * outer  # bf16 copies, one reduction
     assert fsdp["cast"] == 0
+    never, _ = memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp", reshard="never")
+    assert never == {**fsdp, "ranks": fsdp["ranks"] + 2 * 20 * block}
     assert peak < peak_ddp - 10 * n  # DDP holds 16 N of states, and casts
 
 
