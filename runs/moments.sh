@@ -27,26 +27,27 @@ export TINY FORMS STEPS OUT
 before() {                              # data, base, reference and its losses
   if [ -z "$TINY" ]; then
     python train_ref.py --seed $S --threads 1
-    python score.py --model $O/ref --data $D/corpus --out $O/ref_loss.bin --threads 1
+    python score.py --model $O/ref --data $C --out $O/ref_loss.bin --threads 1
     return
   fi
-  local short="--val $D/val --steps 4 --eval-every 0 --seed $S --threads 1"
+  local short="--steps 4 --eval-every 0 --seed $S --threads 1"
   python prepare.py --source demo --seed $S --out $D --workers 1
   python train_ref.py --data $D/base --init scratch --out $O/base $short
   python train_ref.py --data $D/curated --init $O/base --out $O/ref $short
-  python score.py --model $O/ref --data $D/corpus --out $O/ref_loss.bin --threads 1
+  python score.py --model $O/ref --data $C --out $O/ref_loss.bin --threads 1
 }
 student() {                             # method, form of the moments
   local select="--k 0.6 --ref-loss $O/ref_loss.bin"
   [ $1 = slm ] || select="--k 1.0"
-  python train_slm.py --data $D/corpus --val $D/val --init $O/base $select --steps $STEPS \
+  python train_slm.py --data $C --val $V --init $O/base $select --steps $STEPS \
     --seed $S --threads 1 --moments $2 --out $OUT/$2/$1-seed$S
   [ -n "$TINY" ] || python eval_math.py --model $OUT/$2/$1-seed$S --tasks $D/test.jsonl --threads 1
 }
 one_seed() {
   S=$1 D=data/demo-seed$1 O=out/demo-seed$1
   [ "$S" != 0 ] || { D=data/demo; O=out/demo; }
-  [ -z "$TINY" ] || O=$OUT/demo-seed$S
+  C=$D/corpus V=$D/val
+  [ -z "$TINY" ] || { O=$OUT/demo-seed$S; C=$D/curated; V=$C; }
   before
   for form in $FORMS; do
     student slm $form
