@@ -102,7 +102,7 @@ def test_moments_from_start_to_end(tmp_path):
     made = []
     for _ in range(2):
         done = subprocess.run(
-            ["bash", tmp_path / "kit/runs/moments.sh", "--seeds", "1 2", "--jobs", "1", "--tiny"],
+            ["bash", tmp_path / "kit/runs/moments.sh", "--seeds", "1", "--tiny"],
             env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TQDM_DISABLE": "1"},
             capture_output=True,
             text=True,
@@ -112,7 +112,7 @@ def test_moments_from_start_to_end(tmp_path):
     assert made[0] == made[1]
     keys = {(run["method"], run["seed"], run["variant"]) for run in made[0]}
     forms = ("float32", "bfloat16", "int8")
-    assert keys == {(m, s, form) for m in ("slm", "clm") for s in (1, 2) for form in forms}
+    assert keys == {(method, 1, form) for method in ("slm", "clm") for form in forms}
     assert all(run["arguments"]["moments"] == run["variant"] for run in made[0])
 
 
