@@ -1,6 +1,7 @@
 """Fixtures that several test files share: running a stage, small models, small token sets."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,11 @@ from text.writing import TokenSetWriter  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 HANGS = 1200  # seconds after which a test gives a process up; no result depends on it
+
+builds_cpp = pytest.mark.skipif(
+    not shutil.which("g++") or " " in torch.__file__,
+    reason="torch.compile on a CPU needs g++, and no space in the name of torch's own folder",
+)
 
 
 @pytest.fixture

@@ -31,8 +31,12 @@ def compile_blocks(module, args, env):
 
 
 def or_stop(compiled):
-    """A compiled function; past the limit of graphs a UserError, and not a slow run in silence."""
+    """A compiled function. Raises UserError past the limit of graphs, and where nothing is built.
+
+    The first would be a slow run in silence.
+    """
     from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._inductor.exc import InductorError
 
     def call(*args, **kwargs):
         try:
@@ -41,6 +45,13 @@ def or_stop(compiled):
             raise UserError(
                 f"torch.compile has made {GRAPHS} graphs of one block and wants another; "
                 f"TORCH_LOGS=recompiles says why. --compile off runs without"
+            ) from None
+        except InductorError as error:
+            reason = str(error).strip().splitlines()[0]
+            if " " in torch.__file__:
+                reason += f"; a C++ build takes no space in torch's own folder, {torch.__file__}"
+            raise UserError(
+                f"torch.compile cannot build this model here ({reason}); --compile off runs without"
             ) from None
 
     return call

@@ -64,6 +64,35 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
     assert abs(int(last["--steps"]) * 2**20 - tokens) < 2**20
 
 
+@pytest.mark.parametrize(
+    "recipe, last", [("rho_math_1b.sh", "eval_math"), ("real_text.sh", "report")]
+)
+def test_pythons_folder_may_have_a_space(recipe, last, tmp_path):
+    """Every stage is started by $PYTHON, here a script that notes its arguments."""
+    python = tmp_path / "my python" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f"""#!/usr/bin/env bash
+echo "$*" >> {tmp_path}/called
+case "$*" in *local_hub*) echo "address" > out/tiny/hub/address; exec sleep 600 ;; esac
+"""
+    )
+    python.chmod(0o755)
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")
+    (tmp_path / "out/real").mkdir(parents=True)  # the stages would make it
+    subprocess.run(
+        ["bash", tmp_path / "runs" / recipe],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(python), "SCALE": "tiny", "DATA": "data"},
+        check=True,
+        capture_output=True,
+    )
+    called = (tmp_path / "called").read_text().splitlines()
+    assert any("prepare.py" in line for line in called)
+    assert any("train_slm.py" in line for line in called)
+    assert last in called[-1]
+
+
 @pytest.mark.parametrize("recipe, arguments", [("demo.sh", "--jobs 1"), ("ablations.sh", "score")])
 def test_a_stage_that_fails_ends_the_experiment(recipe, arguments, tmp_path):
     """What comes after it is not run, nor is another seed, and no table is printed."""

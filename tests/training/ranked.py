@@ -81,13 +81,15 @@ def off(mine, wanted):
 def exact():
     """DDP, FSDP2 and HSDP give one process's gradients, to fp64's rounding."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    shape = {"qkv_bias": True, "qk_norm": True, "head_dim": 12}  # all that attention may have
     for backward in BACKWARD:
         batches = [tiny(torch.float64, seed=seed)[1:] for seed in range(MICRO_BATCHES)]
-        single = FastLoss(tiny(torch.float64)[0], "lean", backward)
+        single = FastLoss(tiny(torch.float64, **shape)[0], "lean", backward)
         learn(single, batches, WEIGHTS)
         wanted = gradients(single)
         for kind in kinds_of(world):
-            module = wrapped(tiny(torch.float64)[0], kind, backward, torch.float32, kind == "fsdp")
+            model = tiny(torch.float64, **shape)[0]
+            module = wrapped(model, kind, backward, torch.float32, kind == "fsdp")
             for _ in range(2):  # the second step finds what the first left
                 learn(module, batches[rank::world], [world * w for w in WEIGHTS[rank::world]])
                 distance = off(gradients(module), wanted)

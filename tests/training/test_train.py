@@ -1,6 +1,9 @@
 """Both trainers: k = 1 is plain, a batch may be cut up in any way, run folders, bad input."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +18,7 @@ import train_ref
 import train_slm
 from common.errors import UserError
 from common.owned import LIST
-from conftest import finish, launch, write_model, write_set
+from conftest import HANGS, builds_cpp, finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from killed import killed
@@ -348,7 +351,7 @@ def test_run_folders(stage, inputs):
         ("--data nowhere", "nowhere is not a folder"),
         ("--init nowhere", "nowhere"),
         ("--val nowhere", "nowhere"),
-        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"),
+        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with python score.py"),
         ("--seq-len 0", "--seq-len: got 0"),
         ("--seq-len 32", "has windows of 16, this run has 32; score again"),
         ("--clip -1", "--clip: got -1,"),
@@ -479,6 +482,7 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
 
 
 @pytest.mark.slow
+@builds_cpp
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
     """What the recipes do on GPUs: blocks compiled, hooks around, another number kept each step."""
@@ -489,6 +493,24 @@ def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
     ]:
         finish(run)
     assert distance(scored / "one", scored / "ranks2") < 1e-5
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_said_in_one_line(inputs):
+    """Torch in a folder with a space in its name: its C++ build does not quote that."""
+    packages = inputs / "my packages"
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    args = f"train_ref.py --data d --val v --init m {TINY} --steps 2 --compile on --out a"
+    fresh = {"PYTHONPATH": str(packages), "TORCHINDUCTOR_CACHE_DIR": str(inputs / "cache")}
+    process = launch(args, inputs, env={**os.environ, **fresh})
+    out, _ = process.communicate(timeout=HANGS)
+    assert process.returncode == 2, out
+    assert "Traceback" not in out
+    last = out.splitlines()[-1]
+    assert last.startswith("error: torch.compile cannot build this model here")
+    assert "--compile off runs without" in last
+    if shutil.which("g++"):
+        assert "no space in torch's own folder" in last
 
 
 @pytest.mark.slow
