@@ -100,6 +100,13 @@ def add_arguments(parser):
         "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
     )
     group.add_argument(
+        "--reshard-after-forward",
+        default="default",
+        choices=["default", "always", "never"],
+        help="fsdp: blocks that are gathered again for the backward pass; default: all but the "
+        "last, never: more memory, half of the gathers",
+    )
+    group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations, store none"
     )
     group.add_argument(
@@ -195,6 +202,11 @@ def settle(args, run=True):
         raise UserError(
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
             f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
+        )
+    if args.reshard_after_forward != "default" and args.parallel != "fsdp":
+        raise UserError(
+            f"--reshard-after-forward: got {args.reshard_after_forward} with --parallel "
+            f"{args.parallel}, wanted --parallel fsdp"
         )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")

@@ -72,6 +72,10 @@ def wrap(module, args, env):
 def shard(module, args, env):
     """FSDP2, as torchtitan runs it: fp32 shards, bf16 copies gathered, gradients reduced in fp32.
 
+    `--reshard-after-forward`: which blocks give their gathered weights back between forward and
+    backward pass, and gather them twice: all but the last one, which is needed again at once
+    ("default"), all, or none, which keeps a copy of the whole model in bf16.
+
     With `--shard-size` N only N ranks share one copy of the states (HSDP): gathers stay among them,
     within a node perhaps, and the groups of N average their gradients as DDP does.
     """
@@ -89,9 +93,13 @@ def shard(module, args, env):
     if env.dtype != torch.float32:
         # Inputs keep their dtype: the residual stream and RoPE's cosines are fp32.
         policy = MixedPrecisionPolicy(env.dtype, torch.float32, cast_forward_inputs=False)
-    for block in module.lm.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Embedding, norm and head are one group: tied weights stay together.
+    *others, last = module.lm.model.layers
+    again = {"default": (True, False), "always": (True, True), "never": (False, False)}
+    of_others, of_last = again[args.reshard_after_forward]
+    for block in others:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=of_others)
+    fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=of_last)
+    # Embedding, norm and head are one group: tied weights stay together. It is never given back.
     return fully_shard(module, mesh=mesh, mp_policy=policy)
 
 

@@ -39,6 +39,7 @@ NOT_IDENTITY = {
     "head",
     "parallel",
     "shard_size",
+    "reshard_after_forward",
     "checkpointing",
     "chain",
 }

@@ -1,5 +1,6 @@
 """runs/*.sh: each recipe is planned at full size, and run with tiny models on a local hub."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -115,6 +116,33 @@ case "$*" in *"--score random"*) echo "error: the reason" >&2; exit 2 ;; esac
     called = (tmp_path / "called").read_text().splitlines()
     assert "--score random" in called[-1]
     assert not any("seed2" in line or "--seed 2" in line for line in called)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="needs torchao: pip install torchao"
+)
+def test_moments_from_start_to_end(tmp_path):
+    """On a copy of the kit, for results go into it. A second call adds nothing."""
+    left_out = shutil.ignore_patterns("out", "data", "tests", "figures", "results", ".*", "__py*")
+    shutil.copytree(ROOT, tmp_path / "kit", ignore=left_out)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    made = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", tmp_path / "kit/runs/moments.sh", "--seeds", "1", "--tiny"],
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TQDM_DISABLE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        made.append(json.loads((tmp_path / "kit/results/moments-tiny.json").read_text())["runs"])
+    assert made[0] == made[1]
+    keys = {(run["method"], run["seed"], run["variant"]) for run in made[0]}
+    forms = ("float32", "bfloat16", "int8")
+    assert keys == {(method, 1, form) for method in ("slm", "clm") for form in forms}
+    assert all(run["arguments"]["moments"] == run["variant"] for run in made[0])
 
 
 @pytest.mark.slow

@@ -29,19 +29,23 @@ WEIGHTS = (0.3, 1.7, 0.9, 0.1)  # of the micro-batches' sums: no two tokens of t
 
 
 def kinds_of(world):
-    """{name: flags} of the ways to share the work."""
-    kinds = {"ddp": ("ddp", None), "fsdp": ("fsdp", None)}
+    """{name: (--parallel, --shard-size, --reshard-after-forward)} of the ways to share the work."""
+    kinds = {
+        "ddp": ("ddp", None, "default"),
+        "fsdp": ("fsdp", None, "default"),
+        "always": ("fsdp", None, "always"),
+        "never": ("fsdp", None, "never"),
+    }
     if world > 2:
-        kinds["hsdp"] = ("fsdp", 2)
+        kinds["hsdp"] = ("fsdp", 2, "default")
     return kinds
 
 
 def wrapped(model, kind, backward, dtype, checkpointing=False):
     world = dist.get_world_size()
-    how, size = kinds_of(world)[kind]
-    args = SimpleNamespace(
-        compile="off", checkpointing=checkpointing, parallel=how, shard_size=size
-    )
+    how, size, reshard = kinds_of(world)[kind]
+    args = SimpleNamespace(compile="off", checkpointing=checkpointing, parallel=how)
+    args.shard_size, args.reshard_after_forward = size, reshard
     env = SimpleNamespace(world=world, device=torch.device("cpu"), dtype=dtype)
     return parallel.wrap(FastLoss(model, "kept", backward), args, env)
 
@@ -124,18 +128,22 @@ def count_bytes():
     moved = Counter()
     count_calls("gathered", ("all_gather_single", "all_gather_into_tensor"), moved)
     count_calls("reduced", ("reduce_scatter_single", "reduce_scatter_tensor"), moved)
-    result = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model, *batch = tiny(**shape)
-        n = sum(p.numel() for p in model.parameters())
-        module = wrapped(model, "fsdp", "exact", dtype)
+    model, *batch = tiny(**shape)
+    n = sum(p.numel() for p in model.parameters())
+    outer = sum(p.numel() for name, p in model.named_parameters() if "layers" not in name)
+    result = {"blocks": model.config.num_hidden_layers, "outer": outer / n}
+    cases = [("fsdp", torch.float32)]
+    cases += [(kind, torch.bfloat16) for kind in ("fsdp", "always", "never")]
+    for kind, dtype in cases:
+        module = wrapped(tiny(**shape)[0], kind, "exact", dtype)
         learn(module, [batch], [1.0], dtype)  # the first one also makes what later ones reuse
         moved.clear()
         parallel.sync_gradients(module, last=False)
         learn_one(module, batch, dtype)
         row = {name: size / n for name, size in moved.items()}
         row["held"] = held(module) / n
-        result[str(dtype).removeprefix("torch.")] = row
+        name = str(dtype).removeprefix("torch.")
+        result[name if kind == "fsdp" else kind] = row
     return {"world": world, **result}
 
 

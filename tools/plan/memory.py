@@ -201,6 +201,7 @@ def memory(
     accumulate=False,
     bf16=True,
     moments="float32",
+    reshard="default",
     **settings,
 ):
     """(bytes on one rank by part, their peak). Parts that never live together are in it once.
@@ -232,12 +233,13 @@ def memory(
     if sharded:
         for name in ("weights", "gradients", "optimiser"):
             parts[name] //= ranks
-        # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time;
-        # those of embedding, norm and head stay. One group's gradients are made, and reduced in
-        # fp32.
+        # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time
+        # (with --reshard-after-forward never all stay); those of embedding, norm and head stay.
+        # One group's gradients are made, and reduced in fp32.
+        blocks = config.num_hidden_layers if reshard == "never" else 2
         size = 2 if bf16 else 4
         parts["cast"] = 0
-        parts["ranks"] = size * (outer + 2 * block) + (size + 4) * max(outer, block)
+        parts["ranks"] = size * (outer + blocks * block) + (size + 4) * max(outer, block)
         return parts, sum(parts.values())
     if ranks > 1:  # DDP's gradients are views of its buckets
         return parts, parts["weights"] + parts["optimiser"] + peak

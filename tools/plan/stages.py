@@ -166,7 +166,7 @@ class Plan:
         that makes it fit."""
         micro = self.micro_batch(args)
 
-        def need(size, head, moments, checkpointing, parallel):
+        def need(size, head, moments, checkpointing, reshard, parallel):
             """(bytes by part, peak)."""
             return memory(
                 row["config"],
@@ -177,12 +177,14 @@ class Plan:
                 accumulate=args.batch_size > size * self.n_gpus,
                 head=head,
                 moments=moments,
+                reshard=reshard,
                 checkpointing=checkpointing,
                 k=getattr(args, "k", 1.0),
                 backward=getattr(args, "backward", "exact"),
             )
 
-        asked = (args.head, args.moments, args.checkpointing, args.parallel)
+        asked = (args.head, args.moments, args.checkpointing)
+        asked += (args.reshard_after_forward, args.parallel)
         row["micro"] = micro
         row["memory"], row["peak"] = need(micro, *asked)
         row["fits"] = row["peak"] <= self.bytes
@@ -207,17 +209,19 @@ class Plan:
         choices = product(  # the cheapest change first: the last of these changes fastest
             dict.fromkeys(parallel),
             dict.fromkeys([args.moments, "bfloat16"]),
+            dict.fromkeys([args.reshard_after_forward, "default"]),
             dict.fromkeys([args.checkpointing, True]),
             dict.fromkeys([args.head, "lean"]),
             halvings(micro),
         )
-        for how, moments, checkpointing, head, size in choices:
-            _, peak = need(size, head, moments, checkpointing, how)
+        for how, moments, reshard, checkpointing, head, size in choices:
+            _, peak = need(size, head, moments, checkpointing, reshard, how)
             if peak > self.bytes:
                 continue
             changes = {
                 f"--micro-batch-size {size}": size != micro,
                 f"--head {head}": head != args.head,
+                f"--reshard-after-forward {reshard}": reshard != args.reshard_after_forward,
                 f"--moments {moments}": moments != args.moments,
                 "--checkpointing": checkpointing != args.checkpointing,
                 f"--parallel {how}": how != args.parallel,
