@@ -20,7 +20,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 import torch
 
 from common.command_line import Parser, add_machine, whole
-from common.errors import UserError, cli
+from common.errors import UserError, cli, command
 from common.files import write_atomic
 from common.locks import taking_turns
 from common.owned import is_ours, own_folder, refuse_overlap
@@ -131,7 +131,7 @@ def check(args):
     if not args.model:
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
     if args.tasks == [DEMO] and not Path(DEMO).exists():
-        raise UserError(f"--tasks: {DEMO} is not there yet; python prepare.py writes it")
+        raise UserError(f"--tasks: {DEMO} is not there yet; make it with {command('prepare.py')}")
     own = [task for task in args.tasks if tasks.check(task).own]
     if args.mode == "tool" and own:
         raise UserError(f"--mode tool: {own[0]} has chain of thought only; name other --tasks")

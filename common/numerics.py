@@ -6,6 +6,8 @@ one way.
 
 import torch
 
+from common.errors import command
+
 # Losses of another kind: these are not compared at all.
 REFUSED = {
     "data": "token set",
@@ -73,5 +75,6 @@ def notice(what, saved, now):
     changes = "; ".join(f"{SAID[name]} {old} -> {new}" for name, old, new in differing)
     return (
         f"note: {what} was computed in another way ({changes}). Rounding differs a little, and "
-        f"the excess holds that difference; python -m tools.precision says what it changes"
+        f"the excess holds that difference; how to measure what it changes: "
+        f"{command('-m', 'tools.precision', '--help')}"
     )

@@ -137,8 +137,11 @@ def documents(tokens):
 
 def same_files(a, b):
     assert written(a) == written(b)
-    names = sorted(path.name for path in Path(a).iterdir() if path.name != LIST)
-    assert names == sorted(path.name for path in Path(b).iterdir() if path.name != LIST)
+    names, others = (
+        sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path.name != LIST)
+        for folder in (a, b)
+    )
+    assert names == others
     return all((Path(a) / name).read_bytes() == (Path(b) / name).read_bytes() for name in names)
 
 

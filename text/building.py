@@ -22,6 +22,7 @@ from data import TokenSet
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
 from text.decontaminate import Decontaminator
+from text.held_out import Side
 from text.pieces import Preparation
 from text.workers import in_order
 from text.writing import TokenSetWriter
@@ -50,6 +51,7 @@ class Settings:
     mix: list | None = None  # a weight for each --source
     seed: int = 0
     decontaminator: Decontaminator | None = None
+    side: Side | None = None  # with --val-share: of which documents it is made
 
 
 @dataclass
@@ -114,7 +116,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     for stop, limit in goals:
         if progress.source < stop:
             full = fill(writer, progress, preparation, settings.workers, stop, limit)
-            if settings.mix and not full:
+            if settings.mix and not full and not is_held_out(settings):
                 raise UserError(
                     f"--mix: {names[sources[stop - 1].entry]} ends {limit - writer.count:,} tokens "
                     f"short of its share; lower --max-tokens or its weight"
@@ -296,10 +298,19 @@ def refuse_bad(out, bad, settings):
         )
 
 
+def is_held_out(settings):
+    return settings.side is not None and settings.side.held_out
+
+
 def refuse_empty(writer, progress, full, settings):
     """Raises UserError where a --source gave nothing, unless there was no room or it is broken."""
+    if settings.side and writer.count == 0:
+        raise UserError(
+            f"--out {writer.folder}: no document is {settings.side.name}; wanted more documents, "
+            f"or another share with --overwrite"
+        )
     for entry in progress.sources:
-        missed = not (entry["tokens"] or full or settings.skip_bad)
+        missed = not (entry["tokens"] or full or settings.skip_bad or settings.side)
         if missed or writer.count == 0:
             left_out = f" ({progress.bad:,} broken ones were left out)" if progress.bad else ""
             raise UserError(

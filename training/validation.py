@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, command
 from data import TokenSet
 
 
@@ -13,9 +13,10 @@ def validation_set(args, data):
         return None
     val = TokenSet(args.val, args.verify)
     if val.tokenizer_hash != data.tokenizer_hash:
+        again = command("prepare.py", "--source", "TEXT", "--tokenizer", args.data, "--out", "NEW")
         raise UserError(
             f"--val {args.val}: its tokenizer is not that of --data {args.data}; prepare it with "
-            f"prepare.py --tokenizer {args.data}"
+            f"{again}"
         )
     val.refuse_no_target()
     return val

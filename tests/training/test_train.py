@@ -351,7 +351,7 @@ def test_run_folders(stage, inputs):
         ("--data nowhere", "nowhere is not a folder"),
         ("--init nowhere", "nowhere"),
         ("--val nowhere", "nowhere"),
-        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"),
+        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with python score.py"),
         ("--seq-len 0", "--seq-len: got 0"),
         ("--seq-len 32", "has windows of 16, this run has 32; score again"),
         ("--clip -1", "--clip: got -1,"),

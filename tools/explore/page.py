@@ -44,7 +44,7 @@ def main(args):
     seq_len = saved["seq_len"]
     losses = Stored(args.ref_loss, data, seq_len)
     entropies = None
-    if entropy_path(args.ref_loss).exists():
+    if losses.meta["entropy"] and entropy_path(args.ref_loss).exists():
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of = choose_windows(saved, data, args.windows)
