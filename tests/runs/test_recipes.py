@@ -3,14 +3,18 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
+import runs.real_text as real_text
 from conftest import ROOT, SHARED
 from data import TokenSet
+from evaluation import pinned
 from tools.plan.recipe import commands_of, stage_of
 from tools.plan.stages import Plan
 
@@ -116,6 +120,21 @@ case "$*" in *"--score random"*) echo "error: the reason" >&2; exit 2 ;; esac
     called = (tmp_path / "called").read_text().splitlines()
     assert "--score random" in called[-1]
     assert not any("seed2" in line or "--seed 2" in line for line in called)
+
+
+def test_every_source_of_data_has_its_line_among_the_licences():
+    """Those that recipes name (hf:...), those that are pinned, and those that tests download."""
+    page = (ROOT / "docs/recipes.md").read_text()
+    table = page.partition("## Whose data it is")[2].partition("\n## ")[0]
+    named = set()
+    for recipe in (ROOT / "runs").glob("*.sh"):
+        named |= set(re.findall(r"hf:([\w.-]+/[\w.-]+)", recipe.read_text()))
+    assert len(named) >= 8
+    for address in (pinned.HARNESS, pinned.PROMPTPG):
+        named.add("/".join(address.split("/")[:2]))
+    for address in (real_text.GSM8K, real_text.STACKS):
+        named.add("/".join(urlsplit(address).path.split("/")[1:3]))
+    assert sorted(name for name in named if f"`{name}`" not in table) == []
 
 
 @pytest.mark.slow

@@ -169,6 +169,7 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
         "date",
         "python",
         "versions",
+        "lock",
         "machine",
         "environment",
     }

@@ -33,11 +33,13 @@ COPIED = 3e9
 WRITTEN = 1e9
 TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
 MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
+SMOLLM = Config(49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True)
 KNOWN = {
     "TinyLlama/TinyLlama_v1.1": TINYLLAMA,
     "microsoft/rho-math-1b-v0.1": TINYLLAMA,
     "mistralai/Mistral-7B-v0.1": MISTRAL,
     "microsoft/rho-math-7b-v0.1": MISTRAL,
+    "HuggingFaceTB/SmolLM2-135M": SMOLLM,
     "meta-llama/Llama-2-7b-hf": Config(32000, 4096, 11008, 32, 32, 32),
 }
 

@@ -151,9 +151,54 @@ def interval(mean, half, form):
 
 
 # --------------------------------------------------------------------------------------------------
+# runs/real_model.sh
+
+CONTINUED = {
+    "base": "before",
+    "ref": "the reference itself",
+    "clm": "CLM",
+    "random": "random 60 %",
+    "slm": "SLM k 0.6",
+    "clm-tuned": "CLM, then fine-tuned as the reference was",
+    "slm-tuned": "SLM, then fine-tuned as the reference was",
+}
+
+
+def real_model(experiment):
+    """A row for each model: losses, accuracy, and tokens until CLM's final loss."""
+    head = ["model", "run", "seed", "validation loss", "GSM8K loss", "GSM8K few-shot, %"]
+    rows = [[*head, "tokens read", "tokens to CLM's loss", "with all costs"]]
+    for variant in sorted({run.variant for run in experiment.runs}):
+        runs = runs_of(experiment, variant)
+        for method, label in CONTINUED.items():
+            seeds = sorted(seed for name, seed in runs if name == method)
+            for seed in seeds:
+                rows.append([variant, label, str(seed), *_continued(runs, method, seed)])
+    return table(rows).splitlines()
+
+
+def _continued(runs, method, seed):
+    run = runs[method, seed]
+    numbers = run.numbers
+    yield number(numbers["val_loss"], ".3f")
+    yield number(numbers["gsm8k_loss"], ".3f")
+    yield number(numbers["gsm8k_accuracy"], ".1f")
+    yield number(numbers["tokens_seen"], ",.0f")
+    tokens = None
+    if method in ("clm", "random", "slm"):
+        tokens = reached(run.curve, runs["clm", seed].curve[-1][1])
+    yield number(tokens, ",.0f")
+    if tokens is not None and method == "slm":
+        # The reference's training, and scoring: a forward pass is a third of a training step.
+        tokens += runs["ref", 0].numbers["tokens_seen"] + numbers["scored_tokens"] / 3
+    yield number(tokens, ",.0f")
+
+
+# --------------------------------------------------------------------------------------------------
 # the names that pages use
 
 TABLES = {
+    "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,
     "roundings not-run": roundings_not_run,
