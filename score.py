@@ -37,7 +37,7 @@ from training.losses_file import (
     save_note,
     size_of,
 )
-from training.validation import validate, validation_set
+from training.validation import mean_loss, validation_sets
 
 CHUNK = 64  # batches between two notes of how far scoring has come
 
@@ -57,7 +57,10 @@ def arguments(argv=None):
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument(
-        "--val", metavar="DIR", help="token set: note the reference's mean loss on it, too"
+        "--val",
+        nargs="+",
+        metavar="DIR",
+        help="token sets: note the reference's mean loss on each, too",
     )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -84,7 +87,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_set(args, data)
+    sets = validation_sets(args, data)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": STORED_FORMAT,
@@ -99,8 +102,8 @@ def main():
     }
     note = env.from_main(lambda: claim(args, header, data))
     left = passes(args, data, note)
-    is_validated = not val or validation_loss(note, val) is not None
-    if left or not is_validated:
+    unknown = [val for val in sets if validation_loss(note, val) is None]
+    if left or unknown:
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
@@ -109,13 +112,13 @@ def main():
         parallel.compile_blocks(model, args, env)
         for stored in left:
             score(args, env, data, model, note, stored)
-        if not is_validated:
+        for val in unknown:
             add_validation(args, env, val, model, note)
     if env.main:
         too = f", with entropies in {entropy_path(args.out).name}" if note["entropy"] else ""
         print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}{too}")
-        if val:
-            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {args.val}")
+        for val in sets:
+            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {val.folder}")
 
 
 def check(args):
@@ -234,13 +237,13 @@ def validation_loss(note, val):
 
 def add_validation(args, env, val, model, note):
     """Measure it, as the trainers measure the student's, and note it beside the losses."""
-    loss = validate(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
+    loss = mean_loss(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
     if not np.isfinite(loss):
         raise UserError(
-            f"{args.model} has a validation loss on {args.val} that is not finite; it cannot be a "
+            f"{args.model} has a validation loss on {val.folder} that is not finite; it cannot be a "
             f"reference"
         )
-    measured = {"data": val.hash, "loss": loss, "name": str(args.val)}
+    measured = {"data": val.hash, "loss": loss, "name": str(val.folder)}
     note["validation"] = [*note.get("validation", []), measured]
     if env.main:
         save_note(args, note)

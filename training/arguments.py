@@ -20,7 +20,9 @@ def add_arguments(parser):
     """Add the flags that train_ref.py and train_slm.py have in common, in titled groups."""
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
-    group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
+    group.add_argument(
+        "--val", nargs="+", metavar="DIR", help="token sets for the validation loss, the main first"
+    )
     group.add_argument("--seq-len", type=whole(1, LONGEST), default=128, help="tokens per window")
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays inside of each document"
@@ -181,6 +183,8 @@ def settle(args, run=True):
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
+    if isinstance(args.val, list) and len(args.val) == 1:
+        args.val = args.val[0]
     if args.lr is None:
         args.lr = 1e-3
     if args.min_lr is None:

@@ -11,7 +11,9 @@ from common.errors import UserError
 class Meter:
     """Sums on the device over micro-batches and ranks: one synchronisation a step."""
 
-    def __init__(self, env, kinds):
+    def __init__(self, env, kinds, score=None):
+        """`kinds`: names of the labels, or None; `score`: what the tokens are ranked by."""
+        self.score = score
         self.env = env
         self.kinds = kinds or []
         size = 5 + 2 * len(self.kinds)
@@ -46,8 +48,8 @@ class Meter:
         loss, selected, n_valid, n_kept, bad, *counts = self.env.total(self.sums).tolist()
         if bad:
             raise UserError(
-                f"{bad:.0f} of {n_valid:.0f} scores of a batch are not finite; look at the score's "
-                f"function, or at what it reads; the last saved state is kept"
+                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} scores of a batch are not "
+                f"finite; look at its function, or at what it reads; the last saved state is kept"
             )
         threshold = self.threshold.item()
         record = {

@@ -99,7 +99,7 @@ class Selector:
         if losses is not None:
             tokens.loss = losses
         valid = self.env.tensor(self.data.valid(windows, self.args.seq_len))
-        return self.selection.mask(tokens, valid)
+        return mask_of(self.selection, tokens, valid)
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
@@ -133,6 +133,14 @@ class Selector:
         return Choice(self.selection, self._known(step, windows), valid, self.settled.get(i))
 
 
+def mask_of(selection, tokens, valid):
+    """selection.mask, whose UserError names the score."""
+    try:
+        return selection.mask(tokens, valid)
+    except UserError as error:
+        raise UserError(f"--score {selection.score}: {error}") from None
+
+
 class Choice:
     """The selection among the targets of one micro-batch."""
 
@@ -148,7 +156,7 @@ class Choice:
             self.tokens.loss = losses
         if self.settled is not None:
             return self.settled
-        return self.selection.mask(self.tokens, self.valid)
+        return mask_of(self.selection, self.tokens, self.valid)
 
     def ranked(self):
         """The values that were ranked, (B, T), after `keep`; None where there are none."""

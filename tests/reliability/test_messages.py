@@ -199,7 +199,7 @@ CASES = {
     ("tools/results/__main__.py", "main"),
     ("training/selector.py", "_open"),
     ("training/selector.py", "reference_loss_on"),
-    ("training/validation.py", "validation_set"),
+    ("training/validation.py", "validation_sets"),
 }
 
 

@@ -83,7 +83,7 @@ def distance(a, b):
     return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in a)
 
 
-def log(folder, drop=("tok_per_s",)):
+def log(folder, drop=("tok_per_s", "seconds")):
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
 
