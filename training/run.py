@@ -180,7 +180,7 @@ class Run:
         return finished.summary(self.folder)
 
     def _way_out(self, is_longer):
-        """What can be done where the arguments differ. `is_longer`: by the number of steps alone."""
+        """What to do where arguments differ. `is_longer`: in the number of steps alone."""
         if is_longer and (self.folder / "summary.json").exists():
             return (
                 f"it is finished: to train its model further, name it as the start of another run, "
