@@ -72,7 +72,7 @@ def train(args, env, run, data, val, loader, model):
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
         counts = [int(data.valid(windows, T).sum()) for windows in micro_batches]
         n_kept = max(1, sum(counts))
-        meter = Meter(env, data.kinds)
+        meter = Meter(env, data.kinds, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
             x, y, valid = map(env.tensor, data.batch(windows, T))
