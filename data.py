@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from common.checksums import Checked, file_hash
-from common.errors import UserError
+from common.errors import UserError, command
 from common.json_files import SHOWN, regular_size
 from common.mapped import forget, refuse_cut
 from common.records import FINITE, at_least, between, one_of, read_record
@@ -68,9 +68,10 @@ class TokenSet:
     def __init__(self, folder, verify=False):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(
-                f"token set: {folder} is not a folder; make one with prepare.py --out {folder}"
+            remedy = command(
+                "prepare.py", "--source", "TEXT", "--tokenizer", "MODEL", "--out", folder
             )
+            raise UserError(f"token set: {folder} is not a folder; make one with {remedy}")
         header = read_record(self.folder / "meta.json", Header, "token set", REMAKE)
         self.meta = dataclasses.asdict(header)
         self.count = header.count
@@ -241,6 +242,13 @@ class Validation:
 
 
 @dataclasses.dataclass
+class Entropies:
+    """How far a pass of their own has come (`score.py --entropy` beside losses)."""
+
+    n_scored: Annotated[int, at_least(0)]
+
+
+@dataclasses.dataclass
 class Note:
     """What score.py notes beside the stored losses."""
 
@@ -251,6 +259,10 @@ class Note:
     count: Annotated[int, at_least(0)]
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
+    model: str | None = None  # the reference, as it was named
+    revision: str | None = None
+    entropy: bool = False  # are there entropies of all that was scored?
+    entropies: Entropies | None = None
     validation: list[Validation] = dataclasses.field(default_factory=list)
     # What its rounding depends on (common/numerics.py):
     dtype: str | None = None
@@ -260,6 +272,20 @@ class Note:
     attention: str | None = None
     micro_batch: int | None = None
     torch: str | None = None
+
+
+def score_command(ref_loss, token_set, seq_len, numerics, meta=None):
+    """How the losses that a run needs are made, for a message. `meta`: of those that are there."""
+    meta = meta or {}
+    words = ["score.py", "--model", meta.get("model") or "REFERENCE"]
+    if meta.get("revision"):
+        words += ["--revision", meta["revision"]]
+    words += ["--data", token_set.folder, "--seq-len", seq_len, "--out", ref_loss]
+    if "dtype" in numerics:
+        words += ["--dtype", numerics["dtype"]]
+    if numerics.get("document_mask"):
+        words.append("--document-mask")
+    return command(*words)
 
 
 class Stored:
@@ -280,42 +306,53 @@ class Stored:
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
         self.set = token_set
-        command = f"score.py --data {token_set.folder} --seq-len {seq_len} --out {ref_loss}"
-        if not self.path.exists():
-            if entropy:
-                command += " --entropy --overwrite"  # losses and entropies are made together
+        numerics = numerics or {}
+        if not Path(ref_loss).exists():
+            remedy = score_command(ref_loss, token_set, seq_len, numerics)
             raise UserError(
-                f"reference losses: {self.path} does not exist; make it with {command} "
-                f"--model REFERENCE"
+                f"reference losses: {ref_loss} does not exist; make it with {remedy}"
+                f"{' --entropy' if entropy else ''}"
             )
-        again = f"{command} --model REFERENCE --overwrite"
         path = Path(ref_loss).with_suffix(".json")
-        note = read_record(path, Note, "reference losses", f"score again: {again}")
+        remedy = score_command(ref_loss, token_set, seq_len, numerics) + " --overwrite"
+        note = read_record(path, Note, "reference losses", f"score again: {remedy}")
         self.meta = dataclasses.asdict(note)
-        self._check(numerics or {}, again)
+        remedy = score_command(ref_loss, token_set, seq_len, numerics, self.meta)
+        again = f"{remedy}{' --entropy' if entropy else ''} --overwrite"
+        self._check(numerics, again)
+        if entropy and not (note.entropy and self.path.exists()):
+            raise UserError(
+                f"reference losses: {self.path} does not exist or is not whole; make it with "
+                f"{remedy} --entropy"
+            )
+        size = regular_size(self.path, "reference losses")
+        if size != 2 * token_set.count:
+            raise UserError(
+                f"reference losses: {self.path} has a size in bytes of {size}, this run has "
+                f"{2 * token_set.count}; score again: {again}"
+            )
         checksums = self.meta["checksums"].get(self.path.name, [])
         self.checked = Checked(self.path, checksums, f"score again: {again}")
         self.values = np.memmap(self.path, "<f2", "r")
         self._check_values(again)
 
-    def _check(self, numerics, command):
+    def _check(self, numerics, remedy):
         meta = self.meta
-        size = regular_size(self.path, "reference losses")
-        dtype = numerics.get("dtype", meta["dtype"])
-        mask = numerics.get("document_mask", meta["document_mask"])
-        mask_flag = " --document-mask" if mask else ""
-        for what, got, wanted, flag in (
-            ("losses of token set", meta["data"], self.set.hash, ""),
-            ("a length of", meta["count"], self.set.count, ""),
-            ("a size in bytes of", size, 2 * self.set.count, ""),
-            ("windows of", meta["seq_len"], self.seq_len, ""),
-            ("the precision", meta["dtype"], dtype, f" --dtype {dtype}"),
-            ("the document mask", meta["document_mask"], mask, mask_flag),
+        for what, got, wanted in (
+            ("losses of token set", meta["data"], self.set.hash),
+            ("a length of", meta["count"], self.set.count),
+            ("windows of", meta["seq_len"], self.seq_len),
+            ("the precision", meta["dtype"], numerics.get("dtype", meta["dtype"])),
+            (
+                "the document mask",
+                meta["document_mask"],
+                numerics.get("document_mask", meta["document_mask"]),
+            ),
         ):
             if got != wanted:
                 raise UserError(
                     f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
-                    f"{wanted}; score again: {command}{flag}"
+                    f"{wanted}; score again: {remedy}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

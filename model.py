@@ -1,10 +1,10 @@
 """The transformer: Llama, Mistral, Qwen2, Qwen3 and their like, under Hugging Face's own names.
 
 RMSNorm, rotary positions (half-split, as Hugging Face stores them), grouped-query attention,
-SwiGLU, optional sliding window, normed queries and keys, tied or untied head. `Transformer` returns the hidden states after
-the final norm. What is done with the head (full logits, kept rows only, the last position only) is
-the caller's business: slm.py, training/heads.py, evaluation/generate.py. Reading and writing
-Hugging Face folders is in hf/checkpoint.py.
+SwiGLU, optional sliding window, normed queries and keys, tied or untied head. `Transformer`
+returns the hidden states after the final norm. What is done with the head (full logits, kept rows
+only, the last position only) is the caller's business: slm.py, training/heads.py,
+evaluation/generate.py. Reading and writing Hugging Face folders is in hf/checkpoint.py.
 """
 
 import math
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from common.attention import attend_in_blocks, text_mask
 
 
 @dataclass
@@ -162,8 +164,10 @@ class RMSNorm(nn.Module):
 def attend(q, k, v, mask=None):
     """Attention of q (B, H, T, D) over k and v (B, H_kv, S, D) -> (B, H, T, D).
 
-    `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look.
+    `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look, or a BlockMask.
     """
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        return attend_in_blocks(q, k, v, mask)
     shared = k.shape[1] != q.shape[1]
     if shared and mask is not None:  # masked kernels do not take shared heads
         group = q.shape[1] // k.shape[1]
@@ -296,11 +300,10 @@ class Transformer(nn.Module):
         angles = positions[:, None, :, None].float() * self.frequencies  # (B or 1, 1, T, D / 2)
         cos, sin = angles.cos(), angles.sin()
         length = T if cache is None else shared + min(cache.used + T, cache.keys[0].shape[2])
-        # an empty cache needs no mask: causal attention hides the padding on the right
-        if documents is not None:
-            mask = document_mask(documents, self.config.sliding_window)
-        else:
-            mask = self._mask(positions, length, cache is not None and (length > T or T == 1))
+        if cache is None:
+            mask = text_mask(documents, self.config.sliding_window, T, x.device)
+        else:  # an empty one needs no mask: causal attention hides the padding on the right
+            mask = self._mask(positions, length, length > T or T == 1)
         for i, layer in enumerate(self.model.layers):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
@@ -353,16 +356,6 @@ def documents_of(tokens, end):
     begins[:, 1:] = ends[:, :-1] == 1
     starts = torch.where(begins, places, 0).cummax(1).values
     return documents, places - starts
-
-
-def document_mask(documents, window=None):
-    """Which tokens each may see, (B, 1, T, T): those before it, in its document, in the window."""
-    places = torch.arange(documents.shape[1], device=documents.device)
-    distance = places[:, None] - places
-    mask = (documents[:, :, None] == documents[:, None, :]) & (distance >= 0)
-    if window is not None:
-        mask &= distance < window
-    return mask[:, None]
 
 
 def initialise(model, seed):

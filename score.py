@@ -9,7 +9,6 @@ The windows are the ones that train_slm.py cuts, so every loss is stored with th
 student will have. Interrupted, the same command goes on, and the file ends the same.
 """
 
-import json
 from pathlib import Path
 
 from common.device import Env  # first: it sets how torch's threads wait
@@ -20,19 +19,26 @@ from tqdm import tqdm
 
 import demo.chain
 import slm
-from common import aside, files, locks, owned
+from common import aside, files, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
-from common.json_files import read_json
-from common.numerics import SAID, notice, numerics
-from common.records import as_record
-from data import STORED_FORMAT, Note, TokenSet, entropy_path
+from common.numerics import numerics
+from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
-from training.validation import validate, validation_set
+from training.losses_file import (
+    START_OVER,
+    claim,
+    files_of,
+    passes,
+    paths_of,
+    place_of,
+    save_note,
+    size_of,
+)
+from training.validation import mean_loss, validation_sets
 
-START_OVER = "bring it back, or start over with --overwrite"
 CHUNK = 64  # batches between two notes of how far scoring has come
 
 
@@ -51,7 +57,10 @@ def arguments(argv=None):
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument(
-        "--val", metavar="DIR", help="token set: note the reference's mean loss on it, too"
+        "--val",
+        nargs="+",
+        metavar="DIR",
+        help="token sets: note the reference's mean loss on each, too",
     )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -63,7 +72,11 @@ def arguments(argv=None):
     group.add_argument(
         "--out", metavar="FILE", help="the losses, NAME.bin; NAME.json is their note"
     )
-    group.add_argument("--entropy", action="store_true", help="store each prediction's entropy too")
+    group.add_argument(
+        "--entropy",
+        action="store_true",
+        help="store each prediction's entropy, too; losses that are there are left as they are",
+    )
     group.add_argument("--overwrite", action="store_true", help="start over")
     return parser.parse_args(argv)
 
@@ -74,7 +87,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_set(args, data)
+    sets = validation_sets(args, data)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": STORED_FORMAT,
@@ -82,27 +95,30 @@ def main():
         "reference": env.from_main(lambda: checkpoint.model_hash(folder)),
         "seq_len": args.seq_len,
         "count": data.count,
+        "model": args.model,
+        "revision": args.revision,
         "entropy": args.entropy,
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
-    is_scored = note["n_scored"] == data.n_windows(args.seq_len)
-    is_validated = not val or validation_loss(note, val) is not None
-    if not (is_scored and is_validated):
+    left = passes(args, data, note)
+    unknown = [val for val in sets if validation_loss(note, val) is None]
+    if left or unknown:
         reference = checkpoint.load(folder, device=env.device)
         if args.document_mask:
             models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         parallel.compile_blocks(model, args, env)
-        if not is_scored:
-            score(args, env, data, model, note)
-        if not is_validated:
+        for stored in left:
+            score(args, env, data, model, note, stored)
+        for val in unknown:
             add_validation(args, env, val, model, note)
     if env.main:
-        print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}")
-        if val:
-            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {args.val}")
+        too = f", with entropies in {entropy_path(args.out).name}" if note["entropy"] else ""
+        print(f"{args.out}: {data.count - 1:,} targets scored by {args.model}{too}")
+        for val in sets:
+            print(f"{args.model}: validation loss {validation_loss(note, val):.4f} on {val.folder}")
 
 
 def check(args):
@@ -120,123 +136,31 @@ def check(args):
         owned.refuse_overlap(path, read)
 
 
-def files_of(args):
-    """The files of values: losses, and with --entropy entropies."""
-    if args.entropy:
-        return [Path(args.out), entropy_path(args.out)]
-    return [Path(args.out)]
-
-
-def size_of(windows, data, seq_len):
-    """Bytes of a file that holds so many windows: float16 values, the first token's is NaN."""
-    return 2 * min(data.count, windows * seq_len + 1) if windows else 0
-
-
-def claim(args, header, data):
-    """Settle what lies at --out. Returns the note: what is known of the file, and how far it is."""
-    out = Path(args.out)
-    note = out.with_suffix(".json")
-    owned.refuse_taken([note, *files_of(args), out.parent / place_of(out)])
-    if not args.overwrite or not is_broken(note):
-        refuse_other(out, note)
-    locks.lock(out)
-    settle_aside(args)
-    if not note.exists():
-        begun = {**header, "n_scored": 0, "checksums": {}, "validation": []}
-        files.write_atomic(note, json.dumps(begun, indent=1))
-        return begun
-    saved = read_json(note, "reference losses", START_OVER)
-    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
-    differing = [
-        f"{key} {saved.get(key)!r} -> {value!r}"
-        for key, value in header.items()
-        if saved.get(key) != value and key not in SAID
-    ]
-    if differing:
-        raise UserError(
-            f"{out} holds other losses ({'; '.join(differing)}); choose another --out or "
-            f"start over with --overwrite"
-        )
-    if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
-        print(said)
-    for path in files_of(args):
-        size = path.stat().st_size if path.exists() else 0
-        wanted = size_of(saved["n_scored"], data, args.seq_len)
-        if size < wanted:
-            raise UserError(
-                f"{path} has {size} bytes, {note.name} says that {wanted} were written; it was "
-                f"cut: start over with --overwrite"
-            )
-    if saved["n_scored"]:  # a kill came before the first losses could do so
-        aside.discard(out.parent, place_of(out))
-    return saved
-
-
-def is_broken(note):
-    """Is there a note that cannot be read? --overwrite is then the way out."""
-    if not note.exists():
-        return False
-    try:
-        read_json(note, "note")
-    except UserError:
-        return True
-    return False
-
-
-def refuse_other(out, note):
-    """Raises UserError where the kit wrote something at `out` that are no losses."""
-    began_over = (out.parent / place_of(out)).exists()
-    if not out.exists() or out.stat().st_size == 0 or began_over:
-        return
-    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
-        raise UserError(
-            f"--out {out}: is there, and {note.name} is no note of losses beside it; "
-            f"name another file"
-        )
-
-
-def settle_aside(args):
-    """--overwrite: what is there stays aside until there are new losses."""
-    out = Path(args.out)
-    if args.overwrite:
-        names = {path.name for path in (out, entropy_path(out), out.with_suffix(".json"))}
-        aside.set_aside(out.parent, names=names, place=place_of(out))
-    else:
-        aside.put_back(out.parent, place_of(out))
-    if not entropy_path(out).exists():
-        files.remove(entropy_path(out))  # the list must not name what is not there
-    locks.unlock(out)  # the lock went along
-    locks.lock(out)
-
-
-def save_note(args, note):
-    files.write_atomic(Path(args.out).with_suffix(".json"), json.dumps(note, indent=1))
-
-
-def place_of(out):
-    """The name of the folder for what --overwrite sets aside."""
-    return f".before-{Path(out).name}"
-
-
-def score(args, env, data, model, note):
+def score(args, env, data, model, note, stored=("loss",)):
+    """A pass over the token set that stores losses, entropies, or both."""
     T = args.seq_len
     n_windows = data.n_windows(T)
-    n_scored = note["n_scored"]
+    progress = note if "loss" in stored else note["entropies"]
+    n_scored = progress["n_scored"]
     chunk = CHUNK * args.batch_size
-    losses = []
+    paths = [paths_of(args)[name] for name in stored]
+    files_of_values = {}
     if env.main:  # one rank writes
         known = note["checksums"]
         size = size_of(n_scored, data, T)
-        losses = [Losses(path, size, known.get(path.name, [])) for path in files_of(args)]
+        for name, path in zip(stored, paths):
+            files_of_values[name] = Losses(path, size, known.get(path.name, []))
     bar = tqdm(
-        total=n_windows, initial=n_scored, desc=args.out, unit="window", disable=not env.main
+        total=n_windows, initial=n_scored, desc=str(paths[0]), unit="window", disable=not env.main
     )
     for start in range(n_scored, n_windows, chunk):
         end = min(n_windows, start + chunk)
-        score_chunk(args, env, data, model, losses, start, end, bar)
+        score_chunk(args, env, data, model, stored, files_of_values, start, end, bar)
         if env.main:
-            checksums = {file.path.name: file.save() for file in losses}
-            note |= {"n_scored": end, "checksums": checksums}
+            note["checksums"] |= {f.path.name: f.save() for f in files_of_values.values()}
+            progress["n_scored"] = end
+            if "entropy" in stored and end == n_windows:
+                note["entropy"] = True
             save_note(args, note)
             aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
@@ -266,32 +190,35 @@ class Losses(files.Growing):
         return self.checksums.all()
 
 
-def score_chunk(args, env, data, model, files, start, end, bar):
-    """Windows start..end, `--batch-size` a rank at a time."""
+def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar):
+    """Windows start..end, `--batch-size` a rank at a time. `stored`: names of what is gathered."""
     T, size = args.seq_len, args.batch_size
     for first in range(start, end, size * env.world):
         # Every rank makes the same number of forward passes.
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
-            out = model(x, y, entropy=args.entropy)
-        values = list(out) if args.entropy else [out]
-        gathered = [torch.cat(env.gather(v.float())) for v in values]
+            if "entropy" in stored:
+                found = dict(zip(("loss", "entropy"), model(x, y, entropy=True)))
+            else:
+                found = {"loss": model(x, y)}
+        gathered = {name: torch.cat(env.gather(found[name].float())) for name in stored}
         stop = min(first + size * env.world, end)
         at = first * T + 1
         last = min(data.count, stop * T + 1)
-        for file, values in zip(files, gathered):
-            file.append(finite(values.flatten()[: last - at], at, args.model))
+        for name, file in files_of_values.items():
+            values = gathered[name].flatten()[: last - at]
+            file.append(finite(values, at, f"{name} that {args.model} gives"))
         bar.update(stop - first)
 
 
-def finite(values, at, model):
+def finite(values, at, what):
     """The values as float16, the first is token `at`'s. Raises UserError: one is not finite."""
     values = values.to(torch.float16).cpu().numpy()
     if not np.isfinite(values).all():
         first = at + int(np.argmin(np.isfinite(values)))
         raise UserError(
-            f"{model} gives a loss that is not finite at token {first}; it cannot be a reference"
+            f"the {what} is not finite at token {first}; this model cannot be a reference"
         )
     return values
 
@@ -310,13 +237,13 @@ def validation_loss(note, val):
 
 def add_validation(args, env, val, model, note):
     """Measure it, as the trainers measure the student's, and note it beside the losses."""
-    loss = validate(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
+    loss = mean_loss(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
     if not np.isfinite(loss):
         raise UserError(
-            f"{args.model} has a validation loss on {args.val} that is not finite; it cannot be a "
-            f"reference"
+            f"{args.model} has a validation loss on {val.folder} that is not finite; it cannot be "
+            f"a reference"
         )
-    measured = {"data": val.hash, "loss": loss, "name": str(args.val)}
+    measured = {"data": val.hash, "loss": loss, "name": str(val.folder)}
     note["validation"] = [*note.get("validation", []), measured]
     if env.main:
         save_note(args, note)

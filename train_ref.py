@@ -25,7 +25,7 @@ from training.loss import FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
-from training.validation import is_due, validate, validation_set
+from training.validation import is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -40,7 +40,7 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_set(args, data)
+    val = validation_sets(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
@@ -72,7 +72,7 @@ def train(args, env, run, data, val, loader, model):
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
         counts = [int(data.valid(windows, T).sum()) for windows in micro_batches]
         n_kept = max(1, sum(counts))
-        meter = Meter(env, data.kinds, histogram=bool(args.track))
+        meter = Meter(env, data.kinds)
         for i in mine:
             windows = micro_batches[i]
             x, y, valid = map(env.tensor, data.batch(windows, T))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
@@ -69,7 +70,8 @@ def finished(path, command):
         return True
     flags = flags_of(command.split(maxsplit=1)[1])
     if path.name == "ref_loss.json":
-        saved = vars(read_record(path, Note, "reference losses", f"python {command} --overwrite"))
+        again = shell_line(*command.split(), "--overwrite")
+        saved = vars(read_record(path, Note, "reference losses", again))
     else:
         saved = arguments(path.parent)
     got = {**saved, **saved.get("inputs", {})}

@@ -8,11 +8,15 @@ OUT/NAME.jsonl takes their place when the task is finished.
 import glob
 import json
 import time
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
 from common import files, locks, owned
 from common.errors import UserError
+from common.json_files import parse_text, regular_size, shown
+from common.records import as_record, at_least
 from evaluation.pinned import read_rows
 from evaluation.results import read_entries
 
@@ -26,6 +30,25 @@ IDENTITY = (
     "temperature",
     "seed",
 )
+
+
+MEND = "start the task over with --overwrite"
+
+
+@dataclass
+class Begun:
+    """The first line of an unfinished file."""
+
+    settings: dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """Another line, and a line of a finished file."""
+
+    idx: Annotated[int, at_least(0)]
+    text: str
+    sample: Annotated[int, at_least(0)] = 0
 
 
 def partial_file(out, name, rank):
@@ -97,16 +120,14 @@ def saved_settings(path):
 
 def records_of(path):
     """The records in an unfinished file's whole lines. Raises UserError where one is broken."""
+    regular_size(path, "unfinished answers")
     for number, line in enumerate(path.read_bytes()[: whole_lines(path)].splitlines(), 1):
+        where = f"{path}: line {number} is broken"
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        wanted = {"settings"} if number == 1 else {"idx", "text"}
-        if not isinstance(record, dict) or not wanted <= set(record):
-            raise UserError(
-                f"{path}: line {number} is broken; start the task over with --overwrite"
-            )
+            record = parse_text(line.decode())
+        except ValueError as error:
+            raise UserError(f"{where} ({error}); {MEND}") from None
+        as_record(record, Begun if number == 1 else Answer, where, MEND)
         yield record
 
 
@@ -155,8 +176,16 @@ def answers_on_disk(out, name, settings):
     # Answers whose results a kill kept from being written still stand in the unfinished files.
     if finished.exists() and name in entries:
         check_same(finished, entries[name].get("settings", {}), settings)
-        texts = {key_of(row): row["text"] for row in read_rows(finished)}
+        texts = finished_answers(finished)
     return texts | read_answers(out, name)
+
+
+def finished_answers(path):
+    """{key: text} of a finished file. Raises UserError where a line is broken."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        as_record(row, Answer, f"{path}: answer {number}", MEND)
+    return {key_of(row): row["text"] for row in rows}
 
 
 def set_aside(out, name):
@@ -174,7 +203,7 @@ def replaced(out, name):
 def check_same(path, theirs, ours):
     """UserError where a file's answers were made with other settings, naming each."""
     differing = [
-        f"{key} {theirs.get(key)!r} -> {ours.get(key)!r}"
+        f"{key} {shown(theirs.get(key))} -> {shown(ours.get(key))}"
         for key in IDENTITY
         if theirs.get(key) != ours.get(key)
     ]

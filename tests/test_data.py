@@ -282,7 +282,7 @@ def test_losses_that_were_changed_after_scoring_are_refused(vocabulary, tmp_path
     Stored(path, data, 8)
     for changed in (np.random.RandomState(1).permutation(values), np.zeros(2000)):
         changed.astype("<f2").tofile(path)
-        with pytest.raises(UserError, match="checksum differs; score again: score.py"):
+        with pytest.raises(UserError, match="checksum differs; score again: python score.py"):
             Stored(path, data, 8)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common import files, locks, owned
-from common.errors import UserError, cli
+from common.errors import UserError, cli, command
 from common.files import renamed_when_whole, write_atomic
 from evaluation import tasks
 from prepare import decontaminator_of
@@ -120,9 +120,12 @@ def main(argv=None):
         form, fields = ("text", [args.text_field]) if args.text_field else (None, None)
         sources = sources_of(args.source, form, fields, args.skip_bad, folder)
         if any(source.kind == "set" for source in sources):
+            words = ["--source", "TEXT", "--decontaminate", *args.tasks]
+            if args.data_dir:
+                words += ["--data-dir", args.data_dir]
+            again = command("prepare.py", *words, "--tokenizer", "MODEL", "--out", "NEW")
             raise UserError(
-                "tools.decontaminate: reads text; "
-                "a token set is made again with prepare.py --decontaminate"
+                f"tools.decontaminate: reads text; a token set is made again with {again}"
             )
         out = None
         if args.out:

@@ -14,10 +14,12 @@ LOWEST, HIGHEST = -10.0, 10.0  # nats
 class Meter:
     """Sums on the device over micro-batches and ranks: one synchronisation a step.
 
-    histogram: are the ranked scores counted in bins?
+    kinds: names of the labels, or None. score: what the tokens are ranked by. histogram: are the
+    ranked scores counted in bins?
     """
 
-    def __init__(self, env, kinds, histogram=False):
+    def __init__(self, env, kinds, score=None, histogram=False):
+        self.score = score
         self.env = env
         self.kinds = kinds or []
         self.histogram = histogram
@@ -65,8 +67,8 @@ class Meter:
         loss, selected, n_valid, n_kept, bad, *counts = self.env.total(self.sums).tolist()
         if bad:
             raise UserError(
-                f"{bad:.0f} of {n_valid:.0f} scores of a batch are not finite; look at the score's "
-                f"function, or at what it reads; the last saved state is kept"
+                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} scores of a batch are not "
+                f"finite; look at its function, or at what it reads; the last saved state is kept"
             )
         threshold = self.threshold.item()
         record = {

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import aside, files, locks, owned
 from common.errors import StopRequest, UserError
@@ -39,10 +40,12 @@ NOT_IDENTITY = {
     "head",
     "parallel",
     "shard_size",
+    "reshard_after_forward",
     "checkpointing",
     "chain",
     "track",
 }
+LENGTH = {"steps", "epochs"}
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
@@ -63,10 +66,11 @@ SUMMARY = {
     "tokens_seen": "{:,} tokens read",
     "tokens_selected": "{:,} selected",
     "seconds": "{:.0f} s",
-    "peak_memory_bytes": "peak memory {:.2e} bytes",
+    "peak_memory_bytes": "peak memory {:.2f} GB",
     "tok_per_s": "{:,} tokens/s",
     "mfu": "MFU {:.1%}",
 }
+UNITS = {"peak_memory_bytes": 1e9}  # what a number is divided by before it is shown
 
 
 @dataclass
@@ -104,6 +108,7 @@ class Run:
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
+        self.val_loss_by_set = saved.get("val_loss_by_set")
         self.lead = Lead(reference_loss, self.val_loss)
         self.at_start = []  # the record of step 0, until it is written
         self.seconds = saved["seconds"]
@@ -136,19 +141,19 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
         saved = read_json(path, "run", START_OVER)
-        differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}"
-            for k, v in self.record.items()
-            if saved.get(k) != v and k != "numerics"
-        ]
-        before, now = saved.get("numerics", {}), self.record["numerics"]
+        others = [k for k, v in self.record.items() if saved.get(k) != v and k != "numerics"]
+        differing = [f"{k} {saved.get(k)!r} -> {self.record[k]!r}" for k in others]
+        before = saved.get("numerics", {})
+        as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
+        now = self.record["numerics"]
         differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
+            is_longer = len(differing) == len(others) and set(others) <= LENGTH
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
-                f"choose another --out or start it over with --overwrite"
+                f"{self._way_out(is_longer)}"
             )
-        if differing:  # it stopped in its first step, for lack of memory perhaps
+        if differing:  # it stopped before anything was saved, for lack of memory perhaps
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
@@ -161,7 +166,8 @@ class Run:
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
         owned.refuse_foreign(self.folder / name for name in RECORDS)
-        if any(self.folder.iterdir()) and not owned.written(self.folder):
+        there = {path.name for path in self.folder.iterdir()} - {owned.LIST}
+        if there and not owned.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
             )
@@ -178,11 +184,17 @@ class Run:
         locks.unlock(self.folder)
         return finished.summary(self.folder)
 
+    def _way_out(self, is_longer):
+        """What to do where arguments differ. `is_longer`: in the number of steps alone."""
+        if is_longer and (self.folder / "summary.json").exists():
+            return (
+                f"it is finished: to train its model further, name it as the start of another run, "
+                f"--init {self.folder} --out ANOTHER, whose schedule begins anew"
+            )
+        return "choose another --out or start it over with --overwrite"
+
     def _begun(self):
-        """Has a step been made, or anything been saved?"""
-        log = self.folder / "log.jsonl"
-        if log.exists() and log.stat().st_size:
-            return True
+        """Is there anything that the run would go on from? A log alone is not: it starts over."""
         if any(self.folder.glob("step-[0-9]*")):
             return True
         return (self.folder / "summary.json").exists() or bool(states.present(self.folder))
@@ -228,6 +240,10 @@ class Run:
             self.env.wait()
         self.stop.watch()
 
+    def _seconds(self):
+        """Wall-clock time of the run so far: of all processes that went on with it."""
+        return self.seconds + time.perf_counter() - self.started
+
     def record_start(self, record, bar):
         """The validation before the first step: step 0 in log.jsonl.
 
@@ -240,6 +256,7 @@ class Run:
     def _note_validation(self, record, bar):
         """Add the reference's lead to a record with a validation loss, and print what is new."""
         self.val_loss = record["val_loss"]
+        self.val_loss_by_set = record.get("val_loss_by_set")
         lead = self.lead.over(self.val_loss)
         if lead is not None:
             record["reference_lead"] = lead
@@ -274,6 +291,7 @@ class Run:
             "tokens_seen": self.tokens_seen,
             "tokens_selected": self.tokens_selected,
             "tok_per_s": round(tokens / seconds),
+            "seconds": round(self._seconds(), 2),
         }
         if "val_loss" in record:
             self._note_validation(record, bar)
@@ -322,9 +340,10 @@ class Run:
             self.log_file.to_disk()  # a state never knows more steps than the log
         record = {
             "step": step,
-            "seconds": self.seconds + time.perf_counter() - self.started,
+            "seconds": self._seconds(),
             "tokens": [self.tokens_seen, self.tokens_selected],
             "val_loss": self.val_loss,
+            "val_loss_by_set": self.val_loss_by_set,
             "config": config_to_hf(self.config),
             "tokenizer_from": str(self.tokenizer_from),
             "card": self.card(),
@@ -349,9 +368,11 @@ class Run:
             "exact_match": None,
             "tokens_seen": self.tokens_seen,
             "tokens_selected": self.tokens_selected,
-            "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
+            "seconds": round(self._seconds(), 2),
             "peak_memory_bytes": self.env.peak_memory(),
         }
+        if self.val_loss_by_set:
+            self.summary["val_loss_by_set"] = self.val_loss_by_set
         if self.lead.reference is not None:
             self.summary["reference_lead"] = self.lead.over(self.val_loss)
         if self.timed_seconds:
@@ -384,5 +405,7 @@ class Run:
     def show_summary(self):
         if self.env.main:
             known = [key for key in SUMMARY if self.summary.get(key) is not None]
-            shown = [SUMMARY[key].format(self.summary[key]) for key in known]
+            shown = [SUMMARY[key].format(self.summary[key] / UNITS.get(key, 1)) for key in known]
             print(f"{self.folder}: {', '.join(shown)}")
+            for name, loss in self.summary.get("val_loss_by_set", {}).items():
+                print(f"{self.folder}: validation loss {loss:.4f} on {name}")

@@ -5,7 +5,7 @@ import torch
 
 from common.errors import UserError
 from common.numerics import notice, numerics
-from data import Stored
+from data import Stored, score_command
 from slm import Tokens
 
 STORED = ("ref_loss", "ref_entropy")
@@ -23,6 +23,7 @@ class Selector:
         self.args = args
         self.data = data
         self.env = env
+        self.now = numerics(args, env, args.micro_batch_size)
         self.stored = {}
         for name in STORED:
             if name in selection.needs:
@@ -32,12 +33,13 @@ class Selector:
 
     def _open(self, name):
         args = self.args
+        now = self.now
         if not args.ref_loss:
+            remedy = score_command("FILE", self.data, args.seq_len, now)
             raise UserError(
                 f"--ref-loss: --score {args.score} needs the reference's losses; make them with "
-                f"score.py --model REFERENCE --data {args.data} --seq-len {args.seq_len} --out FILE"
+                f"{remedy}{' --entropy' if name == 'ref_entropy' else ''}"
             )
-        now = numerics(args, self.env, args.micro_batch_size)
         stored = Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", now)
         said = notice(args.ref_loss, stored.meta, now)
         if said and self.env.main:
@@ -58,10 +60,11 @@ class Selector:
                 return validation["loss"]
         if known and self.env.main:
             names = ", ".join(validation["name"] for validation in known)
+            meta, now = self.stored["ref_loss"].meta, self.now
+            again = score_command(self.args.ref_loss, self.data, self.args.seq_len, now, meta)
             print(
                 f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
-                f"on --val {val.folder}; the score.py command that made it adds that one's with "
-                f"--val {val.folder}"
+                f"on --val {val.folder}; add that one's with {again} --val {val.folder}"
             )
         return None
 
@@ -96,7 +99,7 @@ class Selector:
         if losses is not None:
             tokens.loss = losses
         valid = self.env.tensor(self.data.valid(windows, self.args.seq_len))
-        return self.selection.mask(tokens, valid)
+        return mask_of(self.selection, tokens, valid)
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
@@ -130,6 +133,14 @@ class Selector:
         return Choice(self.selection, self._known(step, windows), valid, self.settled.get(i))
 
 
+def mask_of(selection, tokens, valid):
+    """selection.mask, whose UserError names the score."""
+    try:
+        return selection.mask(tokens, valid)
+    except UserError as error:
+        raise UserError(f"--score {selection.score}: {error}") from None
+
+
 class Choice:
     """The selection among the targets of one micro-batch."""
 
@@ -145,7 +156,7 @@ class Choice:
             self.tokens.loss = losses
         if self.settled is not None:
             return self.settled
-        return self.selection.mask(self.tokens, self.valid)
+        return mask_of(self.selection, self.tokens, self.valid)
 
     def ranked(self):
         """The values that were ranked, (B, T), after `keep`; None where there are none."""

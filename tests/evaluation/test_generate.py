@@ -1,7 +1,6 @@
 """Batched generation against transformers' greedy output; stops and prefixes by brute force."""
 
 import random
-import shutil
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from conftest import SHARED, write_model
+from conftest import SHARED, builds_cpp, write_model
 from evaluation import generate as G
 from hf import checkpoint
 from real_model import real_model
@@ -220,7 +219,7 @@ def test_bos_stands_in_front_where_the_tokenizer_adds_one(vocabulary, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on CPU needs a C++ compiler")
+@builds_cpp
 def test_compiled_step_gives_the_same(case):
     model, prompts, wanted = case
     got = dict(G.generate(model, Numbers(), prompts, NEW, batch_tokens=900, compiled=True))
