@@ -5,13 +5,21 @@
 #
 #   bash runs/demo.sh                       # seeds 21 to 25, about 40 minutes on two slow cores
 #   bash runs/demo.sh --seeds "1 2" --jobs 1
+#   bash runs/demo.sh --main                # CLM, SLM and the reference alone, half of the time
 #
 # Interrupted, the same command goes on. The table is printed at the end (python -m demo.table).
+# Base, reference, CLM and SLM are added to results/demo.json; their tables with intervals:
+# python -m tools.results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . runs/seeds.sh
-SEEDS="21 22 23 24 25" JOBS=2
-parse_seeds "$@"
+SEEDS="21 22 23 24 25" JOBS=2 MAIN=""
+args=()
+for arg in "$@"; do
+  if [ "$arg" = --main ]; then MAIN=1; else args+=("$arg"); fi
+done
+parse_seeds ${args[@]+"${args[@]}"}
+export MAIN
 
 one_seed() {
   local S=$1 D=data/demo-seed$1 O=out/demo-seed$1
@@ -20,6 +28,7 @@ one_seed() {
   local mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
   # The first makes data, base, reference, scores and CLM, too.
   python train_slm.py --k 0.6 --seed $S
+  [ -z "$MAIN" ] || return 0
   python train_slm.py --k 0.6 --score random --seed $S
   python train_ref.py $tune --init $O/clm --out $O/clm-tuned
   python train_ref.py $tune --init $O/slm --out $O/slm-tuned
@@ -35,4 +44,11 @@ one_seed() {
 
 mkdir -p out
 each_seed out/demo
-python -m demo.table --seeds $SEEDS
+runs=()
+for S in $SEEDS; do
+  O=out/demo-seed$S
+  [ "$S" != 0 ] || O=out/demo
+  for run in base ref clm slm; do runs+=(--run $run=$O/$run); done
+done
+python -m tools.results --add demo --command "bash runs/demo.sh" "${runs[@]}"
+[ -n "$MAIN" ] || python -m demo.table --seeds $SEEDS

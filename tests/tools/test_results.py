@@ -146,6 +146,58 @@ def test_the_interval_of_paired_differences():
     assert tables.paired([1], [3]) == (-2, None)
 
 
+def demo_runs(clm_curves, slm_curves):
+    """The main comparison over as many seeds as there are curves; a reference costs 50 tokens."""
+    made = files.Experiment("demo", "bash runs/demo.sh")
+    for seed, (clm, slm) in enumerate(zip(clm_curves, slm_curves, strict=True)):
+        files.add(made, run("base", seed, "", 0.1, CLM_CURVE))
+        files.add(made, run("ref", seed, "", 0.5 + seed / 10, [[50, 0.3]]))
+        made.runs[-1].numbers["tokens_seen"] = 50
+        files.add(made, run("clm", seed, "", 0.2, clm))
+        files.add(made, run("slm", seed, "", 0.7 + seed / 5, slm))
+    return made
+
+
+def cells_of(lines):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_demo_s_rows_and_differences_have_intervals():
+    """Two seeds: the half of an interval is 12.71 times half of their distance."""
+    made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
+    rows = cells_of(tables.demo(made))
+    assert rows[0] == ["", "seed 0", "seed 1", "mean, 95 % interval"]
+    assert ["SLM k 0.6, exact match", "0.700", "0.900", "0.800 ± 1.271"] in rows
+    assert ["CLM, validation loss", "0.4000", "0.4000", "0.4000 ± 0.0000"] in rows
+    assert cells_of(tables.demo_differences(made))[2:] == [
+        ["CLM, validation loss", "-0.2000", "-0.2000", "-0.2000 ± 0.0000"],
+        ["the reference itself, validation loss", "-0.1000", "-0.1000", "-0.1000 ± 0.0000"],
+        ["CLM, exact match", "+0.500", "+0.700", "+0.600 ± 1.271"],
+        ["the reference itself, exact match", "+0.200", "+0.300", "+0.250 ± 0.635"],
+    ]
+
+
+def test_a_seed_without_all_four_runs_is_left_out():
+    made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
+    made.runs = [run for run in made.runs if (run.method, run.seed) != ("ref", 0)]
+    assert cells_of(tables.demo(made))[0] == ["", "seed 1", "mean, 95 % interval"]
+
+
+def test_tokens_to_clm_s_loss_without_and_with_the_reference():
+    """CLM reads 300 tokens, SLM 150 until there, or 60; a reference costs 50 and 100 of scoring."""
+    fast = [[60, 0.4], [300, 0.2]]
+    rows = cells_of(tables.demo_tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
+    # Logarithms of 2 and 5: their mean is that of 10, halved; the half is 12.71 times ln(2.5) / 2.
+    spread = 2.5 ** (12.71 / 2)
+    within = f"3.2, {10**0.5 / spread:.1f} to {10**0.5 * spread:.1f}"
+    assert rows[2] == ["SLM k 0.6", "2.0", "5.0", "3.5", within]
+    assert rows[3][:4] == ["its reference and scoring counted", "1.0", "1.4", "1.2"]
+
+    slow = [[300, 0.5]]
+    rows = cells_of(tables.demo_tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
+    assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
+
+
 def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     write_set(repository / "d", vocabulary, 600)
     write_model(repository / "m", vocabulary)

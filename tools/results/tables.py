@@ -1,5 +1,6 @@
 """The tables of README and docs, each a function of one experiment. Markdown, as lines."""
 
+import math
 import statistics
 
 from common.errors import UserError
@@ -44,6 +45,35 @@ def number(value, form):
 def span(values, form):
     """The lowest and the highest, as text."""
     return f"{format(min(values), form)} to {format(max(values), form)}"
+
+
+MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def estimate(values):
+    """(mean, half of its 95 % interval by Student's t).
+
+    The half is None where it is not known: of one value, or of more than ten.
+    """
+    t = T95.get(len(values) - 1)
+    if t is None:
+        return statistics.mean(values), None
+    half = t * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
+
+
+def paired(values, base):
+    """The `estimate` of the differences of two lists, seed by seed."""
+    return estimate([a - b for a, b in zip(values, base, strict=True)])
+
+
+def interval(mean, half, form):
+    """As "0.3012 ± 0.0030"; `form` may ask for a sign."""
+    if half is None:
+        return format(mean, form)
+    return f"{format(mean, form)} ± {format(half, form.lstrip('+'))}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,25 +134,79 @@ def roundings_not_run(experiment):
 
 
 # --------------------------------------------------------------------------------------------------
+# runs/demo.sh
+
+DEMO = {"base": "base", "ref": "the reference itself", "clm": "CLM", "slm": "SLM k 0.6"}
+
+
+def demo_seeds(experiment):
+    """The runs as `runs_of` has them, and the seeds that have every method of DEMO."""
+    runs = runs_of(experiment, "")
+    seeds = [s for s in seeds_of(experiment) if all((method, s) in runs for method in DEMO)]
+    return runs, seeds
+
+
+def demo(experiment):
+    """A row for each method and measure: every seed, then the mean and its interval."""
+    runs, seeds = demo_seeds(experiment)
+    rows = [["", *(f"seed {seed}" for seed in seeds), "mean, 95 % interval"]]
+    for key, (name, form) in MEASURES.items():
+        for method, label in DEMO.items():
+            values = [runs[method, seed].numbers[key] for seed in seeds]
+            cells = [format(value, form) for value in values]
+            rows.append([f"{label}, {name}", *cells, interval(*estimate(values), form)])
+    return table(rows).splitlines()
+
+
+def demo_differences(experiment):
+    """SLM less CLM, and less its reference, seed by seed."""
+    runs, seeds = demo_seeds(experiment)
+    rows = [["SLM less", *(f"seed {seed}" for seed in seeds), "mean, 95 % interval"]]
+    for key, (name, form) in MEASURES.items():
+        for method in ("clm", "ref"):
+            values = [runs["slm", seed].numbers[key] for seed in seeds]
+            base = [runs[method, seed].numbers[key] for seed in seeds]
+            cells = [format(a - b, "+" + form) for a, b in zip(values, base, strict=True)]
+            mean = interval(*paired(values, base), "+" + form)
+            rows.append([f"{DEMO[method]}, {name}", *cells, mean])
+    return table(rows).splitlines()
+
+
+def demo_tokens(experiment):
+    """How many times fewer tokens than CLM SLM reads until CLM's final loss.
+
+    The second row adds what the reference costs: its training, and a pass of scoring over what CLM
+    reads, at a third of a training step's cost.
+    """
+    runs, seeds = demo_seeds(experiment)
+    rows = [["", *(f"seed {seed}" for seed in seeds), "median", "geometric mean, 95 % interval"]]
+    alone = [times_fewer(runs["slm", seed], runs["clm", seed]) for seed in seeds]
+    whole = []
+    for seed, ratio in zip(seeds, alone, strict=True):
+        read = runs["clm", seed].numbers["tokens_seen"]
+        cost = runs["ref", seed].numbers["tokens_seen"] + read / 3
+        whole.append(read / (read / ratio + cost) if ratio else None)
+    for label, ratios in (("SLM k 0.6", alone), ("its reference and scoring counted", whole)):
+        cells = [format(ratio, ".1f") if ratio else "never" for ratio in ratios]
+        median = statistics.median(ratio or 0.0 for ratio in ratios)
+        rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
+    return table(rows).splitlines()
+
+
+def geometric(ratios):
+    """The geometric mean, and the interval that `estimate` gives of the logarithms."""
+    if None in ratios:
+        return "–"
+    mean, half = estimate([math.log(ratio) for ratio in ratios])
+    if half is None:
+        return format(math.exp(mean), ".1f")
+    return f"{math.exp(mean):.1f}, {math.exp(mean - half):.1f} to {math.exp(mean + half):.1f}"
+
+
+# --------------------------------------------------------------------------------------------------
 # runs/moments.sh
 
-MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
 FORMS = {"float32": 8, "bfloat16": 4, "int8": 2}  # bytes a parameter, without int8's scales
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def paired(values, base):
-    """(mean, half of the 95 % interval) of the differences of two lists, seed by seed.
-
-    The half is None where it is not known: of one seed, or of more than ten.
-    """
-    differences = [a - b for a, b in zip(values, base, strict=True)]
-    t = T95.get(len(differences) - 1)
-    if t is None:
-        return statistics.mean(differences), None
-    half = t * statistics.stdev(differences) / len(differences) ** 0.5
-    return statistics.mean(differences), half
 
 
 def moments(experiment):
@@ -140,14 +224,11 @@ def moments(experiment):
                     continue
                 cells = [str(size), str(len(seeds)), format(statistics.mean(values), form)]
                 base = [whole[method, seed].numbers[key] for seed in seeds]
-                difference = "–" if kind == "float32" else interval(*paired(values, base), form)
+                difference = (
+                    "–" if kind == "float32" else interval(*paired(values, base), "+" + form)
+                )
                 rows.append([f"{METHODS[method]}, {name}", kind, *cells, difference])
     return table(rows).splitlines()
-
-
-def interval(mean, half, form):
-    """As "+0.0012 ± 0.0030"."""
-    return f"{mean:+{form}}" if half is None else f"{mean:+{form}} ± {format(half, form)}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,6 +279,9 @@ def _continued(runs, method, seed):
 # the names that pages use
 
 TABLES = {
+    "demo": demo,
+    "demo differences": demo_differences,
+    "demo tokens": demo_tokens,
     "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,
