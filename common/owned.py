@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.changes import change, make_folder
 from common.errors import UserError
+from common.json_files import shown
 
 LIST = ".slm-kit"
 FIRST_LINE = "files that slm-kit wrote here, 1"
@@ -30,8 +31,8 @@ def _listed(folder):
     lines = text.split("\n")[:-1]  # a last line that was cut short does not count
     if lines and lines[0] != FIRST_LINE:
         raise UserError(
-            f"{folder}/{LIST}: got {lines[0]!r}, wanted {FIRST_LINE!r}; another program's file or "
-            f"another version's: name another folder to write to"
+            f"{folder}/{LIST}: got {shown(lines[0])}, wanted {FIRST_LINE!r}; another program's "
+            f"file or another version's: name another folder to write to"
         )
     return lines[1:]
 

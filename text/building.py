@@ -10,33 +10,28 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
 from common import aside, files, locks, owned
 from common.errors import UserError
-from common.records import Bound, as_record, at_least, read_json
-from data import TokenSet
+from common.records import as_record, at_least
+from data import Source, TokenSet
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
 from text.decontaminate import Decontaminator
 from text.held_out import Side
 from text.pieces import Preparation
 from text.workers import in_order
-from text.writing import TokenSetWriter
+from text.writing import AGAIN, TokenSetWriter, marked
 
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
-AGAIN = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
-RESTART = "start over with --overwrite"
 Count = Annotated[int, at_least(0)]
-ENTRY = Bound(
-    lambda entry: {"name", "documents", "tokens"} <= entry.keys(), "name, documents, tokens"
-)
 
 
 @dataclass
@@ -58,8 +53,8 @@ class Settings:
 class Progress:
     """Where a restart goes on, and what has been counted up to there. Stored in progress.json."""
 
-    sources: list[Annotated[dict[str, Any], ENTRY]]  # of each --source
-    source: Count = 0  # the number of a Source
+    sources: list[Source]  # of each --source
+    source: Count = 0  # the number of the one that is read
     record: Count = 0  # of that source
     bad: Count = 0
     contaminated: Count = 0
@@ -72,12 +67,12 @@ class Progress:
         self.text_bytes += piece.text_bytes
         self.bad += piece.bad
         self.contaminated += piece.contaminated
-        self.sources[entry]["documents"] += piece.documents
-        self.sources[entry]["tokens"] += len(piece.arrays["tokens"])  # last, see `agrees_with`
+        self.sources[entry].documents += piece.documents
+        self.sources[entry].tokens += len(piece.arrays["tokens"])  # last, see `agrees_with`
 
     def agrees_with(self, writer):
         """Is everything that was appended counted? Not where a signal came between the two."""
-        return sum(entry["tokens"] for entry in self.sources) == writer.count
+        return sum(entry.tokens for entry in self.sources) == writer.count
 
 
 def build(out, sources, plan, tokenizer, settings, names=None):
@@ -108,7 +103,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
         take_over(out, tokenizer, settings.overwrite)
 
     writer = TokenSetWriter(out, tokenizer.n_vocab, preparation.arrays, plan)
-    progress = begin(writer, names)
+    progress = begin(writer, names, len(sources))
     refuse_bad(out, progress.bad, settings)
     writer.mark(asdict(progress))
     # Each goal is met before the next one begins. A restart steps over those that were met.
@@ -156,15 +151,14 @@ def use_again(out, plan, settings):
 
 def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
-    if settings.overwrite or not (out / "progress.json").exists():
+    if settings.overwrite or (saved := marked(out)) is None:
         return False
-    saved = read_json(out / "progress.json", "progress of an unfinished token set", AGAIN)
-    if saved.get("plan") == plan:
+    if saved.plan == plan:
         print(f"{out}: goes on where it stopped")
         return True
-    if saved.get("plan") is not None:
-        differs = difference(saved["plan"], plan)
-        if saved.get("count"):
+    if saved.plan is not None:
+        differs = difference(saved.plan, plan)
+        if saved.count:
             raise UserError(
                 f"--out {out}: is an unfinished token set of something else ({differs}); name "
                 f"another folder, or start over with --overwrite"
@@ -183,11 +177,16 @@ def take_over(out, tokenizer, overwrite):
     tokenizer.save(out)
 
 
-def begin(writer, names):
-    """The progress that was stored, or that of a new set."""
-    if writer.state:
-        return as_record(writer.state, Progress, f"{writer.folder}/progress.json: state", RESTART)
-    return Progress([{"name": name, "documents": 0, "tokens": 0} for name in names])
+def begin(writer, names, n_sources):
+    """The progress that was stored, or that of a new set. Raises UserError where it cannot be."""
+    if not writer.state:
+        return Progress([Source(name, documents=0, tokens=0) for name in names])
+    where = f"{writer.folder}/progress.json: state"
+    progress = as_record(writer.state, Progress, where, AGAIN)
+    fits = len(progress.sources) == len(names) and progress.source < n_sources
+    if not (fits and progress.agrees_with(writer)):
+        raise UserError(f"{where}: does not fit the sources and the tokens that are there; {AGAIN}")
+    return progress
 
 
 def difference(old, new):
@@ -310,12 +309,11 @@ def refuse_empty(writer, progress, full, settings):
             f"or another share with --overwrite"
         )
     for entry in progress.sources:
-        missed = not (entry["tokens"] or full or settings.skip_bad or settings.side)
+        missed = not (entry.tokens or full or settings.skip_bad or settings.side)
         if missed or writer.count == 0:
             left_out = f" ({progress.bad:,} broken ones were left out)" if progress.bad else ""
             raise UserError(
-                f"{entry['name']}: has no documents, "
-                f"wanted at least one that is not blank{left_out}"
+                f"{entry.name}: has no documents, wanted at least one that is not blank{left_out}"
             )
 
 
@@ -324,7 +322,7 @@ def finish(writer, progress, preparation, settings):
     labels = {"kinds": preparation.kinds} if preparation.kinds else {}
     return writer.finish(
         tokenizer=preparation.tokenizer.hash,
-        sources=progress.sources,
+        sources=[asdict(entry) for entry in progress.sources],
         bad_records=progress.bad,
         text_bytes=progress.text_bytes,
         contaminated=progress.contaminated,

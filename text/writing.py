@@ -1,15 +1,36 @@
 """Writing a token set (data.py), so that a kill costs little."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 
 from common import changes, files
 from common.checksums import file_hash
 from common.files import write_atomic
-from common.records import read_json
+from common.records import at_least, read_record
 from data import FORMAT, TokenSet
+
+AGAIN = "start over with --overwrite"
+
+
+@dataclass
+class Marked:
+    """progress.json: what is safe on the disk, and what says where to go on."""
+
+    plan: dict[str, Any] | None
+    count: Annotated[int, at_least(0)]
+    state: dict[str, Any] | None
+
+
+def marked(folder):
+    """What the last `mark` wrote, None where there is nothing. Raises UserError."""
+    path = Path(folder) / "progress.json"
+    if not path.exists():
+        return None
+    return read_record(path, Marked, "progress of an unfinished token set", AGAIN)
 
 
 def token_dtype(vocab_size):
@@ -57,18 +78,15 @@ class TokenSetWriter:
 
     def _go_on(self):
         """Take up `count` and `state` of the last mark, if it was this plan's and all is there."""
-        progress = self.folder / "progress.json"
-        if not progress.exists():
-            return
-        saved = read_json(progress, "progress of an unfinished token set")
-        if saved["plan"] != json.loads(json.dumps(self.plan)):
+        saved = marked(self.folder)
+        if saved is None or saved.plan != json.loads(json.dumps(self.plan)):
             return
         for name, dtype in self.dtypes.items():
             path = self._partial(name)
-            if not path.exists() or path.stat().st_size < saved["count"] * dtype.itemsize:
+            if not path.exists() or path.stat().st_size < saved.count * dtype.itemsize:
                 return
-        self.count = saved["count"]
-        self.state = saved["state"]
+        self.count = saved.count
+        self.state = saved.state
 
     def _partial(self, name):
         return self.folder / (self.NAMES[name] + ".partial")
@@ -85,8 +103,8 @@ class TokenSetWriter:
         """What was appended so far survives a kill; `state` (JSON) says where to go on."""
         for file in self.files.values():
             file.to_disk()
-        progress = {"plan": self.plan, "count": self.count, "state": state}
-        write_atomic(self.folder / "progress.json", json.dumps(progress))
+        progress = Marked(self.plan, self.count, state)
+        write_atomic(self.folder / "progress.json", json.dumps(asdict(progress)))
 
     def finish(self, **meta):
         """Close the set. `meta`: tokenizer (hash), sources, seed, kinds ... Returns the set."""

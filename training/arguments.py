@@ -9,8 +9,9 @@ from common.errors import UserError
 from common.owned import refuse_overlap
 from common.records import as_record, read_json
 from hf.config import LIMITS
-from training import finished
+from training import finished, track
 from training.heads import HEADS
+from training.moments import FORMS, refuse_missing
 
 READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
 
@@ -86,9 +87,11 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("machine")
     add_machine(group)
-    moments = ["float32", "bfloat16"]
     group.add_argument(
-        "--moments", default="float32", choices=moments, help="how AdamW's moments are kept"
+        "--moments",
+        default="float32",
+        choices=FORMS,
+        help="how AdamW's moments are kept; int8 needs torchao",
     )
     switch = ["auto", "on", "off"]
     group.add_argument(
@@ -97,6 +100,13 @@ def add_arguments(parser):
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument(
         "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
+    )
+    group.add_argument(
+        "--reshard-after-forward",
+        default="default",
+        choices=["default", "always", "never"],
+        help="fsdp: blocks that are gathered again for the backward pass; default: all but the "
+        "last, never: more memory, half of the gathers",
     )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations, store none"
@@ -126,20 +136,29 @@ def add_arguments(parser):
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )
+    group.add_argument(
+        "--track",
+        type=track.wanted,
+        metavar="NAME",
+        help=f"log to {', '.join(track.TRACKERS)} too, if need be NAME:PROJECT",
+    )
     group.add_argument("--overwrite", action="store_true", help="start over in --out")
 
 
 def parse(parser, argv=None):
     """The command line, where `--from RUN/args.json` says what its flags leave open.
 
-    Raises UserError where that file is not a run's.
+    Raises UserError where that file is not a run's, or the package of `--track` is missing.
     """
+    to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
     given = earlier_arguments(argv)
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in given.items() if key in known})
     args = parser.parse_args(argv)
     del args.earlier
+    if to_be_run and args.track:
+        track.refuse_missing(args.track)
     return args
 
 
@@ -165,8 +184,11 @@ def earlier_arguments(argv):
     return saved
 
 
-def settle(args):
-    """Fill in the defaults that follow from other flags, and refuse what does not go together."""
+def settle(args, run=True):
+    """Fill in the defaults that follow from other flags, and refuse what does not go together.
+
+    run: what it needs has to be installed here.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
@@ -194,8 +216,15 @@ def settle(args):
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
             f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
         )
+    if args.reshard_after_forward != "default" and args.parallel != "fsdp":
+        raise UserError(
+            f"--reshard-after-forward: got {args.reshard_after_forward} with --parallel "
+            f"{args.parallel}, wanted --parallel fsdp"
+        )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
+    if run:
+        refuse_missing(args.moments)
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
     if args.out is None:

@@ -106,6 +106,18 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     locks.unlock(tmp_path / "run")
 
 
+def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(tmp_path, monkeypatch):
+    """A power loss leaves the old file whole, or the new one."""
+    passed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: passed.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(changes, "reached", lambda moment, path: passed.append(moment))
+    files.write_atomic(tmp_path / "a", "1")
+    files.write_atomic(tmp_path / "a", "2")
+    new, folder = (os.stat(path).st_ino for path in (tmp_path / "a", tmp_path))
+    end = ["before write", new, "after write", "before rename", folder, "after rename"]
+    assert passed[-len(end) :] == end
+
+
 def test_growing_files_are_cut_to_the_size_that_counts(tmp_path):
     file = files.Growing(tmp_path / "log", 0)
     file.write(b"12345")

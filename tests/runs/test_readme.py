@@ -1,4 +1,4 @@
-"""README's commands for a text of one's own, in their order, on a tiny model and a few documents."""
+"""README's commands for a text of one's own, in order, on a tiny model and a few documents."""
 
 import importlib
 import json

@@ -44,6 +44,7 @@ def arguments(argv=None):
     args.vocab_size = PRESETS[args.preset].vocab_size
     args.moments, args.lr, args.weight_decay = "float32", 1e-4, 0.1
     args.compile, args.checkpointing, args.shard_size = "off", False, None
+    args.reshard_after_forward = "default"
     return args
 
 
