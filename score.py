@@ -240,8 +240,8 @@ def add_validation(args, env, val, model, note):
     loss = mean_loss(model, val, args, env, micro_batch=args.batch_size)["val_loss"]
     if not np.isfinite(loss):
         raise UserError(
-            f"{args.model} has a validation loss on {val.folder} that is not finite; it cannot be a "
-            f"reference"
+            f"{args.model} has a validation loss on {val.folder} that is not finite; it cannot be "
+            f"a reference"
         )
     measured = {"data": val.hash, "loss": loss, "name": str(val.folder)}
     note["validation"] = [*note.get("validation", []), measured]

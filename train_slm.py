@@ -100,7 +100,7 @@ def train(args, env, run, data, val, loader, model, selector):
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
         counts = selector.counts(student, step, micro_batches)
         n_kept = max(1, sum(counts))
-        meter = Meter(env, data.kinds, args.score)
+        meter = Meter(env, data.kinds, args.score, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
             x, y, valid = map(env.tensor, data.batch(windows, T))

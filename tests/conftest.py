@@ -1,5 +1,6 @@
 """Fixtures that several test files share: running a stage, small models, small token sets."""
 
+import functools
 import os
 import shutil
 import signal
@@ -85,6 +86,19 @@ def finish(process):
     out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, out
     return out
+
+
+def once(make):
+    """A fixture's function that is called once for all modules that import the fixture."""
+    made = []
+
+    @functools.wraps(make)
+    def known(*args, **more):
+        if not made:
+            made.append(make(*args, **more))
+        return made[0]
+
+    return known
 
 
 @pytest.fixture(scope="session")

@@ -81,16 +81,14 @@ KILLS = (  # ref_loss.json is written before the first chunk and after each of t
 )
 
 
-@pytest.mark.parametrize(
-    "points", [KILLS[4:5], pytest.param(KILLS, marks=pytest.mark.slow)], ids=["once", "each point"]
-)
-def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path, points):
+@pytest.mark.slow  # a sample of every moment is in tests/reliability
+def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
     """625 windows in chunks of 128."""
     write_set(tmp_path / "d", vocabulary, 10_000)
     write_model(tmp_path / "m", vocabulary)
     args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
     assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
-    for point in points:
+    for point in KILLS:
         killed(point, f"score.py {args} --out cut/ref_loss.bin", tmp_path)
     assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] < 625
     assert stage(score, f"{args} --out cut/ref_loss.bin")[0] == 0

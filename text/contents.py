@@ -262,7 +262,8 @@ def differing(notes, thorough=False):
         try:
             size, changed = state(path)
             same = (size, changed) == (note["size"], note["changed"])
-            if size < note["hashed"]:
+            whole = note["hashed"] == note["size"]
+            if size < note["hashed"] or (whole and size != note["size"]):
                 found.append((path, f"had {note['size']:,} bytes, has {size:,}"))
             elif thorough or size <= SMALL or not same:
                 sha256 = start_hash(path, note["hashed"])

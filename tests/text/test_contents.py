@@ -150,6 +150,10 @@ def test_verify_checks_tokens_masks_and_sources(folder, demo, tmp_path, capsys):
             prepare.main(check)
         (out / name).write_bytes(kept)
     prepare.main(check)
+    with open(path, "a") as file:
+        file.write('{"prompt": "more", "completion": "than there was"}\n')
+    with pytest.raises(UserError, match="--verify: .*chat.jsonl is not what it was .*bytes, has"):
+        prepare.main(check)
     path.unlink()
     with pytest.raises(UserError, match="--verify: .*chat.jsonl is not what it was .*No such file"):
         prepare.main(check)

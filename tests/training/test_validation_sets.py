@@ -1,4 +1,4 @@
-"""Several validation sets at once, what the log counts in seconds, and a run that is called anew."""
+"""Several validation sets at once, the log's seconds, and a run that is called anew."""
 
 import json
 
