@@ -109,17 +109,24 @@ def entries_of(name, archive):
 def read(folder):
     """[(repository, path, text)] of the file in `folder`, packed or not. Raises UserError."""
     plain, packed = folder / FILE, folder / f"{FILE}.zst"
-    if plain.exists():
-        text = plain.read_text(encoding="utf-8")
-    elif packed.exists():
-        with zstandard.open(packed, "rt", encoding="utf-8") as file:
-            text = file.read()
-    else:
+    if not plain.exists() and not packed.exists():
         raise UserError(
             f"DATA={folder}: holds no {FILE} and no {FILE}.zst; leave DATA out to fetch"
         )
-    rows = [json.loads(line) for line in text.splitlines()]
-    return [(row["repo"], row["path"], row["text"]) for row in rows]
+    path = plain if plain.exists() else packed
+    entries = []
+    try:
+        opened = open(path, "rb") if path == plain else zstandard.open(path, "rb")
+        with opened as file:
+            # Not splitlines: an entry may hold other ends of a line.
+            for line in file.read().decode().removesuffix("\n").split("\n"):
+                row = json.loads(line)
+                entries.append((row["repo"], row["path"], row["text"]))
+    except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+        raise UserError(
+            f"{path}: no lines of repo, path and text ({error}); copy it again, or leave DATA out"
+        ) from None
+    return entries
 
 
 # --------------------------------------------------------------------------------------------------
