@@ -18,7 +18,7 @@ from common.command_line import Parser, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.records import read_record
-from data import Header
+from data import Header, Note
 from tools.explore.figures import COLOURS, plotting, save_figure
 from tools.explore.lines import parameters
 from tools.results import files, pays
@@ -50,6 +50,7 @@ class Runs:
         self.out = out
         self.seeds = seeds
         self.corpus = read_record(data / "corpus/meta.json", Header, "token set").count
+        self.val = read_record(data / "val/meta.json", Header, "token set").sha256
 
     def all(self):
         found = [collected(self.out / "base", "base")]
@@ -73,7 +74,7 @@ class Runs:
     def of_reference(self, name, folder):
         """SLM of a reference, at every k."""
         reference = {
-            "reference_loss": collected(folder, "ref").numbers["val_loss"],
+            "reference_loss": self.reference_loss(name),
             "extra_tokens": self.cost(name, folder),
         }
         found = []
@@ -83,6 +84,14 @@ class Runs:
             runs = self.by_seed("slm", f"slm-{name}-k{k}", f"{name} {k}")
             found += [replace(run, numbers=run.numbers | reference) for run in runs]
         return found
+
+    def reference_loss(self, name):
+        """The reference's validation loss, as score.py --val noted it beside the stored losses."""
+        path = self.out / f"{name}_ref_loss.json"
+        for known in read_record(path, Note, "reference losses").validation:
+            if known.data == self.val:
+                return known.loss
+        raise UserError(f"{path}: knows no loss on the validation set; {COMMAND} adds it")
 
     def cost(self, name, folder):
         """Tokens of plain training of the student that a reference and scoring with it cost."""
@@ -106,15 +115,14 @@ class Runs:
         for seed in self.seeds:
             first = self.out / f"slm-twice-k0.6-seed{seed}"
             again = self.out / f"ref-again-seed{seed}"
-            for name, reference in (("old", self.out / "ref-twice"), ("again", again)):
+            for name, losses in (("old", "twice"), ("again", f"again-seed{seed}")):
                 second = self.out / f"{name}-seed{seed}"
                 if not (is_finished(second) and is_finished(first)):
                     continue
                 cost = self.cost("twice", self.out / "ref-twice")
                 if name == "again":
                     cost += self.cost("again", again)
-                loss = collected(reference, "ref").numbers["val_loss"]
-                more = {"reference_loss": loss, "extra_tokens": cost}
+                more = {"reference_loss": self.reference_loss(losses), "extra_tokens": cost}
                 found.append(joined(first, second, seed, f"twice, then {name} 0.6", more))
         return found
 

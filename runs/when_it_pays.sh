@@ -38,7 +38,6 @@ ks=${KS:-0.6}                           # shares that each reference is tried at
 more_ks=${MORE_KS:-0.4 0.8}             # ... and these two references:
 more=${MORE:-twice clm}
 again=${AGAIN:-yes}                     # the reference made again from the student
-threads=${THREADS:+--threads $THREADS}
 
 run() {
     printf '$ %s\n' "$*"
@@ -47,11 +46,12 @@ run() {
 stage() {                               # a stage of the kit
     local script=$1
     shift
-    run $python "$kit/$script" "$@"
+    run "$python" "$kit/$script" "$@"
 }
 first=${seeds%% *}
-size="--seq-len $window --batch-size $batch $threads"
-train="--val $sets/val --eval-every $every $size"
+threads=${THREADS:+--threads $THREADS}
+size=(--seq-len "$window" --batch-size "$batch" $threads)
+train=(--val "$sets/val" --eval-every "$every" "${size[@]}")
 
 # 1. Data: the corpus has its own vocabulary, the other sets take it over.
 if [ -z "${DATA:-}" ]; then
@@ -68,17 +68,17 @@ done
 #    alone: as many tokens, in more passes.
 base() {                                # name, shape
     stage train_ref.py --data "$sets/base" --init scratch $2 --steps "$base_steps" --lr 4e-3 \
-        --out "$out/$1" $train --eval-every $((10 * every))
+        --out "$out/$1" "${train[@]}" --eval-every $((10 * every))
 }
 student() {                             # folder's name, seed, its flags
     local name=$1 seed=$2
     shift 2
     stage train_slm.py --init "$out/base" --steps "$steps" --lr 2e-3 --seed "$seed" \
-        --out "$out/$name-seed$seed" $train "$@"
+        --out "$out/$name-seed$seed" "${train[@]}" "$@"
 }
 tuned() {                               # where it starts, seed, data, epochs, folder
     stage train_ref.py --data "$sets/$3" --init "$1" --epochs "$4" --lr 2e-3 --seed "$2" \
-        --out "$5" $train
+        --out "$5" "${train[@]}"
 }
 base base "$model"
 for seed in $seeds; do
@@ -90,7 +90,7 @@ done
 
 # 3. References, each with its losses on the corpus and on the validation set.
 score() {                               # reference, file of losses
-    stage score.py --model "$1" --data "$sets/corpus" --val "$sets/val" --out "$2" $size
+    stage score.py --model "$1" --data "$sets/corpus" --val "$sets/val" --out "$2" "${size[@]}"
 }
 reference() {                           # name
     local folder=$out/ref-$1
@@ -133,7 +133,8 @@ done
 half=$((steps / 2))
 go_on() {                               # name, seed, file of losses, start
     stage train_slm.py --k 0.6 --data "$sets/corpus" --init "$4" --ref-loss "$3" --steps "$half" \
-        --warmup 0 --lr 1.1e-3 --min-lr 2e-4 --seed "$(($2 + 100))" --out "$out/$1-seed$2" $train
+        --warmup 0 --lr 1.1e-3 --min-lr 2e-4 --seed "$(($2 + 100))" \
+        --out "$out/$1-seed$2" "${train[@]}"
 }
 case " $references " in *" twice "*) ;; *) again=no ;; esac
 if [ "$again" = yes ]; then
@@ -148,6 +149,6 @@ fi
 
 # 5. How the base's tokens change under plain training, beside the paper's shares (26, 51, 11 and
 #    12 %); then the table and the figure.
-run env PYTHONPATH="$kit" $python -m tools.explore dynamics --run "$out/clm-seed$first" \
+run env PYTHONPATH="$kit" "$python" -m tools.explore dynamics --run "$out/clm-seed$first" \
     --data "$sets/val" --out "$out/dynamics" $threads
 stage runs/when_it_pays.py --data "$sets" --out "$out" --seeds $seeds
