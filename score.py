@@ -267,8 +267,8 @@ def score_chunk(args, env, data, model, files, start, end, bar):
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
-            out = model(x, y, entropy=args.entropy)
-        values = list(out) if args.entropy else [out]
+            out = model(x, y, wants=("entropy",) if args.entropy else ())
+        values = out if args.entropy else [out]
         gathered = [torch.cat(env.gather(v.float())) for v in values]
         stop = min(first + size * env.world, end)
         at = first * T + 1

@@ -15,6 +15,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 from tqdm import tqdm
 
 import demo.chain
+import methods  # noqa: F401  more scores, by name
 import slm
 from common.command_line import Parser, share, whole
 from common.errors import cli
@@ -35,9 +36,8 @@ def arguments(argv=None):
     group = parser.add_argument_group("selection")
     group.add_argument("--k", type=share, default=0.6, help="share of the tokens that is kept")
     group.add_argument("--ref-loss", metavar="FILE", help="the stored losses, from score.py")
-    scores = [*slm.SCORES, *slm.COMBINED]
     group.add_argument(
-        "--score", default="excess", choices=scores, help="what tokens are ranked by"
+        "--score", default="excess", choices=[*slm.SCORES], help="what tokens are ranked by"
     )
     scopes = ["micro", "sequence", "batch"]
     group.add_argument(
@@ -95,8 +95,7 @@ def train(args, env, run, data, val, loader, model, selector):
         mine = range(env.rank, len(micro_batches), env.world)
         # How many tokens carry loss is known before any gradient. Dividing by it, over all
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
-        counts = selector.counts(student, step, micro_batches)
-        n_kept = max(1, sum(counts))
+        counts, n_kept = selector.counts(student, step, micro_batches)
         meter = Meter(env, data.kinds)
         for i in mine:
             windows = micro_batches[i]
@@ -105,10 +104,11 @@ def train(args, env, run, data, val, loader, model, selector):
 
             parallel.sync_gradients(student, last=i == mine[-1])
             with env.autocast():
-                total, losses, kept = student(x, y, choice.keep, count=counts[i])
+                total, losses, kept = student(x, y, choice.keep, choice.wants, counts[i])
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
             (total * (env.world / n_kept)).backward()
             meter.add(losses, valid, kept, data.labels(windows, T), choice.ranked())
+        selector.finish(student)  # where the losses told how many
         grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)

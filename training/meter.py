@@ -14,22 +14,27 @@ class Meter:
     def __init__(self, env, kinds):
         self.env = env
         self.kinds = kinds or []
-        size = 5 + 2 * len(self.kinds)
+        size = 6 + 2 * len(self.kinds)
         self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
+        self.weighted = False
 
     def add(self, losses, valid, kept, kind=None, scores=None):
-        """losses, valid, kept (B, T); `kind` (B, T) labels (numpy); `scores` what was ranked."""
-        sums = [torch.where(mask, losses, 0.0).sum() for mask in (valid, kept)]
-        bad = 0 * kept.sum() if scores is None else (valid & ~scores.isfinite()).sum()
-        sums += [valid.sum(), kept.sum(), bad]
+        """losses, valid, kept (B, T), or weights; `kind` (B, T) labels (numpy).
+
+        `scores`: what was ranked, or the weights; not finite where one is wrong.
+        """
+        self.weighted = kept.dtype != torch.bool
+        sums = [torch.where(w != 0, w * losses, 0.0).sum() for w in (valid, kept)]
+        bad = 0 * valid.sum() if scores is None else (valid & ~scores.isfinite()).sum()
+        sums += [valid.sum(), (kept != 0).sum(), kept.sum(), bad]
         parts = [torch.stack([value.double() for value in sums])]
         if kind is not None:
             kind = self.env.tensor(kind).flatten()
             parts += [self._by_kind(kind, mask) for mask in (valid, kept)]
         self.sums += torch.cat(parts)
         if scores is not None:
-            lowest = torch.where(kept, scores, math.inf).min()
+            lowest = torch.where(kept != 0, scores, math.inf).min()
             self.threshold = torch.minimum(self.threshold, lowest)
 
     def _by_kind(self, kind, mask):
@@ -39,11 +44,23 @@ class Meter:
     def read(self):
         """The step's record: number kept, mean losses, lowest kept score, share kept by kind.
 
-        Raises UserError where a score is not finite: then nothing was ranked rightly.
+        Of weights: the number above 0, the weighted mean loss, the mean weight of each kind. Raises
+        UserError where a score or weight is wrong, or all weights are 0: nothing was learnt rightly.
         """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
-        loss, selected, n_valid, n_kept, bad, *counts = self.env.total(self.sums).tolist()
+        sums = self.env.total(self.sums).tolist()
+        loss, selected, n_valid, n_kept, weight, bad, *counts = sums
+        if self.weighted and n_valid and not weight and not bad:
+            raise UserError(
+                f"the weights of all {n_valid:.0f} targets of a batch are 0; look at the weight's "
+                f"function, or at what it reads; the last saved state is kept"
+            )
+        if bad and self.weighted:
+            raise UserError(
+                f"{bad:.0f} of {n_valid:.0f} weights of a batch are below 0 or not finite; look at "
+                f"the weight's function, or at what it reads; the last saved state is kept"
+            )
         if bad:
             raise UserError(
                 f"{bad:.0f} of {n_valid:.0f} scores of a batch are not finite; look at the score's "
@@ -53,7 +70,7 @@ class Meter:
         record = {
             "tokens_selected": int(n_kept),
             "loss": loss / max(n_valid, 1),
-            "loss_selected": selected / max(n_kept, 1),
+            "loss_selected": selected / weight if weight else 0.0,
             "threshold": threshold if math.isfinite(threshold) else None,
         }
         if self.kinds:

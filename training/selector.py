@@ -1,18 +1,14 @@
-"""slm.Selection on a run's data: it loads what the score needs and says which tokens are kept."""
+"""slm.Selection on a run's data: which tokens of each micro-batch carry loss, and how much."""
 
 import numpy as np
 import torch
 
-from common.errors import UserError
-from common.numerics import notice, numerics
-from data import Stored
-from slm import Tokens
-
-STORED = ("ref_loss", "ref_entropy")
+from slm import Selection, Weight
+from training.columns import Columns
 
 
 class Selector:
-    """Which tokens of each micro-batch carry loss.
+    """What a `Selection` keeps of a run's micro-batches.
 
     `references`: {name of the stored values: hash of the model that they come from}.
     Raises UserError where the score needs values that are missing or do not fit.
@@ -23,109 +19,147 @@ class Selector:
         self.args = args
         self.data = data
         self.env = env
-        self.stored = {}
-        for name in STORED:
-            if name in selection.needs:
-                self.stored[name] = self._open(name)
-        self.references = {name: values.meta["reference"] for name, values in self.stored.items()}
+        self.columns = Columns(selection.method, args, data, env)
+        self.references = self.columns.references
         self.settled = {}  # masks that are known before the forward pass, by micro-batch
+        self.choices = []  # of this step, on this rank
+        self.divisor = 1  # of the sum of losses
+        self.exact = True  # is it what it shall be? Else `finish` corrects the gradient
 
-    def _open(self, name):
-        args = self.args
-        if not args.ref_loss:
-            raise UserError(
-                f"--ref-loss: --score {args.score} needs the reference's losses; make them with "
-                f"score.py --model REFERENCE --data {args.data} --seq-len {args.seq_len} --out FILE"
-            )
-        now = numerics(args, self.env, args.micro_batch_size)
-        stored = Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", now)
-        said = notice(args.ref_loss, stored.meta, now)
-        if said and self.env.main:
-            print(said)
-        return stored
+    # ----------------------------------------------------------------------------------------------
+    # before the gradient
 
     def counts(self, student, step, micro_batches):
-        """How many tokens of each micro-batch will be kept, before any gradient.
+        """How many tokens of each micro-batch will be kept, and what the summed loss is divided by.
 
         The masks tell, but in two cases the choice itself has to be made first: where the
-        micro-batches of all ranks are ranked together (--scope batch), and where two choices are
-        combined (ref_and, ref_or).
+        micro-batches of all ranks are ranked together (--scope batch), and where stored values
+        decide (as with ref_and). Where the student's losses decide, the counts are None, and the
+        divisor is the number of valid targets, until `finish`.
         """
         self.settled = {}
+        self.choices = []
         selection = self.selection
+        valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
         together = selection.scope == "batch" and len(micro_batches) > 1
-        if selection.k == 1 or not (together or selection.combined):
-            return [selection.count(self.data.valid(w, self.args.seq_len)) for w in micro_batches]
-        masks = self._settle(student, step, micro_batches, together)
-        self.settled = dict(enumerate(masks))
-        return torch.stack([mask.sum() for mask in masks]).tolist()
+        counts = [None] * len(micro_batches)
+        if selection.method and (together or selection.counted == "stored"):
+            masks = self._settle(student, step, micro_batches, together)
+            self.settled = dict(enumerate(masks))
+            if masks[0].dtype == torch.bool:
+                counts = torch.stack([mask.sum() for mask in masks]).tolist()
+        elif selection.counted == "masks":
+            counts = [selection.count(mask) for mask in valid]
+        per = selection.method.per if selection.method else "kept"
+        by_kept = per == "kept" and counts[0] is not None
+        self.exact = by_kept or per == "valid"
+        known = counts if by_kept else [int(mask.sum()) for mask in valid]
+        self.divisor = max(1, sum(known))
+        return counts, self.divisor
 
     def _settle(self, student, step, micro_batches, together):
-        """The mask of each micro-batch, (B, T) bool."""
+        """The mask of each micro-batch, (B, T) bool or weights."""
         if not together:
             return [self._mask(step, windows) for windows in micro_batches]
-        losses = None
+        predicted = {}
         if not self.selection.static:
-            losses = self._first_pass(student, micro_batches)
-        mask = self._mask(step, np.concatenate(micro_batches), losses)
+            predicted = self._first_pass(student, micro_batches)
+        mask = self._mask(step, np.concatenate(micro_batches), predicted)
         return mask.split(self.args.micro_batch_size)
 
-    def _mask(self, step, windows, losses=None):
-        tokens = self._known(step, windows)
-        if losses is not None:
-            tokens.loss = losses
-        valid = self.env.tensor(self.data.valid(windows, self.args.seq_len))
-        return self.selection.mask(tokens, valid)
+    def _mask(self, step, windows, predicted=()):
+        valid = self.data.valid(windows, self.args.seq_len)
+        tokens = self.columns.tokens(step, windows, valid)
+        for name in predicted:
+            setattr(tokens, name, predicted[name])
+        return self.selection.mask(tokens, self.env.tensor(valid))
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
-        """The student's losses on the whole batch of all ranks, (windows, T), in its order."""
+        """The student's losses, and what else the score wants, on the batch of all ranks.
+
+        {name: (windows, T)}, in the batch's order.
+        """
         env, T = self.env, self.args.seq_len
-        losses = []
+        wants = self.selection.wants
+        parts = []
         for windows in micro_batches[env.rank :: env.world]:
             x, y, _ = map(env.tensor, self.data.batch(windows, T))
             with env.autocast():
-                losses.append(student(x, y))
-        return env.interleave(torch.stack(losses)).view(-1, T)
-
-    def _known(self, step, windows):
-        """What is known of the windows' targets before the forward pass."""
-        T = self.args.seq_len
-        valid = self.data.valid(windows, T)
-        tokens = Tokens()
-        for name, values in self.stored.items():
-            setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
-        if "noise" in self.selection.needs:
-            tokens.noise = self.env.tensor(self._noise(step, windows))
-        return tokens
-
-    def _noise(self, step, windows):
-        """(B, T): a function of seed, step and window, and so the same on any rank."""
-        rows = [np.random.RandomState([self.args.seed, step, int(w)]) for w in windows]
-        return np.stack([row.rand(self.args.seq_len) for row in rows]).astype(np.float32)
+                out = student(x, y, wants=wants)
+            parts.append(out if wants else [out])
+        columns = [env.interleave(torch.stack(column)).view(-1, T) for column in zip(*parts)]
+        return dict(zip(("loss", *wants), columns))
 
     def choice(self, step, i, windows, valid):
         """What `keep` and `ranked` need for micro-batch i; `valid` (B, T) on the device."""
-        return Choice(self.selection, self._known(step, windows), valid, self.settled.get(i))
+        known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
+        choice = Choice(self.selection, known, valid, self.settled.get(i))
+        if not self.exact:
+            self.choices.append(choice)
+        return choice
+
+    # ----------------------------------------------------------------------------------------------
+    # behind the last backward pass of a step
+
+    def finish(self, student):
+        """Correct the gradient where the divisor is known only now: one sum over all ranks."""
+        if self.exact:
+            return
+        sums = torch.stack([choice.amount() for choice in self.choices])
+        true = self.env.total(sums.sum())
+        # Nothing kept: no gradient. All weights 1: exactly 1.
+        scale_gradients(student, torch.where(true > 0, self.divisor / true, 0.0))
+
+
+def scale_gradients(module, factor):
+    """Multiply all gradients, or this rank's shards of them, by a scalar tensor."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            grad = parameter.grad
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            local.mul_(factor)
 
 
 class Choice:
     """The selection among the targets of one micro-batch."""
 
-    def __init__(self, selection, tokens, valid, settled):
+    def __init__(self, selection: Selection, tokens, valid, settled):
         self.selection = selection
         self.tokens = tokens
         self.valid = valid
         self.settled = settled
+        self.wants = selection.wants  # what the head makes beside the losses
+        self.kept = None
 
-    def keep(self, losses):
-        """Which tokens are kept, (B, T) bool, given the student's losses (B, T)."""
+    def keep(self, losses, **also):
+        """Which tokens are kept, (B, T) bool, or their weights.
+
+        `losses`: the student's (B, T); `also`: what the score wants beside them.
+        """
         if "loss" in self.selection.needs:
             self.tokens.loss = losses
-        if self.settled is not None:
-            return self.settled
-        return self.selection.mask(self.tokens, self.valid)
+        for name, values in also.items():
+            setattr(self.tokens, name, values)
+        self.kept = self.settled
+        if self.kept is None:
+            self.kept = self.selection.mask(self.tokens, self.valid)
+        return self.kept
+
+    def amount(self):
+        """What the loss is divided by, as far as this micro-batch goes: a number or sum kept."""
+        if self.selection.method.per == "kept":
+            return (self.kept != 0).double().sum()
+        return self.kept.double().sum()
 
     def ranked(self):
-        """The values that were ranked, (B, T), after `keep`; None where there are none."""
-        return self.selection.ranked(self.tokens)
+        """What was ranked, or the weights, (B, T), after `keep`; None where there is no ranking."""
+        method = self.selection.method
+        if method is None or method.choose is not None:
+            return None
+        values = self.selection.values(self.tokens, self.valid)
+        if values.dtype == torch.bool:
+            return None
+        if isinstance(method, Weight):  # the meter looks for what is not finite
+            return torch.where(values < 0, torch.nan, values)
+        return values

@@ -1,0 +1,91 @@
+"""What a score reads of each token beside the student: stored values, documents, noise, memory."""
+
+import numpy as np
+
+from common.errors import UserError
+from common.numerics import notice, numerics
+from data import Stored
+from hf.tokenizer import Tokenizer
+from slm import OWN, STORED, Tokens, known
+
+FLAGS = {"ref_entropy": "ref_loss"}  # whose file lies beside that of another flag
+BLOCK = 1 << 22  # tokens searched at a time
+
+
+class Columns:
+    """The fields of slm.Tokens that a method needs, but the student's.
+
+    `references`: {name of the stored values: hash of the model that they come from}.
+    Raises UserError where the method needs values that are missing or do not fit.
+    """
+
+    def __init__(self, method, args, data, env):
+        self.args = args
+        self.data = data
+        self.env = env
+        self.needs = method.needs if method else ()
+        for name in self.needs:
+            if name not in known():
+                raise UserError(
+                    f"--score {args.score} needs t.{name}, wanted some of {', '.join(known())}, {OWN}"
+                )
+        self.stored = {name: self._open(name) for name in self.needs if name in STORED}
+        self.references = {name: values.meta["reference"] for name, values in self.stored.items()}
+        self.documents = Documents(data) if "document" in self.needs else None
+
+    def _open(self, name):
+        args = self.args
+        flag = FLAGS.get(name, name)
+        path = getattr(args, flag, None)
+        if not path:
+            raise UserError(
+                f"--{flag.replace('_', '-')}: --score {args.score} needs the reference's losses; "
+                f"make them with score.py --model REFERENCE --data {args.data} "
+                f"--seq-len {args.seq_len} --out FILE"
+            )
+        now = numerics(args, self.env, args.micro_batch_size)
+        stored = Stored(path, self.data, args.seq_len, name == "ref_entropy", now)
+        said = notice(path, stored.meta, now)
+        if said and self.env.main:
+            print(said)
+        return stored
+
+    def tokens(self, step, windows, valid):
+        """slm.Tokens of the windows' targets, before the forward pass; `valid` (B, T), numpy."""
+        tokens = Tokens()
+        for name, values in self.stored.items():
+            setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
+        if "noise" in self.needs:
+            tokens.noise = self.env.tensor(self._noise(step, windows))
+        if self.documents:
+            tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
+        return tokens
+
+    def _noise(self, step, windows):
+        """(B, T): a function of seed, step and window, and so the same on any rank."""
+        rows = [np.random.RandomState([self.args.seed, step, int(w)]) for w in windows]
+        return np.stack([row.rand(self.args.seq_len) for row in rows]).astype(np.float32)
+
+
+class Documents:
+    """Which document of a token set each token belongs to: one pass over all tokens, at the start.
+
+    A document ends with the end-of-text token. Raises UserError where the tokenizer has none.
+    """
+
+    def __init__(self, token_set):
+        end = Tokenizer.load(token_set.folder).eos_id
+        if end is None:
+            raise UserError(
+                f"document: the tokenizer of {token_set.folder} has no end-of-text token"
+            )
+        tokens = token_set.tokens
+        found = []
+        for start in range(0, len(tokens), BLOCK):
+            found.append(np.flatnonzero(tokens[start : start + BLOCK] == end) + start)
+        self.ends = np.concatenate(found)
+
+    def of(self, windows, seq_len):
+        """The numbers of the windows' targets' documents, (B, T) int64."""
+        targets = np.asarray(windows)[:, None] * seq_len + 1 + np.arange(seq_len)
+        return np.searchsorted(self.ends, targets)  # an end belongs to what it ends
