@@ -381,6 +381,7 @@ class Note:
     count: Annotated[int, at_least(0)]
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
+    context: Annotated[int, at_least(1)] | None = None  # tokens; None: all of the window
     # What its rounding depends on (common/numerics.py):
     dtype: str | None = None
     document_mask: bool = False
@@ -400,11 +401,13 @@ class Stored:
     is not what the caller trains with.
     """
 
-    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None):
+    def __init__(
+        self, ref_loss, token_set, seq_len, entropy=False, numerics=None, model="REFERENCE"
+    ):
         """`ref_loss`: the file of losses; `entropy`: open the entropies stored with them.
 
         `numerics`: how the student computes (common/numerics.py), where that has to be the
-        reference's way.
+        reference's way. `model`: what makes them, for messages.
         """
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
@@ -415,9 +418,9 @@ class Stored:
                 command += " --entropy --overwrite"  # losses and entropies are made together
             raise UserError(
                 f"reference losses: {self.path} does not exist; make it with {command} "
-                f"--model REFERENCE"
+                f"--model {model}"
             )
-        again = f"{command} --model REFERENCE --overwrite"
+        again = f"{command} --model {model} --overwrite"
         path = Path(ref_loss).with_suffix(".json")
         note = read_record(path, Note, "reference losses", f"score again: {again}")
         self.meta = dataclasses.asdict(note)

@@ -18,6 +18,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import demo.chain
@@ -50,6 +51,11 @@ def arguments(argv=None):
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays in a document, as in training"
     )
+    group.add_argument(
+        "--context",
+        type=whole(2),
+        help="tokens that a prediction sees at most, and half of them at least; default: the window",
+    )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
@@ -80,6 +86,7 @@ def main():
         "seq_len": args.seq_len,
         "count": data.count,
         "entropy": args.entropy,
+        "context": args.context,
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
@@ -99,6 +106,10 @@ def check(args):
     if not (args.model and args.data and args.out):
         raise UserError(
             "--model, --data and --out go together: name all three, or none for the demo"
+        )
+    if args.context and (args.context % 2 or args.context >= args.seq_len):
+        raise UserError(
+            f"--context: got {args.context}, wanted an even number below --seq-len {args.seq_len}"
         )
     if Path(args.out).suffix == ".json":
         raise UserError(
@@ -267,8 +278,7 @@ def score_chunk(args, env, data, model, files, start, end, bar):
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
-            out = model(x, y, wants=("entropy",) if args.entropy else ())
-        values = out if args.entropy else [out]
+            values = predicted(model, x, y, args)
         gathered = [torch.cat(env.gather(v.float())) for v in values]
         stop = min(first + size * env.world, end)
         at = first * T + 1
@@ -276,6 +286,30 @@ def score_chunk(args, env, data, model, files, start, end, bar):
         for file, values in zip(files, gathered):
             file.append(finite(values.flatten()[: last - at], at, args.model))
         bar.update(stop - first)
+
+
+def predicted(model, x, y, args):
+    """[losses (B, T)], and with --entropy the entropies.
+
+    With --context N windows are cut into pieces of N tokens, each N/2 behind the one before it. The
+    second half of a piece is what counts, of the first piece all: a target behind the first N/2
+    is predicted from N/2 to N tokens, as LongCE does with a sliding window.
+    """
+    wants = ("entropy",) if args.entropy else ()
+    if not args.context:
+        out = model(x, y, wants=wants)
+        return out if wants else [out]
+    T, half = x.shape[1], args.context // 2
+    n_pieces = max(1, -(-T // half) - 1)
+    padding = (0, (n_pieces + 1) * half - T)
+    pieces = [F.pad(ids, padding).unfold(1, 2 * half, half).flatten(0, 1) for ids in (x, y)]
+    out = model(*pieces, wants=wants)  # (B * n_pieces, N)
+    columns = []
+    for values in out if wants else [out]:
+        values = values.view(len(x), n_pieces, 2 * half)
+        first, later = values[:, 0, :half], values[:, :, half:].flatten(1)
+        columns.append(torch.cat([first, later], dim=1)[:, :T])
+    return columns
 
 
 def finite(values, at, model):

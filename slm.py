@@ -198,6 +198,7 @@ class Selection:
     score: str = "excess"
     scope: str = "micro"
     rank_windows: int | None = None
+    settings: tuple = ()  # ((name, value), ...) of the score's function
 
     @property
     def method(self):
@@ -255,8 +256,12 @@ class Selection:
 
     def values(self, tokens, valid):
         """What the score's function gives."""
-        known = vars(tokens) | {"valid": valid, "together": self.together or len(valid)}
-        return self.method.function(Tokens(**known))
+        return self.method.function(self.seen(tokens, valid), **dict(self.settings))
+
+    def seen(self, tokens, valid):
+        """The tokens as a score sees them."""
+        always = {"valid": valid, "together": self.together or len(valid)}
+        return Tokens(**{**vars(tokens), **always})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -15,16 +15,15 @@ from common.device import Env  # first: it sets how torch's threads wait
 from tqdm import tqdm
 
 import demo.chain
-import methods  # noqa: F401  more scores, by name
-import slm
-from common.command_line import Parser, share, whole
+from common.command_line import Parser
 from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
 from training import parallel
 from training.arguments import add_arguments, parse, settle
-from training.loss import BACKWARD, FastLoss
+from training.loss import FastLoss
 from training.meter import Meter
+from training.method_flags import add_method, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
@@ -33,29 +32,9 @@ from training.validation import is_due, validate, validation_set
 
 def arguments(argv=None):
     parser = Parser(__doc__)
-    group = parser.add_argument_group("selection")
-    group.add_argument("--k", type=share, default=0.6, help="share of the tokens that is kept")
-    group.add_argument("--ref-loss", metavar="FILE", help="the stored losses, from score.py")
-    group.add_argument(
-        "--score", default="excess", choices=[*slm.SCORES], help="what tokens are ranked by"
-    )
-    scopes = ["micro", "sequence", "batch"]
-    group.add_argument(
-        "--scope", default="micro", choices=scopes, help="what they are ranked within"
-    )
-    group.add_argument(
-        "--rank-windows",
-        type=whole(1),
-        help="micro: windows ranked together; default: those of a forward pass",
-    )
-    group.add_argument(
-        "--backward",
-        default="exact",
-        choices=BACKWARD,
-        help="pruned is approximate (training/pruned.py)",
-    )
+    add_method(parser)
     add_arguments(parser)
-    return parse(parser, argv)
+    return settle_method(parse(parser, argv))
 
 
 def main():
@@ -68,11 +47,10 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    selection = slm.Selection(args.k, args.score, args.scope, args.rank_windows)
-    selector = Selector(selection, args, data, env)
+    selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
-    inputs = {"data": data.hash, "init": init, **selector.references}
-    run = Run(args, inputs, env, model, tokenizer_from)
+    inputs = {"data": data.hash, "init": init, **selector.started_from(init)}
+    run = Run(args, inputs, env, model, tokenizer_from, selector.source, selector.kept)
     if not run.summary:
         train(args, env, run, data, val, loader, model, selector)
     run.show_summary()

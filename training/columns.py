@@ -7,16 +7,24 @@ from common.numerics import notice, numerics
 from data import Stored
 from hf.tokenizer import Tokenizer
 from slm import OWN, STORED, Tokens, known
+from training import arrays
+from training.memory import Memory
+from training.method_flags import arrays_of
 
 FLAGS = {"ref_entropy": "ref_loss"}  # whose file lies beside that of another flag
+WHOSE = {
+    "ref_loss": "the reference's losses",
+    "base_loss": "the losses of the model that training starts from",
+    "short_loss": "losses with a short context",
+}
 BLOCK = 1 << 22  # tokens searched at a time
 
 
 class Columns:
     """The fields of slm.Tokens that a method needs, but the student's.
 
-    `references`: {name of the stored values: hash of the model that they come from}.
-    Raises UserError where the method needs values that are missing or do not fit.
+    `references`: {name of the stored values: hash of the model that they come from, or of an array
+    of one's own}. Raises UserError where the method needs values that are missing or do not fit.
     """
 
     def __init__(self, method, args, data, env):
@@ -24,27 +32,48 @@ class Columns:
         self.data = data
         self.env = env
         self.needs = method.needs if method else ()
+        self.stored = {}
+        self.references = {}
+        files = arrays_of(args)
         for name in self.needs:
-            if name not in known():
+            if name in STORED:
+                self.stored[name] = self._open(name)
+                self.references[name] = self.stored[name].meta["reference"]
+            elif name in files:
+                opened = arrays.opened(name, files[name], data, args.seq_len)
+                self.stored[name], self.references[name] = opened
+            elif name not in known():
                 raise UserError(
-                    f"--score {args.score} needs t.{name}, wanted some of {', '.join(known())}, {OWN}"
+                    f"--score {args.score} needs t.{name}, wanted one of {', '.join(known())}, "
+                    f"{OWN.replace('NAME', name)}"
                 )
-        self.stored = {name: self._open(name) for name in self.needs if name in STORED}
-        self.references = {name: values.meta["reference"] for name, values in self.stored.items()}
         self.documents = Documents(data) if "document" in self.needs else None
+        self.memory = Memory(data, args.seq_len) if "memory" in self.needs else None
 
     def _open(self, name):
+        """Stored losses or entropies. Raises UserError with the command that makes them."""
         args = self.args
         flag = FLAGS.get(name, name)
-        path = getattr(args, flag, None)
+        path = getattr(args, flag)
+        model = {"base_loss": args.init, "short_loss": "MODEL"}.get(name, "REFERENCE")
+        context = f" --context {max(2, args.seq_len // 8 * 2)}" if name == "short_loss" else ""
         if not path:
             raise UserError(
-                f"--{flag.replace('_', '-')}: --score {args.score} needs the reference's losses; "
-                f"make them with score.py --model REFERENCE --data {args.data} "
-                f"--seq-len {args.seq_len} --out FILE"
+                f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
+                f"with score.py --model {model} --data {args.data} --seq-len {args.seq_len}"
+                f"{context} --out {flag}.bin"
             )
         now = numerics(args, self.env, args.micro_batch_size)
-        stored = Stored(path, self.data, args.seq_len, name == "ref_entropy", now)
+        scored_by = f"{model}{context}"
+        entropy = name == "ref_entropy"
+        stored = Stored(path, self.data, args.seq_len, entropy, now, scored_by)
+        if bool(stored.meta["context"]) != bool(context):
+            got = stored.meta["context"]
+            raise UserError(
+                f"--{flag.replace('_', '-')} {path}: was scored with "
+                f"{f'{got} tokens of context' if got else 'the whole window as context'}, --score "
+                f"{args.score} needs {WHOSE[flag]}; name another file"
+            )
         said = notice(path, stored.meta, now)
         if said and self.env.main:
             print(said)
@@ -57,6 +86,8 @@ class Columns:
             setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
         if "noise" in self.needs:
             tokens.noise = self.env.tensor(self._noise(step, windows))
+        if self.memory:
+            tokens.memory = self.env.tensor(self.memory.batch(windows))
         if self.documents:
             tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
         return tokens

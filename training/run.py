@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import aside, files
+from common import aside, files, provenance
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
 from common.json_files import parse, read_json
@@ -40,6 +40,7 @@ NOT_IDENTITY = {
     "checkpointing",
     "chain",
 }
+SEPARATE = ("numerics", "source", "made")  # compared in ways of their own
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
@@ -76,8 +77,11 @@ class Run:
     state on several ranks. No other run can write here.
     """
 
-    def __init__(self, args, inputs, env, model, tokenizer_from):
+    def __init__(self, args, inputs, env, model, tokenizer_from, source=None, kept=None):
+        """`source`: a hash of the method's code, with which alone the run goes on. `kept`: {name:
+        tensor} that a checkpoint holds beside weights and optimiser, the same on all ranks."""
         self.folder = Path(args.out)
+        self.kept = kept or {}
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
@@ -85,6 +89,8 @@ class Run:
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
         record["numerics"] = numerics(args, env, args.micro_batch_size)
+        record["source"] = source
+        record["made"] = provenance.made_by(record["numerics"]["device"], env.world)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
         self.states = states.States(self.folder, env, args.save_minutes)
@@ -122,8 +128,10 @@ class Run:
         differing = [
             f"{k} {saved.get(k)!r} -> {v!r}"
             for k, v in self.record.items()
-            if saved.get(k) != v and k != "numerics"
+            if saved.get(k) != v and k not in SEPARATE
         ]
+        if saved.get("source", self.record["source"]) != self.record["source"]:
+            differing.append("the code of its score")
         before, now = saved.get("numerics", {}), self.record["numerics"]
         differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
@@ -135,8 +143,12 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
-        if self._begun() and (said := notice(path, before, now)):
-            print(said)
+        if self._begun():
+            made = provenance.differences(saved.get("made", {}), self.record["made"])
+            if made:
+                print(f"note: {path} was begun by another kit or machine ({made})")
+            if said := notice(path, before, now):
+                print(said)
         return None
 
     def _refuse_foreign(self):
@@ -206,7 +218,7 @@ class Run:
         From here on SIGTERM ends the run behind a step, see `save_if_due`.
         """
         if self.state:
-            states.restore(student, optimizer, self.state)
+            states.restore(student, optimizer, self.state, self.kept)
             self.state = None  # as large as the weights and the optimiser
             self.env.wait()
         self.stop.watch()
@@ -279,7 +291,7 @@ class Run:
             "tokenizer_from": str(self.tokenizer_from),
             "card": self.card(),
         }
-        self.states.save(student, optimizer, record)
+        self.states.save(student, optimizer, record, self.kept)
 
     def save_model(self, student, folder):
         """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""

@@ -1,30 +1,79 @@
 """slm.Selection on a run's data: which tokens of each micro-batch carry loss, and how much."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from slm import Selection, Weight
+from common.errors import UserError
+from slm import Tokens, Weight
 from training.columns import Columns
+from training.method_flags import k_at, selection_of
+from training.source import source_hash
+
+WINDOWS = 256  # read at a time where the whole set is ranked
 
 
 class Selector:
-    """What a `Selection` keeps of a run's micro-batches.
+    """What the slm.Selection that the flags mean keeps of a run's micro-batches.
 
-    `references`: {name of the stored values: hash of the model that they come from}.
+    `source`: a hash of the score's code. `kept`: {name: tensor} that belongs to a checkpoint.
     Raises UserError where the score needs values that are missing or do not fit.
     """
 
-    def __init__(self, selection, args, data, env):
-        self.selection = selection
+    def __init__(self, args, data, env):
         self.args = args
         self.data = data
         self.env = env
-        self.columns = Columns(selection.method, args, data, env)
-        self.references = self.columns.references
+        self.selection = selection_of(args)
+        method = self.selection.method
+        self.source = source_hash(method)
+        self.columns = Columns(method, args, data, env)
+        self.memory = self.columns.memory
+        self.kept = {"memory": self.memory.values} if self.memory else {}
+        self.of_set = self._choose_from_set() if method and args.scope == "set" else None
+        self.micro_batches = []
         self.settled = {}  # masks that are known before the forward pass, by micro-batch
         self.choices = []  # of this step, on this rank
         self.divisor = 1  # of the sum of losses
         self.exact = True  # is it what it shall be? Else `finish` corrects the gradient
+
+    def started_from(self, init):
+        """{name: hash} of the models and arrays that the score reads, for a run's identity.
+
+        `init`: the hash of the model that training starts from. Raises UserError where the stored
+        losses of that model are another's.
+        """
+        references = self.columns.references
+        got = references.get("base_loss", init)
+        if got != init:
+            args = self.args
+            raise UserError(
+                f"--base-loss {args.base_loss}: holds the losses of model {got[:12]}, --init "
+                f"{args.init} is {init[:12]}; make them with score.py --model {args.init} "
+                f"--data {args.data} --seq-len {args.seq_len} --out base_loss.bin"
+            )
+        return references
+
+    def _choose_from_set(self):
+        """--scope set: which tokens are kept, (count,) bool: a mask of all windows, made once.
+
+        Everything is ranked at once: about 40 bytes a token are held for a moment.
+        """
+        T = self.args.seq_len
+        windows = np.arange(self.data.n_windows(T))
+        parts = []
+        for start in range(0, len(windows), WINDOWS):
+            some = windows[start : start + WINDOWS]
+            valid = self.data.valid(some, T)
+            tokens = self.columns.tokens(0, some, valid)
+            parts.append({**vars(tokens), "valid": self.env.tensor(valid)})
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        valid = whole.pop("valid")
+        mask = self.selection.mask(Tokens(**whole), valid)
+        kept = np.zeros(len(windows) * T + 1, bool)
+        kept[1:] = mask.flatten().cpu().numpy()
+        return kept[: self.data.count]
 
     # ----------------------------------------------------------------------------------------------
     # before the gradient
@@ -39,6 +88,8 @@ class Selector:
         """
         self.settled = {}
         self.choices = []
+        self.micro_batches = micro_batches
+        self.selection = replace(self.selection, k=k_at(step, self.args))
         selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
         together = selection.scope == "batch" and len(micro_batches) > 1
@@ -59,6 +110,10 @@ class Selector:
 
     def _settle(self, student, step, micro_batches, together):
         """The mask of each micro-batch, (B, T) bool or weights."""
+        if self.of_set is not None:
+            T = self.args.seq_len
+            cut = [self.data.cut(self.of_set, windows, T, fill=0) for windows in micro_batches]
+            return [self.env.tensor(mask) for mask in cut]
         if not together:
             return [self._mask(step, windows) for windows in micro_batches]
         predicted = {}
@@ -95,7 +150,7 @@ class Selector:
         """What `keep` and `ranked` need for micro-batch i; `valid` (B, T) on the device."""
         known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
         choice = Choice(self.selection, known, valid, self.settled.get(i))
-        if not self.exact:
+        if not self.exact or self.memory:
             self.choices.append(choice)
         return choice
 
@@ -103,13 +158,19 @@ class Selector:
     # behind the last backward pass of a step
 
     def finish(self, student):
-        """Correct the gradient where the divisor is known only now: one sum over all ranks."""
-        if self.exact:
-            return
-        sums = torch.stack([choice.amount() for choice in self.choices])
-        true = self.env.total(sums.sum())
-        # Nothing kept: no gradient. All weights 1: exactly 1.
-        scale_gradients(student, torch.where(true > 0, self.divisor / true, 0.0))
+        """Correct the gradient where the divisor is known only now: one sum over all ranks.
+
+        And remember what the score wants to know of these tokens the next time.
+        """
+        if not self.exact:
+            sums = torch.stack([choice.amount() for choice in self.choices])
+            true = self.env.total(sums.sum())
+            # Nothing kept: no gradient. All weights 1: the factor is exactly 1.
+            scale_gradients(student, torch.where(true > 0, self.divisor / true, 0.0))
+        if self.memory and self.selection.method:
+            mine = torch.stack([choice.remembered() for choice in self.choices])
+            for windows, values in zip(self.micro_batches, self.env.interleave(mine)):
+                self.memory.put(windows, values)
 
 
 def scale_gradients(module, factor):
@@ -124,7 +185,7 @@ def scale_gradients(module, factor):
 class Choice:
     """The selection among the targets of one micro-batch."""
 
-    def __init__(self, selection: Selection, tokens, valid, settled):
+    def __init__(self, selection, tokens, valid, settled):
         self.selection = selection
         self.tokens = tokens
         self.valid = valid
@@ -151,6 +212,10 @@ class Choice:
         if self.selection.method.per == "kept":
             return (self.kept != 0).double().sum()
         return self.kept.double().sum()
+
+    def remembered(self):
+        """What `remember` gives of these tokens, (B, T)."""
+        return self.selection.method.remember(self.selection.seen(self.tokens, self.valid)).float()
 
     def ranked(self):
         """What was ranked, or the weights, (B, T), after `keep`; None where there is no ranking."""

@@ -30,6 +30,7 @@ from tools.explore.spelling import spell
 from training.finished import arguments
 
 TOP = 3  # predictions shown
+SCOPES = ("micro", "sequence", "batch")  # that the page can show
 BUDGET = 2_900_000  # bytes of the page up to which it holds every snapshot's predictions
 
 
@@ -87,7 +88,7 @@ def settings(args, saved, data, steps):
         "k": saved.get("k", 1.0),
         "top": TOP,
         "score": saved.get("score", "excess"),
-        "scope": saved.get("scope", "micro"),
+        "scope": saved["scope"] if saved.get("scope") in SCOPES else "micro",
         "snapshots": [{"step": step} for step in steps],
         "kinds": data.kinds,
         "sources": [source["name"] for source in sources] or ["all"],
