@@ -68,7 +68,9 @@ class Head(torch.autograd.Function):
             weights = None  # None: 1 in each kept row
             parts = chunks
             if count != N:  # choose first
-                if hold:
+                if hold and count is None:
+                    logits = in_chunks(h, w, chunks)
+                elif hold:
                     logits = product(h, w.T)  # (N, V)
                 for part in chunks:
                     z = product(h[part], w.T) if logits is None else logits[part]
@@ -132,6 +134,18 @@ def product(a, b):
     if a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
     return a @ b
+
+
+def in_chunks(h, w, chunks):
+    """product(h, w.T), (N, V), to the bit what one pass over chunks makes: weights of 1 are then
+    plain training."""
+    if len(chunks) == 1:
+        return product(h, w.T)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    logits = torch.empty(len(h), len(w), device=h.device, dtype=wide)
+    for part in chunks:
+        logits[part] = product(h[part], w.T)
+    return logits
 
 
 def measure(logits, targets, part, losses, also):

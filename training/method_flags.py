@@ -1,5 +1,6 @@
 """train_slm.py's flags of the method: what they are, and what they mean together."""
 
+import argparse
 import inspect
 
 import methods  # noqa: F401  more scores, by name
@@ -66,9 +67,9 @@ def steps_of(schedule):
         found.append((share(start) if start else 0.0, share(k)))
     starts = [start for start, _ in found]
     if starts[0] != 0 or sorted(set(starts)) != starts:
-        raise UserError(
-            f"--k: got {schedule[:SHOWN]}, wanted K:K@SHARE with shares of the steps that rise, "
-            f"such as 1.0:0.6@0.3"
+        raise argparse.ArgumentTypeError(
+            f"got {schedule[:SHOWN]}, wanted K:K@SHARE with shares of the steps that rise, such as "
+            f"1.0:0.6@0.3"
         )
     return found
 
