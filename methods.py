@@ -28,7 +28,7 @@ def rel(t):
 
 
 def clean(t):
-    """b - r: what the reference has learnt, fixed for the whole set. Token Cleaning (2502.01968)."""
+    """b - r: what the reference has learnt, over the whole set. Token Cleaning (2502.01968)."""
     return t.base_loss - t.ref_loss
 
 
@@ -160,14 +160,15 @@ PREDICTION["entropy_20"] = entropy_20
 
 
 def eaft(t, power=1.0):
-    """(H of the 20 likeliest / 3)^power: EAFT (2601.02151). 3 is nearly ln 20, the most it can be."""
+    """(H of the 20 likeliest / 3)^power: EAFT (2601.02151). 3 is nearly ln 20, the highest H."""
     return (t.entropy_20 / 3) ** power
 
 
 def soft_excess(t, floor=0.5):
-    """|l - r| over its mean, mixed with 1: Helm et al. (2503.09202), dense, with r for a short context.
+    """|l - r| over its mean, mixed with 1: Helm et al. (2503.09202), their dense form.
 
-    The mean is over the tokens that are ranked together (--scope). The default of `floor` is ours.
+    Ours: r in place of the loss with a short context, the default of `floor`, and that the mean is
+    over the tokens that are ranked together (--scope).
     """
     return floor + (1 - floor) * over_mean((t.loss - t.ref_loss).abs(), t)
 
@@ -178,7 +179,10 @@ def sigmoid_excess(t, tau=1.0):
 
 
 def longce(t, most=5.0):
-    """min(p / p_short, 5) = min(e^(s - l), 5): LongCE (2410.23771). p_short is stored, not made anew."""
+    """min(p / p_short, 5) = min(e^(s - l), 5): LongCE (2410.23771).
+
+    Ours: p_short is that of one stored pass, not of the student as it is now.
+    """
     return (t.short_loss - t.loss).exp().clamp(max=most)
 
 

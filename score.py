@@ -54,7 +54,7 @@ def arguments(argv=None):
     group.add_argument(
         "--context",
         type=whole(2),
-        help="tokens that a prediction sees at most, and half of them at least; default: the window",
+        help="most tokens that a prediction sees, and at least half as many; default: the window",
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token set first")
     group = parser.add_argument_group("machine")

@@ -49,7 +49,7 @@ def made_by(device, ranks):
 
 
 def differences(before, now):
-    """ "commit a -> b; Python c -> d" of what differs between two records; "" where nothing does."""
+    """What differs between two records, such as "commit a -> b; Python c -> d"; else ""."""
     found = []
     for key, title in SAID.items():
         if key in before and before[key] != now[key]:

@@ -116,7 +116,7 @@ def top(of_each, score):
 
 
 def whole(of_each, score, piece_of):
-    """Pieces by their mean score, best first, until the number of tokens is nearest to the share."""
+    """Pieces by mean score, best first, until the number of tokens is nearest to the share."""
     pieces = {}
     for at, v in of_each.items():
         pieces.setdefault(piece_of(at, v), []).append(at)
@@ -212,7 +212,7 @@ def test_choice_loss_and_gradient_are_those_of_the_formula(name):
 
 @pytest.mark.parametrize("name", ["dft", "deft"])
 def test_weights_are_the_gradient_of_the_papers_own_loss(name):
-    """-p, and -(p^c - 1) / c with c held: their gradients by autograd, through our heads' weights."""
+    """-p, and -(p^c - 1) / c with c held: their gradients by autograd, against our weights."""
     model, x, y, stored, valid, _ = world()
     plain = copy.deepcopy(model)
     log_p = logits_of(plain, x).log_softmax(-1)

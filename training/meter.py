@@ -45,7 +45,7 @@ class Meter:
         """The step's record: number kept, mean losses, lowest kept score, share kept by kind.
 
         Of weights: the number above 0, the weighted mean loss, the mean weight of each kind. Raises
-        UserError where a score or weight is wrong, or all weights are 0: nothing was learnt rightly.
+        UserError where a score or weight is wrong, or all weights are 0.
         """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)

@@ -19,8 +19,8 @@ def add_method(parser):
     add(
         "--k",
         type=share_or_schedule,
-        help=f"share of the tokens that is kept (default {K}); 1.0:0.6@0.3: 1.0 for the first 30 %% "
-        f"of the steps, then 0.6",
+        help=f"share of the tokens that is kept (default {K}); 1.0:0.6@0.3: 1.0 for the first "
+        f"30 %% of the steps, then 0.6",
     )
     add("--score", default="excess", choices=[*slm.SCORES], help="what tokens are ranked by")
     add("--set", action="append", metavar="NAME=VALUE", help="a number of the score's function")

@@ -114,7 +114,8 @@ def version_of(value):
     """What stands for a source that cannot be read: the compiled code, or the package's version."""
     code = getattr(value, "__code__", None)
     if code:
-        return f"Python {platform.python_version()} {code.co_code} {code.co_names}"
+        constants = [const for const in code.co_consts if not isinstance(const, types.CodeType)]
+        return f"Python {platform.python_version()} {code.co_code} {code.co_names} {constants}"
     package = (getattr(value, "__module__", None) or "").partition(".")[0]
     try:
         return importlib.metadata.version(package)

@@ -130,7 +130,7 @@ def test_losses_of_another_start_are_refused(stage, scored):
 
 
 def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
-    """Against a forward pass for each piece of 8 tokens: the second half of each, the first's all."""
+    """Against a forward pass of each piece of 8 tokens: its second half, of the first one all."""
     args = f"--model m {SCORING} --out short_loss.bin"
     assert stage(score, f"{args} --context 8")[0] == 0
     code, _, err = stage(score, args)
@@ -183,8 +183,7 @@ def test_bad_lines(stage, inputs, monkeypatch, flags, message):
         monkeypatch.setitem(slm.SCORES, name, weight)
     monkeypatch.setitem(slm.SCORES, "unknown", slm.Score(lambda t: t.quality, needs=("quality",)))
     code, _, err = stage(train_slm, f"{SLM} --steps 2 --out a {flags}")
-    assert code == 2 and message in err, err
-    assert len(err.strip().splitlines()) == 1
+    assert code == 2 and message in err.splitlines()[-1], err
 
 
 def test_a_schedule_switches_k(stage, inputs):
