@@ -1,7 +1,7 @@
 """Is a fused linear cross-entropy right where each token has a loss and a factor of its own?
 
-    python -m tools.conformance                              # the kit's heads and others' that are here
-    python -m tools.conformance --head my_module:my_losses   # one's own, and nothing else
+    python -m tools.conformance                              # the kit's heads, and others'
+    python -m tools.conformance --head my_module:my_losses   # one's own alone
 
 A head is a function (hidden (N, C), weight (V, C), targets (N,), -100 where ignored) -> losses (N,)
 with a gradient. Everything is compared with full logits in fp64. The exit code is 1 where one that
