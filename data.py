@@ -10,69 +10,23 @@ loss that was stored once (score.py) be used in any order of training (train_slm
 """
 
 import dataclasses
-import hashlib
-import json
-import mmap
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from common import files
-from common.checksums import Checked
-from common.errors import UserError
-from common.files import write_atomic
+from common.checksums import Checked, file_hash
+from common.errors import UserError, command
 from common.json_files import SHOWN, regular_size
-from common.records import at_least, between, one_of, read_json, read_record
+from common.mapped import forget, refuse_cut
+from common.records import FINITE, at_least, between, one_of, read_record
 
 FORMAT = 1
 STORED_FORMAT = 2  # of the note beside stored losses
 PLACES = 64  # in stored losses that are looked at when they are opened
 PIECE = 1024  # values at each of them
-BLOCK = 1 << 20  # bytes read at a time when a whole file is hashed
+BLOCK = 1 << 20  # values of a mask that are read at a time
 REMAKE = "make it again: the same prepare.py command with --overwrite"
-
-
-def token_dtype(vocab_size):
-    return np.dtype("<u2") if vocab_size < 65536 else np.dtype("<u4")
-
-
-def file_hash(path, sampled=False):
-    """sha256 of a file's bytes.
-
-    `sampled`: of 64 blocks of 4 KiB spread over it, for a check that costs nothing.
-    """
-    digest = hashlib.sha256()
-    size = os.path.getsize(path)
-    with open(path, "rb", buffering=0) as file:
-        if sampled:
-            digest.update(str(size).encode())
-            for i in range(64):
-                file.seek(max(0, size - 4096) * i // 63)
-                digest.update(file.read(4096))
-        else:
-            while block := file.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def forget(array):
-    """Take the pages of a memory map out of this process, so that it does not grow with reading.
-
-    They stay in the system's cache. Does nothing with other arrays.
-    """
-    if isinstance(array, np.memmap):
-        array._mmap.madvise(mmap.MADV_DONTNEED)
-
-
-def refuse_cut(array):
-    """Raises UserError where a mapped file has become shorter: to read on would be a bus error."""
-    if isinstance(array, np.memmap) and os.stat(array.filename).st_size < array.nbytes:
-        raise UserError(
-            f"{array.filename}: was cut while it was in use; bring the whole file back, then the "
-            f"same command goes on"
-        )
 
 
 @dataclasses.dataclass
@@ -114,9 +68,10 @@ class TokenSet:
     def __init__(self, folder, verify=False):
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise UserError(
-                f"token set: {folder} is not a folder; make one with prepare.py --out {folder}"
+            remedy = command(
+                "prepare.py", "--source", "TEXT", "--tokenizer", "MODEL", "--out", folder
             )
+            raise UserError(f"token set: {folder} is not a folder; make one with {remedy}")
         header = read_record(self.folder / "meta.json", Header, "token set", REMAKE)
         self.meta = dataclasses.asdict(header)
         self.count = header.count
@@ -269,105 +224,28 @@ class Loader:
         return [windows[i : i + micro_batch_size] for i in starts]
 
 
-class TokenSetWriter:
-    """Writes a token set piece by piece; after a kill it goes on where `mark` was called last.
-
-    The arrays grow in NAME.partial files; `finish` hashes and renames them and writes meta.json
-    last: a folder with meta.json is complete. `state` is what the last `mark` was given (None at
-    the start).
-    """
-
-    NAMES = {"tokens": "tokens.bin", "loss_mask": "loss_mask.bin", "kind": "kind.bin"}
-
-    def __init__(self, folder, vocab_size, arrays=("tokens",), plan=None):
-        """`arrays`: which of tokens, loss_mask and kind are written.
-
-        `plan` (JSON): what identifies this job, sources and settings. What another plan left
-        unfinished is started over.
-        """
-        self.folder = Path(folder)
-        self.vocab_size = vocab_size
-        self.plan = plan
-        files.make_folder(self.folder)
-        self.dtypes = {name: np.dtype(np.uint8) for name in arrays}
-        self.dtypes["tokens"] = token_dtype(vocab_size)
-        self.count = 0
-        self.state = None
-        self._undo_renames()
-        self._go_on()
-        self.files = {}
-        for name, dtype in self.dtypes.items():
-            self.files[name] = files.Growing(self._partial(name), self.count * dtype.itemsize)
-
-    def _undo_renames(self):
-        """After a kill inside `finish`: arrays that were renamed already are partial again."""
-        if (self.folder / "meta.json").exists():
-            return
-        for name in self.dtypes:
-            path = self.folder / self.NAMES[name]
-            if path.exists() and not self._partial(name).exists():
-                files.rename(path, self._partial(name))
-
-    def _go_on(self):
-        """Take up `count` and `state` of the last mark, if it was this plan's and all is there."""
-        progress = self.folder / "progress.json"
-        if not progress.exists():
-            return
-        saved = read_json(progress, "progress of an unfinished token set")
-        if saved["plan"] != json.loads(json.dumps(self.plan)):
-            return
-        for name, dtype in self.dtypes.items():
-            path = self._partial(name)
-            if not path.exists() or path.stat().st_size < saved["count"] * dtype.itemsize:
-                return
-        self.count = saved["count"]
-        self.state = saved["state"]
-
-    def _partial(self, name):
-        return self.folder / (self.NAMES[name] + ".partial")
-
-    def append(self, **arrays):
-        """Append one piece: an array of equal length for each name."""
-        lengths = {len(a) for a in arrays.values()}
-        assert set(arrays) == set(self.dtypes) and len(lengths) == 1, (set(arrays), lengths)
-        for name, array in arrays.items():
-            self.files[name].write(np.ascontiguousarray(array, self.dtypes[name]).tobytes())
-        self.count += lengths.pop()
-
-    def mark(self, state):
-        """What was appended so far survives a kill; `state` (JSON) says where to go on."""
-        for file in self.files.values():
-            file.to_disk()
-        progress = {"plan": self.plan, "count": self.count, "state": state}
-        write_atomic(self.folder / "progress.json", json.dumps(progress))
-
-    def finish(self, **meta):
-        """Close the set. `meta`: tokenizer (hash), sources, seed, kinds ... Returns the set."""
-        for name, file in self.files.items():
-            file.to_disk()
-            file.close()
-            files.rename(self._partial(name), self.folder / self.NAMES[name])
-        path = self.folder / "tokens.bin"
-        header = {
-            "format": FORMAT,
-            "count": self.count,
-            "dtype": self.dtypes["tokens"].str,
-            "vocab_size": self.vocab_size,
-            **meta,
-            "sha256": file_hash(path),
-            "sample_sha256": file_hash(path, sampled=True),
-        }
-        write_atomic(self.folder / "meta.json", json.dumps(header, indent=1))
-        files.remove(self.folder / "progress.json")
-        return TokenSet(self.folder)
-
-
 def entropy_path(ref_loss):
     """Where score.py --entropy puts the entropies that belong to a file of losses."""
     path = Path(ref_loss)
     if "ref_loss" in path.name:
         return path.with_name(path.name.replace("ref_loss", "ref_entropy"))
     return path.with_name(path.stem + ".entropy" + path.suffix)
+
+
+@dataclasses.dataclass
+class Validation:
+    """The reference's mean loss on a validation set, in the windows and precision of the rest."""
+
+    data: str  # the set's hash
+    loss: Annotated[float, FINITE]  # nats per target
+    name: str = ""  # the folder that score.py --val named
+
+
+@dataclasses.dataclass
+class Entropies:
+    """How far a pass of their own has come (`score.py --entropy` beside losses)."""
+
+    n_scored: Annotated[int, at_least(0)]
 
 
 @dataclasses.dataclass
@@ -382,6 +260,11 @@ class Note:
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
     context: Annotated[int, at_least(1)] | None = None  # tokens; None: all of the window
+    model: str | None = None  # the reference, as it was named
+    revision: str | None = None
+    entropy: bool = False  # are there entropies of all that was scored?
+    entropies: Entropies | None = None
+    validation: list[Validation] = dataclasses.field(default_factory=list)
     # What its rounding depends on (common/numerics.py):
     dtype: str | None = None
     document_mask: bool = False
@@ -390,6 +273,22 @@ class Note:
     attention: str | None = None
     micro_batch: int | None = None
     torch: str | None = None
+
+
+def score_command(ref_loss, token_set, seq_len, numerics, meta=None):
+    """How the losses that a run needs are made, for a message. `meta`: of those that are there."""
+    meta = meta or {}
+    words = ["score.py", "--model", meta.get("model") or "REFERENCE"]
+    if meta.get("revision"):
+        words += ["--revision", meta["revision"]]
+    words += ["--data", token_set.folder, "--seq-len", seq_len, "--out", ref_loss]
+    if meta.get("context"):
+        words += ["--context", meta["context"]]
+    if "dtype" in numerics:
+        words += ["--dtype", numerics["dtype"]]
+    if numerics.get("document_mask"):
+        words.append("--document-mask")
+    return command(*words)
 
 
 class Stored:
@@ -401,53 +300,62 @@ class Stored:
     is not what the caller trains with.
     """
 
-    def __init__(
-        self, ref_loss, token_set, seq_len, entropy=False, numerics=None, model="REFERENCE"
-    ):
+    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None, wanted=None):
         """`ref_loss`: the file of losses; `entropy`: open the entropies stored with them.
 
         `numerics`: how the student computes (common/numerics.py), where that has to be the
-        reference's way. `model`: what makes them, for messages.
+        reference's way. `wanted`: {"model": ..., "context": ...} of what makes them, for messages.
         """
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
         self.set = token_set
-        command = f"score.py --data {token_set.folder} --seq-len {seq_len} --out {ref_loss}"
-        if not self.path.exists():
-            if entropy:
-                command += " --entropy --overwrite"  # losses and entropies are made together
+        numerics = numerics or {}
+        if not Path(ref_loss).exists():
+            remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted)
             raise UserError(
-                f"reference losses: {self.path} does not exist; make it with {command} "
-                f"--model {model}"
+                f"reference losses: {ref_loss} does not exist; make it with {remedy}"
+                f"{' --entropy' if entropy else ''}"
             )
-        again = f"{command} --model {model} --overwrite"
         path = Path(ref_loss).with_suffix(".json")
-        note = read_record(path, Note, "reference losses", f"score again: {again}")
+        remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted) + " --overwrite"
+        note = read_record(path, Note, "reference losses", f"score again: {remedy}")
         self.meta = dataclasses.asdict(note)
-        self._check(numerics or {}, again)
+        remedy = score_command(ref_loss, token_set, seq_len, numerics, self.meta)
+        again = f"{remedy}{' --entropy' if entropy else ''} --overwrite"
+        self._check(numerics, again)
+        if entropy and not (note.entropy and self.path.exists()):
+            raise UserError(
+                f"reference losses: {self.path} does not exist or is not whole; make it with "
+                f"{remedy} --entropy"
+            )
+        size = regular_size(self.path, "reference losses")
+        if size != 2 * token_set.count:
+            raise UserError(
+                f"reference losses: {self.path} has a size in bytes of {size}, this run has "
+                f"{2 * token_set.count}; score again: {again}"
+            )
         checksums = self.meta["checksums"].get(self.path.name, [])
         self.checked = Checked(self.path, checksums, f"score again: {again}")
         self.values = np.memmap(self.path, "<f2", "r")
         self._check_values(again)
 
-    def _check(self, numerics, command):
+    def _check(self, numerics, remedy):
         meta = self.meta
-        size = regular_size(self.path, "reference losses")
-        dtype = numerics.get("dtype", meta["dtype"])
-        mask = numerics.get("document_mask", meta["document_mask"])
-        mask_flag = " --document-mask" if mask else ""
-        for what, got, wanted, flag in (
-            ("losses of token set", meta["data"], self.set.hash, ""),
-            ("a length of", meta["count"], self.set.count, ""),
-            ("a size in bytes of", size, 2 * self.set.count, ""),
-            ("windows of", meta["seq_len"], self.seq_len, ""),
-            ("the precision", meta["dtype"], dtype, f" --dtype {dtype}"),
-            ("the document mask", meta["document_mask"], mask, mask_flag),
+        for what, got, wanted in (
+            ("losses of token set", meta["data"], self.set.hash),
+            ("a length of", meta["count"], self.set.count),
+            ("windows of", meta["seq_len"], self.seq_len),
+            ("the precision", meta["dtype"], numerics.get("dtype", meta["dtype"])),
+            (
+                "the document mask",
+                meta["document_mask"],
+                numerics.get("document_mask", meta["document_mask"]),
+            ),
         ):
             if got != wanted:
                 raise UserError(
                     f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
-                    f"{wanted}; score again: {command}{flag}"
+                    f"{wanted}; score again: {remedy}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

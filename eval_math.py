@@ -20,9 +20,11 @@ from common.device import Env  # first: it sets how torch's threads wait
 import torch
 
 from common.command_line import Parser, add_machine, whole
-from common.errors import UserError, cli
-from common.files import is_ours, own_folder, refuse_overlap, taking_turns, write_atomic
-from common.records import read_json
+from common.errors import UserError, cli, command
+from common.files import write_atomic
+from common.locks import taking_turns
+from common.owned import is_ours, own_folder, refuse_overlap
+from common.records import as_record, read_json
 from evaluation import results as report
 from evaluation import tasks, unfinished
 from evaluation.answers import end_of_hashes
@@ -129,7 +131,7 @@ def check(args):
     if not args.model:
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
     if args.tasks == [DEMO] and not Path(DEMO).exists():
-        raise UserError(f"--tasks: {DEMO} is not there yet; python prepare.py writes it")
+        raise UserError(f"--tasks: {DEMO} is not there yet; make it with {command('prepare.py')}")
     own = [task for task in args.tasks if tasks.check(task).own]
     if args.mode == "tool" and own:
         raise UserError(f"--mode tool: {own[0]} has chain of thought only; name other --tasks")
@@ -212,7 +214,8 @@ class Subject:
         if not path.exists():
             return []
         eos = read_json(path, "model").get("eos_token_id")
-        return eos if isinstance(eos, list) else [eos]
+        eos = eos if isinstance(eos, list) else [eos]
+        return as_record(eos, list[int | None], f"model: {path}: eos_token_id")
 
     def batch_tokens(self):
         """How many tokens the KV cache holds: as asked for, or as the memory allows."""
@@ -308,8 +311,8 @@ def note_exact_match(folder, task, verdicts):
     path = folder / "summary.json"
     if not (path.exists() and (folder / "args.json").exists() and is_ours(path)):
         return
-    data = Path(read_json(folder / "args.json", "run").get("data", ""))
-    if data.resolve().parent == Path(task).resolve().parent:
+    data = read_json(folder / "args.json", "run").get("data")
+    if isinstance(data, str) and Path(data).resolve().parent == Path(task).resolve().parent:
         share = sum(verdict["strict"] for verdict in verdicts) / max(len(verdicts), 1)
         with taking_turns(folder):
             summary = {**read_json(path, "run"), "exact_match": share}

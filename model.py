@@ -1,10 +1,10 @@
-"""The transformer: Llama, TinyLlama, Mistral, Rho-1, SmolLM2, under Hugging Face's own names.
+"""The transformer: Llama, Mistral, Qwen2, Qwen3 and their like, under Hugging Face's own names.
 
 RMSNorm, rotary positions (half-split, as Hugging Face stores them), grouped-query attention,
-SwiGLU, optional sliding window, tied or untied head. `Transformer` returns the hidden states after
-the final norm. What is done with the head (full logits, kept rows only, the last position only) is
-the caller's business: slm.py, training/heads.py, evaluation/generate.py. Reading and writing
-Hugging Face folders is in hf/checkpoint.py.
+SwiGLU, optional sliding window, normed queries and keys, tied or untied head. `Transformer`
+returns the hidden states after the final norm. What is done with the head (full logits, kept rows
+only, the last position only) is the caller's business: slm.py, training/heads.py,
+evaluation/generate.py. Reading and writing Hugging Face folders is in hf/checkpoint.py.
 """
 
 import math
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from common.attention import attend_in_blocks, text_mask
 
 
 @dataclass
@@ -39,6 +41,9 @@ class Config:
     sliding_window: int | None = None
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # bias of q, k, v and o
+    # Two that no config.json names: they follow from its model_type, see hf/config.py.
+    qkv_bias: bool = False  # bias of q, k and v
+    qk_norm: bool = False  # each head's query and key is normed before it is rotated
     mlp_bias: bool = False
     model_type: str = "llama"
     bos_token_id: int | None = None
@@ -148,8 +153,8 @@ class RMSNorm(nn.Module):
         shape = (x.shape[-1],)
         device = x.device.type
         if torch.is_autocast_enabled(device):
-            # x is fp32. Cast here, once, and not in each of the products that follow.
-            scaled = F.rms_norm(x, shape, self.weight.float(), self.eps)
+            # The residual stream is fp32. Cast here, once, and not in each product that follows.
+            scaled = F.rms_norm(x.float(), shape, self.weight.float(), self.eps)
             return scaled.to(torch.get_autocast_dtype(device))
         # normalised in fp32, cast back, then scaled: the order matters in bf16
         normed = F.rms_norm(x.float(), shape, eps=self.eps).to(x.dtype)
@@ -159,8 +164,10 @@ class RMSNorm(nn.Module):
 def attend(q, k, v, mask=None):
     """Attention of q (B, H, T, D) over k and v (B, H_kv, S, D) -> (B, H, T, D).
 
-    `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look.
+    `mask` None: causal; else (B or 1, 1, T, S) bool, True = may look, or a BlockMask.
     """
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        return attend_in_blocks(q, k, v, mask)
     shared = k.shape[1] != q.shape[1]
     if shared and mask is not None:  # masked kernels do not take shared heads
         group = q.shape[1] // k.shape[1]
@@ -181,10 +188,13 @@ class Attention(nn.Module):
         self.kv_heads = c.num_key_value_heads
         self.head_dim = c.head_dim
         self.attend = attend  # another form may stand here, see training/pruned.py
-        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=c.attention_bias)
+        bias = c.attention_bias or c.qkv_bias
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=bias)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=bias)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, mask=None, store=None):
         """x (B, T, C) -> (B, T, C). `mask`: as in `attend`.
@@ -196,7 +206,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
         if store is not None:
             parts = store(k, v)
             if T == 1:
@@ -289,11 +300,10 @@ class Transformer(nn.Module):
         angles = positions[:, None, :, None].float() * self.frequencies  # (B or 1, 1, T, D / 2)
         cos, sin = angles.cos(), angles.sin()
         length = T if cache is None else shared + min(cache.used + T, cache.keys[0].shape[2])
-        # an empty cache needs no mask: causal attention hides the padding on the right
-        if documents is not None:
-            mask = document_mask(documents, self.config.sliding_window)
-        else:
-            mask = self._mask(positions, length, cache is not None and (length > T or T == 1))
+        if cache is None:
+            mask = text_mask(documents, self.config.sliding_window, T, x.device)
+        else:  # an empty one needs no mask: causal attention hides the padding on the right
+            mask = self._mask(positions, length, length > T or T == 1)
         for i, layer in enumerate(self.model.layers):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
@@ -346,16 +356,6 @@ def documents_of(tokens, end):
     begins[:, 1:] = ends[:, :-1] == 1
     starts = torch.where(begins, places, 0).cummax(1).values
     return documents, places - starts
-
-
-def document_mask(documents, window=None):
-    """Which tokens each may see, (B, 1, T, T): those before it, in its document, in the window."""
-    places = torch.arange(documents.shape[1], device=documents.device)
-    distance = places[:, None] - places
-    mask = (documents[:, :, None] == documents[:, None, :]) & (distance >= 0)
-    if window is not None:
-        mask &= distance < window
-    return mask[:, None]
 
 
 def initialise(model, seed):

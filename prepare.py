@@ -7,6 +7,7 @@ r"""Stage 0: text -> token sets.
         --mask-prompt --tokenizer out/base --out data/sft    # fine-tuning data
     python prepare.py --source hf:open-web-math/open-web-math --max-tokens 1000000000 \
         --decontaminate gsm8k math --tokenizer TinyLlama/TinyLlama_v1.1 --out data/owm
+    python prepare.py --source web.parquet --val-share 0.01 --tokenizer out/base --out data/web
     python prepare.py --source data/web data/curated data/curated --out data/mixed
 
 A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file (one
@@ -27,20 +28,31 @@ each single document whole. After a kill the same command goes on where it stopp
 identical files.
 """
 
+import copy
 import os
 from pathlib import Path
 
-from common.command_line import COUNTED, SEEDS, THREADS, Parser, whole
+from common.checksums import file_hash
+from common.command_line import Parser
 from common.errors import UserError, cli
-from common.files import refuse_overlap
-from data import file_hash
+from common.owned import refuse_overlap
 from hf.tokenizer import Tokenizer, train_bpe
+from text import arguments as flags
 from text import reading
 from text.building import Settings, build
 from text.contents import close_notes, notes_of, verify
 from text.decontaminate import SHORTEST, Decontaminator
+from text.held_out import FOLDER, Side
 from text.sources import LONGEST, open_set, sources_of
 
+NOT_OF_THE_DEMO = [
+    "tokenizer",
+    "max_tokens",
+    "text_field",
+    "prompt_field",
+    "decontaminate",
+    "val_share",
+]
 TRAIN_BYTES = 10_000_000  # text that --train-vocab learns from
 SMALLEST_VOCABULARY = 257
 # The same line in every problem with choices, and so no part of one:
@@ -51,112 +63,18 @@ def arguments(argv=None):
     """The command line. Raises UserError."""
     about = "\n\n".join(__doc__.split("\n\n")[:2])  # what it is, and commands to start from
     parser = Parser(about)
-    add_input_and_output(parser.add_argument_group("what goes in and out"))
-    add_records(parser.add_argument_group("records (.jsonl, .json and .parquet)"))
-    add_tokenizer(
+    flags.add_input_and_output(parser.add_argument_group("what goes in and out"))
+    flags.add_records(parser.add_argument_group("records (.jsonl, .json and .parquet)"))
+    flags.add_tokenizer(
         parser.add_argument_group(
             "tokenizer (one of these; a token set in --source brings its own)"
         )
     )
-    add_workers(parser.add_argument_group("machine"))
+    flags.add_workers(parser.add_argument_group("machine"))
     args = parser.parse_args(argv)
     check(args)
     args.form, args.fields = form_and_fields(args)
     return args
-
-
-def add_input_and_output(group):
-    group.add_argument(
-        "--source",
-        nargs="+",
-        default=["demo"],
-        help="files (.txt .jsonl .jsonl.gz .jsonl.zst .json .parquet), token sets, data sets on "
-        "the hub (hf:REPO[:CONFIG][:SPLIT][@REVISION]) (default: demo)",
-    )
-    group.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder of the token set (default with the demo: data/demo, or data/demo-seedS)",
-    )
-    group.add_argument(
-        "--overwrite", action="store_true", help="start over, whatever token set lies in --out"
-    )
-    group.add_argument(
-        "--verify",
-        action="store_true",
-        help="make nothing: check the finished set in --out, and the files that it was made of",
-    )
-    group.add_argument(
-        "--max-tokens", type=whole(2, COUNTED), help="stop after exactly N tokens (default: all)"
-    )
-    group.add_argument(
-        "--mix",
-        nargs="+",
-        type=float,
-        metavar="W",
-        help="each --source's part of --max-tokens (default: all of the first one, then the next)",
-    )
-    group.add_argument(
-        "--decontaminate",
-        nargs="+",
-        metavar="TASK",
-        help="leave out documents that hold a problem of these test sets (gsm8k math ...)",
-    )
-    group.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="folder with the test sets' eval/ (default: download them)",
-    )
-    group.add_argument(
-        "--seed", type=whole(0, SEEDS), default=0, metavar="S", help="of the demo's text"
-    )
-
-
-def add_records(group):
-    group.add_argument(
-        "--text-field",
-        help="field with the text (default: known formats by their fields' names, else text)",
-    )
-    group.add_argument("--prompt-field", help="fine-tuning data: field with the prompt")
-    group.add_argument("--response-field", help="fine-tuning data: field with the response")
-    group.add_argument(
-        "--mask-prompt",
-        action="store_true",
-        help="the prompt's tokens are no targets (loss_mask.bin)",
-    )
-    group.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="leave out broken records, count them, and go on (default: stop at the first)",
-    )
-    group.add_argument(
-        "--max-document-bytes",
-        type=whole(1, COUNTED),
-        default=LONGEST,
-        help="a longer line, record or .txt file counts as broken (default: 64 MiB)",
-    )
-
-
-def add_tokenizer(group):
-    group.add_argument("--tokenizer", help="folder or file of a tokenizer, or a model's hub id")
-    group.add_argument(
-        "--train-vocab",
-        type=int,
-        help="train a byte-level BPE of N tokens on the first 10 MB of text, an equal share of "
-        "each source (default with the demo: 512)",
-    )
-
-
-def add_workers(group):
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    group.add_argument(
-        "--workers",
-        type=whole(1, THREADS),
-        default=cores,
-        help=f"processes that tokenise (default: one for each core, here {cores})",
-    )
 
 
 def check(args):
@@ -172,6 +90,10 @@ def check(args):
         raise UserError("--text-field and --prompt-field: got both, wanted one")
     if args.tokenizer and args.train_vocab:
         raise UserError("--tokenizer and --train-vocab: got both, wanted one")
+    if args.val_share is not None and not 0 < args.val_share < 1:
+        raise UserError(
+            f"--val-share: got {args.val_share:g}, wanted a share between 0 and 1, such as 0.01"
+        )
     if args.mix:
         positive = all(0 < weight < float("inf") for weight in args.mix)
         if not (positive and len(args.mix) == len(args.source) and args.max_tokens):
@@ -201,7 +123,7 @@ def form_and_fields(args):
 
 def prepare_demo(args):
     """The demo's token sets and test problems (demo/sets.py). Raises UserError."""
-    for name in ("tokenizer", "max_tokens", "text_field", "prompt_field", "decontaminate"):
+    for name in NOT_OF_THE_DEMO:
         if getattr(args, name) is not None:
             raise UserError(f"{flag(name)}: does not go with --source demo; name files as --source")
     from demo import sets
@@ -210,7 +132,10 @@ def prepare_demo(args):
 
 
 def prepare_files(args):
-    """One token set of files, token sets and data sets on the hub. Raises UserError."""
+    """A token set of files, token sets and data sets on the hub, and one of what is held out.
+
+    Raises UserError.
+    """
     if not args.out:
         raise UserError("--out: got none, wanted the folder of the new token set")
     if "demo" in args.source:
@@ -219,6 +144,32 @@ def prepare_files(args):
         )
     out = Path(args.out)
     refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
+    if not args.val_share:
+        prepare_set(args, out)
+        return
+    sources = prepare_set(args, out, Side(args.val_share, held_out=False))
+    held_out = copy.copy(args)
+    held_out.source = pinned(args.source, sources)
+    held_out.tokenizer = args.out
+    held_out.train_vocab = None
+    if args.max_tokens:
+        held_out.max_tokens = max(1, round(args.max_tokens * args.val_share))
+    prepare_set(held_out, out / FOLDER, Side(args.val_share, held_out=True))
+
+
+def pinned(names, sources):
+    """The --source names, those on the hub at the commit that was read."""
+    commits = {source.entry: source.shard.commit for source in sources if source.shard}
+    found = []
+    for entry, name in enumerate(names):
+        if entry in commits:
+            name = f"{name.partition('@')[0]}@{commits[entry]}"
+        found.append(name)
+    return found
+
+
+def prepare_set(args, out, side=None):
+    """One token set, of the documents on one side of --val-share. Returns its sources."""
     sources = sources_of(
         args.source,
         args.form,
@@ -240,13 +191,20 @@ def prepare_files(args):
         max_tokens=args.max_tokens,
         mix=args.mix,
         seed=args.seed,
+        side=side,
     )
+    if side and any(source.kind == "set" for source in sources):
+        raise UserError(
+            "--val-share: got a token set as --source, wanted text; hold a part out where its text "
+            "is prepared"
+        )
     if args.decontaminate:
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
     plan = plan_of(args, sources, tokenizer, settings)
     notes = notes_of(out, plan, sources, args.overwrite)
     tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
     close_notes(notes, tokens, sources, args.max_tokens, args.mix)
+    return sources
 
 
 def tokenizer_for(args, sources):
@@ -301,6 +259,7 @@ def plan_of(args, sources, tokenizer, settings):
         "mix": args.mix,
         "tokenizer": None if args.train_vocab else tokenizer.hash,
         "decontaminate": check.hash if check else None,
+        "side": settings.side.name if settings.side else None,
     }
 
 

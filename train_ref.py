@@ -25,7 +25,7 @@ from training.loss import FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
-from training.validation import is_due, validate, validation_set
+from training.validation import is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -40,7 +40,7 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_set(args, data)
+    val = validation_sets(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
@@ -59,6 +59,8 @@ def train(args, env, run, data, val, loader, model):
     T = args.seq_len
 
     bar = tqdm(total=args.steps, initial=run.step, desc=args.out, unit="step", disable=not env.main)
+    if val and run.step == 0 and is_due(0, args):
+        run.record_start(validate(student, val, args, env), bar)
     for step in range(run.step, args.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:

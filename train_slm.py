@@ -27,7 +27,7 @@ from training.method_flags import add_method, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
-from training.validation import is_due, validate, validation_set
+from training.validation import is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -43,14 +43,15 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_set(args, data)
+    val = validation_sets(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {"data": data.hash, "init": init, **selector.started_from(init)}
-    run = Run(args, inputs, env, model, tokenizer_from, selector.source, selector.kept)
+    reference_loss = selector.reference_loss_on(val[0] if val else None)
+    run = Run(args, inputs, env, model, tokenizer_from, reference_loss, selector)
     if not run.summary:
         train(args, env, run, data, val, loader, model, selector)
     run.show_summary()
@@ -64,6 +65,8 @@ def train(args, env, run, data, val, loader, model, selector):
     T = args.seq_len
 
     bar = tqdm(total=args.steps, initial=run.step, desc=args.out, unit="step", disable=not env.main)
+    if val and run.step == 0 and is_due(0, args):
+        run.record_start(validate(student, val, args, env), bar)
     for step in range(run.step, args.steps):
         started = time.perf_counter()
         for group in optimizer.param_groups:
@@ -74,7 +77,7 @@ def train(args, env, run, data, val, loader, model, selector):
         # How many tokens carry loss is known before any gradient. Dividing by it, over all
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
         counts, n_kept = selector.counts(student, step, micro_batches)
-        meter = Meter(env, data.kinds)
+        meter = Meter(env, data.kinds, args.score)
         for i in mine:
             windows = micro_batches[i]
             x, y, valid = map(env.tensor, data.batch(windows, T))

@@ -11,7 +11,7 @@ folder, `names` are its files, and `place` is a name for where they go.
 
 from pathlib import Path
 
-from common import files
+from common import files, owned
 
 PLACE = ".before"
 WHOLE = ".whole"  # in PLACE: everything has been moved
@@ -26,12 +26,12 @@ def set_aside(folder, keep=(), names=None, place=PLACE):
     keep = {place, *keep}
     place = folder / place
     ours = [name for name in _names(folder, keep) if names is None or name in names]
-    files.refuse_foreign([place])
+    owned.refuse_foreign([place])
     if (place / WHOLE).exists():
         for name in ours:
             _remove(folder / name)
         return
-    files.own_folder(place)
+    owned.own_folder(place)
     for name in ours:
         _move(folder / name, place / name)
     files.write_atomic(place / WHOLE, "")
@@ -41,7 +41,7 @@ def put_back(folder, place=PLACE):
     """Undo a `set_aside` that did not come to its end."""
     folder = Path(folder)
     place = folder / place
-    if not files.is_ours(place) or (place / WHOLE).exists():
+    if not owned.is_ours(place) or (place / WHOLE).exists():
         return
     for name in _names(place):
         _move(place / name, folder / name)
@@ -51,7 +51,7 @@ def put_back(folder, place=PLACE):
 def discard(folder, place=PLACE):
     """Delete what was set aside."""
     place = Path(folder) / place
-    if not files.is_ours(place) or not (place / WHOLE).exists():
+    if not owned.is_ours(place) or not (place / WHOLE).exists():
         return
     for name in _names(place):
         if name != WHOLE:
@@ -61,7 +61,7 @@ def discard(folder, place=PLACE):
 
 def _names(folder, keep=()):
     """What the kit wrote in a folder, and is there."""
-    names = sorted(files.written(folder) - {files.LIST, *keep})
+    names = sorted(owned.written(folder) - {owned.LIST, *keep})
     return [name for name in names if (folder / name).exists()]
 
 
@@ -69,7 +69,7 @@ def _move(source, target):
     if not source.is_dir():
         files.rename(source, target)
         return
-    files.own_folder(target)
+    owned.own_folder(target)
     for name in _names(source):
         _move(source / name, target / name)
     files.remove_folder(source)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def one_line(message):
         return message
     line = message.replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def command(*words):
+    """A command line for a message, as a shell takes it: python score.py --data 'my data'."""
+    return "python " + shlex.join(map(str, words))
 
 
 def reason_of(error):

@@ -6,6 +6,9 @@ one way.
 
 import torch
 
+from common.attention import path_of
+from common.errors import command
+
 # Losses of another kind: these are not compared at all.
 REFUSED = {
     "data": "token set",
@@ -32,17 +35,18 @@ def is_compiled(args, env):
     return args.compile == "on"
 
 
-def numerics(args, env, micro_batch, attention="sdpa"):
+def numerics(args, env, micro_batch):
     """What the losses' rounding depends on, as JSON.
 
-    micro_batch: windows per forward pass and rank. attention: the kernel that the model asks for.
+    micro_batch: windows per forward pass and rank.
     """
+    document_mask = bool(getattr(args, "document_mask", False))
     return {
         "dtype": str(env.dtype).removeprefix("torch."),
-        "document_mask": bool(getattr(args, "document_mask", False)),
+        "document_mask": document_mask,
         "device": device_name(env.device),
         "compile": is_compiled(args, env),
-        "attention": attention,
+        "attention": path_of(env.device, document_mask),
         "micro_batch": micro_batch,
         "torch": torch.__version__,
     }
@@ -73,5 +77,6 @@ def notice(what, saved, now):
     changes = "; ".join(f"{SAID[name]} {old} -> {new}" for name, old, new in differing)
     return (
         f"note: {what} was computed in another way ({changes}). Rounding differs a little, and "
-        f"the excess holds that difference; python -m tools.precision says what it changes"
+        f"the excess holds that difference; how to measure what it changes: "
+        f"{command('-m', 'tools.precision', '--help')}"
     )

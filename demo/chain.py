@@ -11,6 +11,7 @@ from pathlib import Path
 
 import methods  # noqa: F401  more scores, by name
 import slm
+from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
@@ -47,7 +48,10 @@ def commands(seed):
             f"train_ref.py --data {data}/base {val} {BASE} --out {out}/base{tail}",
         ),
         (out / "ref/summary.json", f"train_ref.py {curated} {REFERENCE} --out {out}/ref{tail}"),
-        (out / "ref_loss.json", f"score.py --model {out}/ref {corpus} --out {out}/ref_loss.bin"),
+        (
+            out / "ref_loss.json",
+            f"score.py --model {out}/ref {corpus} {val} --out {out}/ref_loss.bin",
+        ),
         (out / "clm/summary.json", f"train_slm.py {clm} --out {out}/clm{tail}"),
     ]
 
@@ -79,12 +83,15 @@ def finished(path, command):
         return True
     flags = flags_of(command.split(maxsplit=1)[1])
     if command.startswith("score.py"):
-        saved = vars(read_record(path, Note, "reference losses", f"python {command} --overwrite"))
+        again = shell_line(*command.split(), "--overwrite")
+        saved = vars(read_record(path, Note, "reference losses", again))
     else:
         saved = arguments(path.parent)
     got = {**saved, **saved.get("inputs", {})}
     wanted = {"data": TokenSet(flags["--data"]).hash}
     if "--model" in flags:
+        if "--val" in flags and not knows_validation(saved, flags["--val"]):
+            return False
         wanted["reference"] = checkpoint.model_hash(flags["--model"])
         wanted["n_scored"] = -(-(saved["count"] - 1) // saved["seq_len"])
     elif flags["--init"] == "scratch":
@@ -100,6 +107,11 @@ def finished(path, command):
         if not agrees(got[key], value):
             return False
     return True
+
+
+def knows_validation(note, val):
+    """Does a note of losses hold the reference's loss on the token set in `val`?"""
+    return any(known.data == TokenSet(val).hash for known in note["validation"])
 
 
 def agrees(saved, text):
@@ -158,6 +170,7 @@ def _reference(args, data, out):
 def _scores(args, data, out):
     args.data = f"{data}/corpus"
     args.model = args.model or f"{out}/ref"
+    args.val = args.val or f"{data}/val"
     args.out = args.out or f"{out}/ref_loss.bin"
     return 3
 
@@ -211,14 +224,14 @@ def run_name(args):
 def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
     """Tokens that a run has read when its validation loss first falls to `target`.
 
-    Interpolated between two evaluations; None where it never does. `loss` picks the loss of a log
-    record (None: not measured there).
+    Interpolated between two evaluations; None where it never does. What holds before the first step
+    does not count as reached. `loss` picks the loss of a log record (None: not measured there).
     """
     measured = [(r["tokens_seen"], loss(r)) for r in steps(folder) if loss(r) is not None]
     before = None
     for tokens, value in measured:
-        if value <= target:
-            if before is None or before[1] <= value:
+        if value <= target and tokens > 0:
+            if before is None or before[1] <= target:
                 return tokens
             share = (before[1] - target) / (before[1] - value)
             return round(before[0] + share * (tokens - before[0]))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from common.errors import UserError
 from model import Cache
+from training.parallel import or_stop
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward pass, padding included
 STEP = 64  # slots that the rows of the cache grow by
@@ -142,7 +143,9 @@ class Decoder:
         self.context = model.config.max_position_embeddings
         self.device = model.head_weight.device
         self.dtype = model.head_weight.dtype
-        self.decode = torch.compile(self.next_ids, dynamic=True) if compiled else self.next_ids
+        self.decode = self.next_ids
+        if compiled:
+            self.decode = or_stop(torch.compile(self.next_ids, dynamic=True))
 
         self.queue = deque()  # rows that wait
         self.rows = []  # rows in the batch; row b's keys and values are the cache's row b

@@ -18,8 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import taking_turns, write_atomic
+from common.files import write_atomic
 from common.json_files import parse_text, regular_size
+from common.locks import taking_turns
 from common.records import as_record, read_json
 
 GITHUB = "https://raw.githubusercontent.com"

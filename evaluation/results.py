@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common.errors import UserError
-from common.files import refuse_foreign, taking_turns, write_atomic
+from common.files import write_atomic
+from common.locks import taking_turns
+from common.owned import refuse_foreign
 from common.records import as_record, at_least, between, read_json
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread

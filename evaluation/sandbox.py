@@ -31,7 +31,8 @@ from concurrent.futures import ThreadPoolExecutor
 from common.command_line import Parser, duration, whole
 from common.errors import UserError
 from evaluation import fork_server
-from evaluation.fork_server import Result, SandboxError, receive, remove, send
+from evaluation.fork_server import SandboxError, receive, send
+from evaluation.supervise import Result, remove
 
 START_SECONDS = 600  # loading sympy on a busy machine is slow
 STOP_SECONDS = 20  # for a server to end when it is told to

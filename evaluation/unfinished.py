@@ -7,16 +7,38 @@ the order in which they ended. OUT/NAME.jsonl takes their place when the task is
 import glob
 import json
 import time
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from common import files
+from common import files, locks, owned
 from common.errors import UserError
+from common.json_files import parse_text, regular_size, shown
+from common.records import as_record, at_least
 from evaluation.pinned import read_rows
 from evaluation.results import read_entries
 
 # The settings that decide the answers; the others (device, batch) only decide their speed.
 IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")
+
+
+MEND = "start the task over with --overwrite"
+
+
+@dataclass
+class Begun:
+    """The first line of an unfinished file."""
+
+    settings: dict[str, Any]
+
+
+@dataclass
+class Answer:
+    """Another line, and a line of a finished file."""
+
+    idx: Annotated[int, at_least(0)]
+    text: str
 
 
 def partial_file(out, name, rank):
@@ -32,7 +54,7 @@ def keep(answers, path, settings, grader, bar):
 
     answers: yields (i, text, number of tokens). Returns {i: text}.
     """
-    files.lock(path)
+    locks.lock(path)
     size = whole_lines(path)
     file = files.Growing(path, size)
     if size == 0:
@@ -83,16 +105,14 @@ def saved_settings(path):
 
 def records_of(path):
     """The records in an unfinished file's whole lines. Raises UserError where one is broken."""
+    regular_size(path, "unfinished answers")
     for number, line in enumerate(path.read_bytes()[: whole_lines(path)].splitlines(), 1):
+        where = f"{path}: line {number} is broken"
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        wanted = {"settings"} if number == 1 else {"idx", "text"}
-        if not isinstance(record, dict) or not wanted <= set(record):
-            raise UserError(
-                f"{path}: line {number} is broken; start the task over with --overwrite"
-            )
+            record = parse_text(line.decode())
+        except ValueError as error:
+            raise UserError(f"{where} ({error}); {MEND}") from None
+        as_record(record, Begun if number == 1 else Answer, where, MEND)
         yield record
 
 
@@ -102,9 +122,9 @@ def lock_task(out, name):
     Or where one of the task's files is somebody else's.
     """
     written = [f"{name}.jsonl", "results.json", "results.md"]
-    files.refuse_foreign(out / file for file in written)
-    files.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
-    files.lock(partial_file(out, name, 0))
+    owned.refuse_foreign(out / file for file in written)
+    owned.refuse_foreign([set_aside(out, name), *partial_files(out, name)])
+    locks.lock(partial_file(out, name, 0))
 
 
 def start_over(out, name):
@@ -141,8 +161,16 @@ def answers_on_disk(out, name, settings):
     # Answers whose results a kill kept from being written still stand in the unfinished files.
     if finished.exists() and name in entries:
         check_same(finished, entries[name].get("settings", {}), settings)
-        texts = {row["idx"]: row["text"] for row in read_rows(finished)}
+        texts = finished_answers(finished)
     return texts | read_answers(out, name)
+
+
+def finished_answers(path):
+    """{i: text} of a finished file. Raises UserError where a line is broken."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        as_record(row, Answer, f"{path}: answer {number}", MEND)
+    return {row["idx"]: row["text"] for row in rows}
 
 
 def set_aside(out, name):
@@ -154,13 +182,13 @@ def replaced(out, name):
     """The task's file is there: what was unfinished, or stood before it, goes."""
     for path in [*partial_files(out, name), partial_file(out, name, 0), set_aside(out, name)]:
         files.remove(path)
-    files.unlock(partial_file(out, name, 0))
+    locks.unlock(partial_file(out, name, 0))
 
 
 def check_same(path, theirs, ours):
     """UserError where a file's answers were made with other settings, naming each."""
     differing = [
-        f"{key} {theirs.get(key)!r} -> {ours[key]!r}"
+        f"{key} {shown(theirs.get(key))} -> {shown(ours[key])}"
         for key in IDENTITY
         if theirs.get(key) != ours[key]
     ]

@@ -58,7 +58,7 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
         "steps": f"{step} of {args['steps']}",
         "tokens read": f"{tokens_seen:,}",
         "tokens that carried loss": f"{tokens_selected:,}",
-        "validation data": args["val"],
+        "validation data": ", ".join(args["val"]) if isinstance(args["val"], list) else args["val"],
         "validation loss, nats per token": val_loss,
         "type of the weights": "float32, as the optimiser held them",
     }

@@ -8,6 +8,14 @@ from model import Config
 
 ACTIVATIONS = ("silu", "swish")
 # what a config.json that does not say so means, by model_type: transformers' defaults
+QWEN = {
+    "rms_norm_eps": 1e-6,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 DEFAULTS = {
     "llama": {"rms_norm_eps": 1e-6},
     "mistral": {
@@ -16,6 +24,22 @@ DEFAULTS = {
         "sliding_window": 4096,
         "max_position_embeddings": 131072,
     },
+    "qwen2": QWEN,
+    "qwen3": {**QWEN, "head_dim": 128},
+}
+# what an architecture is, whatever its config.json says: transformers reads none of these in it
+FIXED = {
+    "llama": {"sliding_window": None},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True, "attention_bias": False, "mlp_bias": False},
+    "qwen3": {"qk_norm": True, "mlp_bias": False},
+}
+OWN = {"qkv_bias", "qk_norm"}  # fields of Config that no config.json has
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
 }
 # upper bounds, many times the largest model's: a hostile config.json must not make us allocate or
 # loop for hours
@@ -60,18 +84,17 @@ def config_from_hf(raw, where="config.json"):
     check_architecture(raw, need)
     check_sizes(raw, need)
     theta, scaling = read_rope(raw, need)
+    raw["sliding_window"] = read_window(raw, need)
 
     known = {f.name for f in dataclasses.fields(Config)} - {"extra"} - ROPE_FIELDS
-    given = {key: raw[key] for key in known if raw.get(key) is not None}
+    given = {key: raw[key] for key in known - OWN if raw.get(key) is not None}
     given.setdefault("num_key_value_heads", given["num_attention_heads"])
     config = Config(
-        **given,
+        **{**given, **FIXED[model_type]},
         rope_theta=float(theta),
         rope_scaling=scaling,
         extra={key: value for key, value in raw.items() if key not in known | ROPE_FIELDS},
     )
-    if model_type == "llama":  # transformers reads none in it either
-        config.sliding_window = None
     check_heads(config, need)
     return config
 
@@ -100,7 +123,7 @@ def check_sizes(raw, need):
             continue
         ok = type(value) is int and 1 <= value <= limit  # True is an int to isinstance
         need(ok, key, value, f"a positive integer up to {limit}")
-    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+    for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
         value = raw.get(key)
         need(value is None or type(value) is bool, key, value, "true or false")
     need_positive(raw["rms_norm_eps"], "rms_norm_eps", need)
@@ -147,6 +170,29 @@ def read_rope(raw, need):
     return theta, {"rope_type": kind, **{key: rope[key] for key in ROPE_KEYS[kind]}}
 
 
+def read_window(raw, need):
+    """The sliding window of every layer, or None. Refused where some layers have one, others none.
+
+    Qwen's layers from max_window_layers on have it, where use_sliding_window says so; transformers
+    5 also lists each layer's kind.
+    """
+    window = raw.get("sliding_window")
+    if "use_sliding_window" not in DEFAULTS[raw["model_type"]]:
+        return window
+    if not raw["use_sliding_window"]:
+        window = None
+    layers, first = raw["num_hidden_layers"], raw["max_window_layers"]
+    need(type(first) is int and first >= 0, "max_window_layers", first, "a number of layers")
+    first = layers if window is None else min(first, layers)
+    full, sliding = "full_attention", "sliding_attention"
+    kinds = raw.get("layer_types") or [full] * first + [sliding] * (layers - first)
+    supported = [[full] * layers]
+    if window is not None:
+        supported.append([sliding] * layers)
+    need(kinds in supported, "layer_types", kinds, "one kind of attention in all layers")
+    return window if kinds[0] == sliding else None
+
+
 def check_heads(config, need):
     """Refuse a head layout that attention cannot be computed with."""
     width, heads = config.hidden_size, config.num_attention_heads
@@ -166,12 +212,15 @@ def check_heads(config, need):
 
 def config_to_hf(config):
     """The config.json object that transformers reads back as the same model."""
+    kind = config.model_type
     fields = dataclasses.asdict(config)
-    del fields["extra"]
+    for name in ("extra", *OWN, *FIXED[kind]):
+        fields.pop(name, None)
     raw = {**config.extra, **fields}
-    is_mistral = config.model_type == "mistral"
-    raw["architectures"] = ["MistralForCausalLM" if is_mistral else "LlamaForCausalLM"]
+    raw["architectures"] = [CLASSES[kind]]
     raw["hidden_act"] = "silu"
-    if not is_mistral:
-        del raw["sliding_window"]
+    if "use_sliding_window" in DEFAULTS[kind]:
+        raw["use_sliding_window"] = config.sliding_window is not None
+        if config.sliding_window is not None:
+            raw["max_window_layers"] = 0
     return raw

@@ -5,7 +5,7 @@ Its vocabulary must be the one that the text was made with.
 
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, command
 from common.records import read_json
 from hf import downloads
 from hf.checkpoint import load, model_hash
@@ -86,7 +86,8 @@ def folder_of(name, revision, token_set, env):
 
 def check_vocabulary(folder, token_set):
     """Refuse a model whose tokenizer is not the one that the token set was made with."""
-    remedy = f"prepare the text again with prepare.py --tokenizer {folder}"
+    again = command("prepare.py", "--source", "TEXT", "--tokenizer", folder, "--out", "NEW")
+    remedy = f"prepare the text again with {again}"
     got, wanted = Tokenizer.load(folder).hash, token_set.tokenizer_hash
     if got != wanted:
         raise UserError(

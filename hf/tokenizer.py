@@ -15,7 +15,6 @@ import codecs
 import hashlib
 import json
 import re
-import unicodedata
 from functools import cached_property
 from pathlib import Path
 
@@ -157,13 +156,13 @@ class Tokenizer:
         """Ids of text without special tokens; first: it begins the document."""
         if not text:
             return np.zeros(0, np.uint32)
-        if self.nfc and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
         if self.prefix is not None:
             text = text.replace(SPACE, " ")
             if self._wants_space(text, first):
                 text = " " + text
         try:
+            if self.nfc and not text.isascii():
+                text = byte_level_bpe.to_nfc(text)
             ranks = self._ranks(text)
         except UnicodeEncodeError as error:
             raise UserError(

@@ -27,6 +27,9 @@ run() {
     [ -n "${PLAN:-}" ] || "$@"
 }
 
+# launch STAGE.py ...: a stage that uses the GPUs
+launch() { if [ "$SCALE" = tiny ]; then run "$PYTHON" "$@"; else run $LAUNCH "$@"; fi; }
+
 start_hub() {
     rm -f "$TINY/hub/address"
     mkdir -p "$TINY/hub"
@@ -43,7 +46,7 @@ start_hub() {
 
 if [ "$SCALE" = tiny ]; then
     : "${TINY:=out/tiny}"
-    D=$TINY/data/$RECIPE O=$TINY/out/$RECIPE LAUNCH=$PYTHON
+    D=$TINY/data/$RECIPE O=$TINY/out/$RECIPE
     EVAL="$EVAL --limit 2 --max-new-tokens 8 --threads 1"
     [ -n "${PLAN:-}" ] || start_hub
 fi

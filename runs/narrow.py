@@ -10,10 +10,11 @@ from common.device import Env  # first: it sets how torch's threads wait
 import numpy as np
 
 from common.files import write_atomic
-from data import TokenSet, TokenSetWriter
+from data import TokenSet
 from demo import corpus
 from demo.chain import roots
 from hf.tokenizer import Tokenizer
+from text.writing import TokenSetWriter
 from tools.explore.runs import batched, look
 from training.finished import steps
 

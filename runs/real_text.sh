@@ -32,12 +32,12 @@ options=${OPTIONS:-}                    # of each training and scoring command, 
 # 1. Data: the corpus has its own vocabulary, the other sets take it over.
 if [ -z "${DATA:-}" ]; then
     DATA=$sets/raw
-    $python "$kit/runs/real_text.py" fetch --out "$DATA"
+    "$python" "$kit/runs/real_text.py" fetch --out "$DATA"
 fi
-$python "$kit/runs/real_text.py" split --data "$DATA" --out "$sets" --latex-bytes "$latex_bytes"
-$python "$kit/prepare.py" --source "$sets/corpus.jsonl" --train-vocab "$vocab" --out "$sets/corpus"
+"$python" "$kit/runs/real_text.py" split --data "$DATA" --out "$sets" --latex-bytes "$latex_bytes"
+"$python" "$kit/prepare.py" --source "$sets/corpus.jsonl" --train-vocab "$vocab" --out "$sets/corpus"
 for set in base curated val; do
-    $python "$kit/prepare.py" --source "$sets/$set.jsonl" --tokenizer "$sets/corpus" \
+    "$python" "$kit/prepare.py" --source "$sets/$set.jsonl" --tokenizer "$sets/corpus" \
         --out "$sets/$set"
 done
 
@@ -46,11 +46,11 @@ done
 #    stored once.
 train="--val $sets/val --seq-len $window --batch-size $batch --eval-every $every --save-every 60
     $options"
-$python "$kit/train_ref.py" --data "$sets/base" --init scratch $model --steps "$base_steps" \
+"$python" "$kit/train_ref.py" --data "$sets/base" --init scratch $model --steps "$base_steps" \
     --lr 2e-3 --schedule constant --out "$out/base" $train
-$python "$kit/train_ref.py" --data "$sets/curated" --init "$out/base" --steps "$ref_steps" \
+"$python" "$kit/train_ref.py" --data "$sets/curated" --init "$out/base" --steps "$ref_steps" \
     --lr 2e-3 --out "$out/ref" $train
-$python "$kit/score.py" --model "$out/ref" --data "$sets/corpus" --out "$out/ref_loss.bin" \
+"$python" "$kit/score.py" --model "$out/ref" --data "$sets/corpus" --out "$out/ref_loss.bin" \
     --seq-len "$window" --batch-size "$batch" $options
 
 # 3. Students: the same windows in the same order, every token (clm), the best 60 % (slm), any 60 %
@@ -62,11 +62,11 @@ student_run() {     # method, rate, seed
         random) select="--k 0.6 --score random" ;;
         slm-k*) select="--k ${1#slm-k} --ref-loss $out/ref_loss.bin" ;;
     esac
-    $python "$kit/train_slm.py" --data "$sets/corpus" --init "$out/base" $student $select \
+    "$python" "$kit/train_slm.py" --data "$sets/corpus" --init "$out/base" $student $select \
         --lr "$2" --seed "$3" --out "$out/$1-lr$2-seed$3" $train
 }
 best_rate() {       # method
-    $python "$kit/runs/real_text.py" best --method "$1" --out "$out" --seeds "$first" --rates $rates
+    "$python" "$kit/runs/real_text.py" best --method "$1" --out "$out" --seeds "$first" --rates $rates
 }
 first=${seeds%% *}
 for rate in $rates; do
@@ -89,13 +89,13 @@ if [ -n "$ks" ]; then
 fi
 
 # 4. The last report, and only here the test split.
-test=$($python "$kit/runs/real_text.py" test --data "$DATA")
-$python "$kit/prepare.py" --source "$test" --prompt-field question --response-field answer \
+test=$("$python" "$kit/runs/real_text.py" test --data "$DATA")
+"$python" "$kit/prepare.py" --source "$test" --prompt-field question --response-field answer \
     --tokenizer "$sets/corpus" --out "$sets/test"
 for run in "$out"/base "$out"/ref "$out"/*-lr*-seed*; do
     [ -f "$run/summary.json" ] || continue
-    $python "$kit/score.py" --model "$run" --data "$sets/test" --out "$run-test_loss.bin" \
+    "$python" "$kit/score.py" --model "$run" --data "$sets/test" --out "$run-test_loss.bin" \
         --seq-len "$window" --batch-size "$batch" $options
 done
-$python "$kit/runs/real_text.py" report --data "$sets" --out "$out" --seeds $seeds --rates $rates \
+"$python" "$kit/runs/real_text.py" report --data "$sets" --out "$out" --seeds $seeds --rates $rates \
     | tee "$out/report.md"

@@ -24,30 +24,30 @@ STEPS=$((TOKENS / (BATCH * WINDOW)))
 
 # 0. Text to tokens. The paper's curated set is 1.9B tokens of Tulu-v2, OpenHermes-2.5 and more that
 #    it does not name; ours is these two, of which only what the assistant says is a target.
-run $PYTHON prepare.py --source hf:cerebras/SlimPajama-627B hf:bigcode/starcoderdata \
+run "$PYTHON" prepare.py --source hf:cerebras/SlimPajama-627B hf:bigcode/starcoderdata \
     hf:open-web-math/open-web-math --mix 6 3 1 --max-tokens $TOKENS --tokenizer $BASE \
     --out $D/corpus
 if [ "$K" != 1.0 ]; then
-    run $PYTHON prepare.py --source hf:allenai/tulu-v2-sft-mixture hf:teknium/OpenHermes-2.5 \
+    run "$PYTHON" prepare.py --source hf:allenai/tulu-v2-sft-mixture hf:teknium/OpenHermes-2.5 \
         --tokenizer $BASE --max-tokens $(pick 1900000000 20000) --out $D/curated
     # 1. The reference: 3 epochs (paper). Rate and batch are not stated here: as in the math
     #    experiment.
-    run $LAUNCH train_ref.py --data $D/curated --init $BASE --epochs $(pick 3 0.5) --lr 5e-5 \
+    launch train_ref.py --data $D/curated --init $BASE --epochs $(pick 3 0.5) --lr 5e-5 \
         --schedule cosine --warmup $(pick 50 2) --seq-len $WINDOW --batch-size $(pick 256 8) \
         --micro-batch-size $MICRO $EXTRA --out $O/ref
     # 2. Its loss on every token of the corpus, once.
-    run $LAUNCH score.py --model $O/ref --data $D/corpus --seq-len $WINDOW \
+    launch score.py --model $O/ref --data $D/corpus --seq-len $WINDOW \
         --batch-size $(pick 16 8) --out $O/ref_loss.bin
 fi
 # 3. The student: 1e-4 (paper); cosine to a tenth and the warm-up are our choice.
-run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
+launch train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 1e-4 --warmup $(pick 500 2) --seq-len $WINDOW --batch-size $BATCH \
     --micro-batch-size $MICRO --rank-windows $RANK $EXTRA --out $O/$RUN
 # 4. Two of the 15 benchmarks with the paper's maths protocol, the others with lm-eval (pip install
 #    lm-eval; names as in 0.4.13), which opens the checkpoint as it is. Its TydiQA is the
 #    gold-passage task; MBPP and HumanEval run the model's code, for which it asks to be told so.
 #    Numbers of shots: lm-eval's own, the paper's are not in our notes.
-run $LAUNCH eval_math.py --model $O/$RUN --tasks $(pick "gsm8k math" "gsm8k") $EVAL
+launch eval_math.py --model $O/$RUN --tasks $(pick "gsm8k math" "gsm8k") $EVAL
 BENCHMARKS=mmlu,bbh,mbpp,humaneval,agieval_en,arc_challenge,arc_easy,boolq,piqa,hellaswag
 BENCHMARKS=$BENCHMARKS,winogrande,openbookqa,tydiqa_goldp
 if [ "$SCALE" = full ]; then

@@ -33,24 +33,24 @@ CLEAN="--decontaminate $TASKS $TESTS"
 
 # 0. Text to tokens. Prompts of the curated set are targets, too: the reference will judge questions
 #    on web pages.
-run $PYTHON prepare.py --source hf:open-web-math/open-web-math --tokenizer $BASE \
+run "$PYTHON" prepare.py --source hf:open-web-math/open-web-math --tokenizer $BASE \
     --max-tokens $(pick 15000000000 40000) $CLEAN --out $D/corpus
 if [ "$K" != 1.0 ]; then
-    run $PYTHON prepare.py --source $CURATED --tokenizer $BASE \
+    run "$PYTHON" prepare.py --source $CURATED --tokenizer $BASE \
         --max-tokens $(pick 500000000 20000) $CLEAN --out $D/curated
     # 1. The reference: 3 epochs, 5e-5, cosine (paper). Its batch is not stated: 0.5M tokens is our
     #    choice.
-    run $LAUNCH train_ref.py --data $D/curated --init $BASE --epochs $(pick 3 0.5) --lr 5e-5 \
+    launch train_ref.py --data $D/curated --init $BASE --epochs $(pick 3 0.5) --lr 5e-5 \
         --schedule cosine --warmup $(pick 50 2) --seq-len $WINDOW --batch-size $(pick 256 8) \
         --micro-batch-size $MICRO $EXTRA --out $O/ref
     # 2. Its loss on every token of the corpus, once.
-    run $LAUNCH score.py --model $O/ref --data $D/corpus --seq-len $WINDOW \
+    launch score.py --model $O/ref --data $D/corpus --seq-len $WINDOW \
         --batch-size $(pick 16 8) --out $O/ref_loss.bin
 fi
 [ "${UNTIL:-}" != scores ] || exit 0  # for runs/weak_to_strong_7b.sh
 # 3. The student: 8e-5 (paper); the schedule is not stated: cosine to a tenth is our choice.
-run $LAUNCH train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
+launch train_slm.py --k $K --data $D/corpus --init $BASE --ref-loss $O/ref_loss.bin \
     --steps $STEPS --lr 8e-5 --warmup $WARMUP --seq-len $WINDOW --batch-size $BATCH \
     --micro-batch-size $MICRO --rank-windows $RANK $EXTRA --snapshots $(pick 15 1) --out $O/$RUN
 # 4. The nine tasks.
-run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL
+launch eval_math.py --model $O/$RUN --tasks $TASKS $EVAL

@@ -18,13 +18,13 @@ NAME=$(echo "$BASE" | tr / -)
 TRAJECTORIES=${TRAJECTORIES:-hf:AI-MO/NuminaMath-TIR}
 WINDOW=$(pick 2048 128) MICRO=${MICRO:-4}
 
-run $PYTHON prepare.py --source $TRAJECTORIES --tokenizer $BASE \
+run "$PYTHON" prepare.py --source $TRAJECTORIES --tokenizer $BASE \
     --decontaminate $(pick "gsm8k math" gsm8k) $TESTS --max-tokens $(pick 50000000 20000) \
     --out $D/$NAME
 # ToRA's recipe (Rho-1 does not state its own): 2e-5, linear, 3 epochs, windows of 2048, 128
 # sequences a step; its 3 % of warm-up are 17 of the 573 steps that 50M tokens make. Packing several
 # to a window is ours: a step holds more of them.
-run $LAUNCH train_ref.py --data $D/$NAME --init $BASE --epochs $(pick 3 0.5) --lr 2e-5 --min-lr 0 \
+launch train_ref.py --data $D/$NAME --init $BASE --epochs $(pick 3 0.5) --lr 2e-5 --min-lr 0 \
     --schedule linear --warmup $(pick 17 1) --seq-len $WINDOW --batch-size $(pick 128 8) \
     --micro-batch-size $MICRO $EXTRA --out $O/$NAME
-run $LAUNCH eval_math.py --model $O/$NAME --mode tool --tasks $(pick "gsm8k math" gsm8k) $EVAL
+launch eval_math.py --model $O/$NAME --mode tool --tasks $(pick "gsm8k math" gsm8k) $EVAL

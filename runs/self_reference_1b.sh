@@ -17,20 +17,20 @@ TASKS=$(pick "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat" "gsm8k")
 train="--data $D/corpus --init $BASE --steps $((TOKENS / (BATCH * WINDOW))) --lr 8e-5
     --warmup $(pick 200 2) --seq-len $WINDOW --batch-size $BATCH --micro-batch-size $MICRO $EXTRA"
 
-run $PYTHON prepare.py --source hf:open-web-math/open-web-math --tokenizer $BASE \
+run "$PYTHON" prepare.py --source hf:open-web-math/open-web-math --tokenizer $BASE \
     --max-tokens $(pick $TOKENS 40000) --decontaminate $TASKS $TESTS --out $D/corpus
 # 1. The reference, which is also the baseline CLM: every token of the corpus.
-run $LAUNCH train_ref.py $train --out $O/clm
+launch train_ref.py $train --out $O/clm
 if [ "$K" != 1.0 ]; then
     # 2. Its loss and its entropy on every token.
-    run $LAUNCH score.py --model $O/clm --data $D/corpus --seq-len $WINDOW \
+    launch score.py --model $O/clm --data $D/corpus --seq-len $WINDOW \
         --batch-size $(pick 16 8) --entropy --out $O/ref_loss.bin
     # 3. The student, from the base.
-    run $LAUNCH train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin \
+    launch train_slm.py $train --k $K --score ref_and --ref-loss $O/ref_loss.bin \
         --rank-windows $RANK --out $O/$RUN
 fi
 # 4. Both.
-run $LAUNCH eval_math.py --model $O/clm --tasks $TASKS $EVAL
+launch eval_math.py --model $O/clm --tasks $TASKS $EVAL
 if [ "$K" != 1.0 ]; then
-    run $LAUNCH eval_math.py --model $O/$RUN --tasks $TASKS $EVAL
+    launch eval_math.py --model $O/$RUN --tasks $TASKS $EVAL
 fi

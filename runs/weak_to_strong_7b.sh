@@ -23,9 +23,9 @@ SHARD=$(pick "--parallel fsdp --save-minutes 20" "")  # ours: 7B in fp32 with Ad
 # 0. to 2. The same commands as there, with its own micro-batch; what is finished is used again.
 TOKENS=$(pick 15000000000 16384) UNTIL=scores env -u MICRO -u EXTRA bash runs/rho_math_1b.sh
 # 3. The student: rate of the 7B math experiment.
-run $LAUNCH train_slm.py --k $K --data $CORPUS --init $BASE --ref-loss $REF_LOSS \
+launch train_slm.py --k $K --data $CORPUS --init $BASE --ref-loss $REF_LOSS \
     --steps $((TOKENS / (BATCH * WINDOW))) --lr 2e-5 --warmup $(pick 200 2) --seq-len $WINDOW \
     --batch-size $BATCH --micro-batch-size $MICRO --rank-windows $RANK $EXTRA $SHARD --out $O/$RUN
 # 4. The nine tasks; the paper's averages are over a part of them.
-run $LAUNCH eval_math.py --model $O/$RUN $EVAL \
+launch eval_math.py --model $O/$RUN $EVAL \
     --tasks $(pick "gsm8k math svamp asdiv mawps tabmwp mathqa mmlu_stem sat" "gsm8k")

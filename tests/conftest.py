@@ -1,6 +1,8 @@
 """Fixtures that several test files share: running a stage, small models, small token sets."""
 
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,18 +21,24 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-from killed import arm_changes  # noqa: E402
+from killed import arm_changes, wait_for_no_disk  # noqa: E402
 
+wait_for_no_disk()
 arm_changes(seconds=float(os.environ.get("KIT_SLOW", 0)))
 
 import model as model_file  # noqa: E402
 from common.errors import cli  # noqa: E402
-from data import TokenSetWriter  # noqa: E402
 from hf import checkpoint  # noqa: E402
 from hf import tokenizer as tokenizer_file  # noqa: E402
+from text.writing import TokenSetWriter  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 HANGS = 1200  # seconds after which a test gives a process up; no result depends on it
+
+builds_cpp = pytest.mark.skipif(
+    not shutil.which("g++") or " " in torch.__file__,
+    reason="torch.compile on a CPU needs g++, and no space in the name of torch's own folder",
+)
 
 
 @pytest.fixture
@@ -78,6 +86,19 @@ def finish(process):
     out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, out
     return out
+
+
+def once(make):
+    """A fixture's function that is called once for all modules that import the fixture."""
+    made = []
+
+    @functools.wraps(make)
+    def known(*args, **more):
+        if not made:
+            made.append(make(*args, **more))
+        return made[0]
+
+    return known
 
 
 @pytest.fixture(scope="session")

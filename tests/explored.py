@@ -12,7 +12,7 @@ import score
 import train_slm
 from common.checksums import Checksums
 from conftest import write_model
-from data import TokenSetWriter
+from text.writing import TokenSetWriter
 
 HOSTILE = [
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'></script>",

@@ -8,10 +8,11 @@ POINT is KIND:WHAT:N and names the moment, counted from 1:
     before:train_state.pt:3          just before the third rename onto a file of that name
     after:train_state.pt:3           just after it
     inside:model*.safetensors:1      with half of the new file's bytes on disk, not renamed yet
-    moment::17                       at the 17th moment that common.files passes, whatever it is
+    moment::17                       at the 17th moment that common.changes passes, whatever it is
     half::17                         there, too, with half of what is being done: see `halve`
     moment:__1_0.distcp:2            at the second one that is about a file of that name
-    call:data:TokenSetWriter.mark:2  as the second call of a function (MODULE:FUNCTION) begins
+    call:text.writing:TokenSetWriter.mark:2
+                                     as the second call of a function (MODULE:FUNCTION) begins
     never                            not at all (for KIT_SLOW)
 
 A file is named by a pattern for the last parts of its path: `ref/model.safetensors`, `*.json`.
@@ -98,12 +99,17 @@ class Point:
         signal.raise_signal(getattr(signal, self.sent))
 
 
+def wait_for_no_disk():
+    """A kill loses nothing that was written, only a loss of power does: fsync is for that alone."""
+    os.fsync = lambda descriptor: None
+
+
 def arm_changes(point=None, seconds=0.0, record=None):
-    """Watch common.files: `point` is reached there; sleep before and after each rename.
+    """Watch common.changes: `point` is reached there; sleep before and after each rename.
 
     `record`: a file that gets a line for each moment that this process passes.
     """
-    from common import files
+    from common import changes, owned
 
     this = os.getpid()
     sizes = {}  # of files that are about to be appended to
@@ -112,7 +118,7 @@ def arm_changes(point=None, seconds=0.0, record=None):
         when, kind = moment.split()
         if moment == "before append":
             sizes[path] = os.path.getsize(path) if os.path.exists(path) else 0
-        if kind == "rename":
+        if kind == "rename" and seconds:
             time.sleep(seconds)
         if record and os.getpid() == this:
             with open(record, "a") as file:
@@ -120,7 +126,7 @@ def arm_changes(point=None, seconds=0.0, record=None):
         if not point:
             return
         if moment == "before rename" and point.reached("inside", path):
-            temporary = files.temporary_of(Path(path))
+            temporary = owned.temporary_of(Path(path))
             os.truncate(temporary, os.path.getsize(temporary) // 2)
             point.end()
         if kind == "rename" and point.reached(when, path):
@@ -131,7 +137,7 @@ def arm_changes(point=None, seconds=0.0, record=None):
         if point.reached("moment", path if point.what else None):
             point.end()
 
-    files.reached = reached
+    changes.reached = reached
 
 
 def halve(path, before=0):
@@ -186,6 +192,7 @@ def main():
     point = Point(args.point if here else "never", args.send)
     seconds = float(os.environ.get("KIT_SLOW", 0))
     arm_changes(point, seconds, os.environ.get("KIT_MOMENTS"))
+    wait_for_no_disk()
 
     changes = []  # (module's name, name in it, what to make of it)
     for setting in args.set:

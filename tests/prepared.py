@@ -23,7 +23,8 @@ import zstandard
 import killed
 import prepare
 from common.errors import cli
-from common.files import LIST, written
+from common.owned import LIST, written
+from conftest import once
 from data import TokenSet
 from demo import corpus
 from hf import downloads
@@ -34,14 +35,16 @@ WORDS = ["the", "sum", "a", "12345", "3.14", "naïve", "数学", "🙂", "x^2", 
 SPACES = ["\n", "\n\n", "\r\n", "  ", "\t"]
 
 
-@pytest.fixture(scope="module", name="texts")
+@pytest.fixture(scope="session", name="texts")
+@once
 def texts_fixture():
     rng = random.Random(1)
     lengths = [rng.randint(1, 120) for _ in range(400)]
     return [" ".join(rng.choices(WORDS + SPACES, k=length)) + "." for length in lengths]
 
 
-@pytest.fixture(scope="module", name="folder")
+@pytest.fixture(scope="session", name="folder")
+@once
 def folder_fixture(tmp_path_factory, texts):
     """data.jsonl, and the token set made of it with a vocabulary of 400 in set/."""
     folder = tmp_path_factory.mktemp("prepare")
@@ -50,7 +53,8 @@ def folder_fixture(tmp_path_factory, texts):
     return folder
 
 
-@pytest.fixture(scope="module", name="demo")
+@pytest.fixture(scope="session", name="demo")
+@once
 def demo_fixture(tmp_path_factory):
     """The demo with fewer pages. Beside it: b, made by three workers; c, with another seed."""
     root = tmp_path_factory.mktemp("demo")
@@ -63,7 +67,8 @@ def demo_fixture(tmp_path_factory):
     return root / "a"
 
 
-@pytest.fixture(scope="module", name="made")
+@pytest.fixture(scope="session", name="made")
+@once
 def made_fixture(tmp_path_factory):
     root = tmp_path_factory.mktemp("hub")
     local_hub.make(root, n=60)
@@ -137,8 +142,11 @@ def documents(tokens):
 
 def same_files(a, b):
     assert written(a) == written(b)
-    names = sorted(path.name for path in Path(a).iterdir() if path.name != LIST)
-    assert names == sorted(path.name for path in Path(b).iterdir() if path.name != LIST)
+    names, others = (
+        sorted(path.name for path in Path(folder).iterdir() if path.is_file() and path.name != LIST)
+        for folder in (a, b)
+    )
+    assert names == others
     return all((Path(a) / name).read_bytes() == (Path(b) / name).read_bytes() for name in names)
 
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from common.checksums import BLOCK, SAMPLED, Checksums
+from common.checksums import BLOCK, SAMPLED, Checksums, file_hash
 from common.errors import UserError
 from conftest import ROOT, write_set
 from data import (
@@ -17,10 +17,8 @@ from data import (
     Loader,
     Stored,
     TokenSet,
-    TokenSetWriter,
-    file_hash,
-    token_dtype,
 )
+from text.writing import TokenSetWriter, token_dtype
 
 
 @pytest.mark.parametrize(
@@ -284,7 +282,7 @@ def test_losses_that_were_changed_after_scoring_are_refused(vocabulary, tmp_path
     Stored(path, data, 8)
     for changed in (np.random.RandomState(1).permutation(values), np.zeros(2000)):
         changed.astype("<f2").tofile(path)
-        with pytest.raises(UserError, match="checksum differs; score again: score.py"):
+        with pytest.raises(UserError, match="checksum differs; score again: python score.py"):
             Stored(path, data, 8)
 
 

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,20 +29,21 @@ from fuzzing import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.checksums import Checksums
+from common import owned
+from common.checksums import Checksums, file_hash
 from common.errors import UserError
 from common.records import read_json
 from conftest import HANGS, ROOT, write_model, write_set
-from data import STORED_FORMAT, Stored, TokenSet, file_hash
+from data import STORED_FORMAT, Stored, TokenSet
 from demo import chain
-from evaluation import results, tasks
+from evaluation import results, tasks, unfinished
 from evaluation.pinned import read_rows
 from hf import checkpoint
 from hf import tokenizer as tokenizer_file
 from hf.config import config_from_hf
 from hf.tokenizer import Tokenizer
 from hf.weight_files import weight_files
-from text import hub_datasets
+from text import building, contents, hub_datasets, writing
 from tools.explore import runs
 from training import finished, states
 
@@ -72,6 +74,7 @@ def whole_fixture(vocabulary, tmp_path_factory):
     torch.save({**state, "model": model.state_dict(), "optimizer": {}}, folder / "train_state.pt")
     for name, value in OBJECTS.items():
         (folder / name).write_text(json.dumps(value))
+    owned.claim(folder / "sources.jsonl")
     for name, rows in LINES.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
@@ -92,6 +95,7 @@ def write_note(folder):
         "entropy": False,
         "n_scored": -(-(header["count"] - 1) // 16),
         "checksums": {path.name: Checksums(path, path.stat().st_size).all()},
+        "validation": [{"data": header["sha256"], "loss": 2.5, "name": "val"}],
     }
     (folder / "ref_loss.json").write_text(json.dumps(note))
 
@@ -107,6 +111,7 @@ STEP = {
     "lr": 1e-3,
     "tok_per_s": 1000,
     "val_loss": 2.0,
+    "reference_lead": 0.1,
     "kept": {"even": 0.5},
     "val_loss_by_kind": {"even": 1.0},
 }
@@ -120,6 +125,7 @@ ENTRY = {
     "failed": 0,
     "settings": {"mode": "cot"},
 }
+SAME = dict.fromkeys(unfinished.IDENTITY, "-")
 OBJECTS = {
     "args.json": {
         "inputs": {"data": "-", "init": "-"},
@@ -146,6 +152,21 @@ OBJECTS = {
     },
     "results.json": {"gsm8k": ENTRY, "math": {**ENTRY, "task": "math"}},
     "hub.json": {"hf:a/b": {"commit": "0" * 40, "files": [["x/train.parquet", 10]]}},
+    "progress.json": {
+        "plan": {"sources": ["a", "b"]},
+        "count": 30,
+        "state": {
+            "sources": [
+                {"name": "a", "documents": 2, "tokens": 20},
+                {"name": "b", "documents": 1, "tokens": 10},
+            ],
+            "source": 1,
+            "record": 1,
+            "bad": 0,
+            "contaminated": 0,
+            "text_bytes": 100,
+        },
+    },
     "model.safetensors.index.json": {
         "metadata": {"total_size": 1},
         "weight_map": {"a": "pytorch_model.bin", "b": "tokens.bin"},
@@ -154,6 +175,17 @@ OBJECTS = {
 LINES = {
     "log.jsonl": [{**STEP, "step": i, "tokens_seen": 100 * i} for i in (1, 2, 3)],
     "problems.jsonl": [{"question": f"{i} + 1?", "answer": f"#### {i + 1}"} for i in range(4)],
+    "p.partial-0.jsonl": [
+        {"settings": SAME},
+        {"idx": 1, "text": "The answer is 2."},
+        {"idx": 0, "text": "1"},
+    ],
+    "p.jsonl": [{"idx": i, "pred": "2", "strict": True, "text": f"It is {i}."} for i in range(3)],
+    "sources.jsonl": [
+        {"plan": "0" * 64, "arrays": {"tokens.bin": "0" * 64}},
+        {"file": "tokens.bin", "size": 600, "changed": 10**18, "hashed": 600, "sha256": "0" * 64},
+        {"file": "gone.txt", "size": 5, "changed": 10**18, "hashed": 5, "sha256": "0" * 64},
+    ],
 }
 
 
@@ -221,6 +253,30 @@ def read_results(folder):
     entries = results.read_entries(folder)
     results.table(entries)
     results.markdown(entries)
+
+
+def read_progress(folder):
+    saved = writing.marked(folder)
+    assert saved.plan is None or building.difference(saved.plan, {"sources": ["c"]})
+    writer = SimpleNamespace(folder=folder, state=saved.state, count=saved.count)
+    building.begin(writer, ["a", "b"], n_sources=2)
+
+
+def read_notes(folder):
+    notes = contents.Notes(folder)
+    notes.other_arrays()
+    contents.differing(notes, thorough=True)
+
+
+def read_unfinished(folder):
+    path = unfinished.partial_file(folder, "p", 0)
+    unfinished.check_same(path, unfinished.saved_settings(path) or SAME, SAME)
+    unfinished.read_answers(folder, "p")
+
+
+def read_list(folder):
+    owned.written(folder)
+    owned.kind_of(folder)
 
 
 def read_config(folder):
@@ -403,6 +459,15 @@ FORMATS = {  # name: (what lies not beside it, damage, read)
     "summary.json": ((), damage_object("summary.json"), read_run),
     "results.json": ((), damage_object("results.json"), read_results),
     "hub.json": ((), damage_object("hub.json"), lambda f: hub_datasets.noted(f / "hub.json")),
+    "progress.json": ((), damage_object("progress.json"), read_progress),
+    "sources.jsonl": ((), damage_lines("sources.jsonl"), read_notes),
+    "unfinished answers": ((), damage_lines("p.partial-0.jsonl"), read_unfinished),
+    "answers": (
+        (),
+        damage_lines("p.jsonl"),
+        lambda f: unfinished.finished_answers(f / "p.jsonl"),
+    ),
+    "the list": ((), damage_bytes(owned.LIST), read_list),
     "config.json": ((), damage_object("config.json"), read_config),
     "index": (PICKLE[:1], damage_object("model.safetensors.index.json"), weight_files),
     "safetensors": ((), damage_safetensors, read_weights),

@@ -36,6 +36,11 @@ def tree(path):
     return ast.parse((ROOT / path).read_text(), str(path))
 
 
+@cache
+def nodes(path):
+    return list(ast.walk(tree(path)))
+
+
 def module_name(path):
     parts = path.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -70,7 +75,7 @@ def named_in(node):
 def imports(module):
     """{imported module of the kit: line}, imports inside functions too."""
     found = {}
-    for node in ast.walk(tree(MODULES[module])):
+    for node in nodes(MODULES[module]):
         for name in named_in(node):
             if name in MODULES and name != module:
                 found.setdefault(name, node.lineno)
@@ -86,7 +91,7 @@ def everywhere(wrong):
     return [
         f"{path}:{node.lineno}: {ast.unparse(node)[:90]}"
         for path in python_files()
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if wrong(node)
     ]
 

@@ -32,6 +32,14 @@ FAMILIES = {
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "llama3": {"rope_scaling": LLAMA3},
     "mistral, window": {"model_type": "mistral", "sliding_window": 40, **GQA},
+    "qwen2": {"model_type": "qwen2", "qkv_bias": True, "tie_word_embeddings": True, **GQA},
+    "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 24, **GQA},
+    "qwen3, window": {
+        "model_type": "qwen3",
+        "qk_norm": True,
+        "attention_bias": True,
+        "sliding_window": 40,
+    },
 }
 
 
@@ -71,7 +79,7 @@ def test_logits_equal_transformers(family, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gqa", "llama3", "mistral, window"])
+@pytest.mark.parametrize("family", ["gqa", "llama3", "mistral, window", "qwen2", "qwen3"])
 def test_logits_equal_transformers_at_2048(family, tmp_path):
     ours, theirs = make(tmp_path, **FAMILIES[family])
     tokens = torch.randint(301, (1, 2048), generator=torch.Generator().manual_seed(0))
@@ -79,7 +87,7 @@ def test_logits_equal_transformers_at_2048(family, tmp_path):
         assert (ours.logits(tokens) - theirs(tokens).logits).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["gqa", "tied", "mistral, window"])
+@pytest.mark.parametrize("family", ["gqa", "tied", "mistral, window", "qwen2", "qwen3"])
 def test_one_adamw_step_equals_transformers(family, tmp_path):
     ours, theirs = make(tmp_path, **FAMILIES[family])
     tokens = torch.randint(301, (2, 65), generator=torch.Generator().manual_seed(1))
@@ -97,7 +105,9 @@ def test_one_adamw_step_equals_transformers(family, tmp_path):
         assert error <= 1e-6 and gradient <= 1e-5, (name, error.item(), gradient.item())
 
 
-@pytest.mark.parametrize("family", ["gqa", "llama3", "mistral, window"])
+@pytest.mark.parametrize(
+    "family", ["gqa", "llama3", "mistral, window", "qwen2", "qwen3", "qwen3, window"]
+)
 def test_cache_gives_what_the_full_pass_gives(family, tmp_path):
     """Prefill in two pieces of rows with different lengths, then token by token."""
     ours, _ = make(tmp_path, **FAMILIES[family])
@@ -270,7 +280,7 @@ def test_without_a_flag_attention_crosses_documents():
 @pytest.mark.parametrize("tied", [True, False])
 def test_matrices_that_are_cast_once_give_the_same_losses(tied):
     """Bit for bit what autocast gives, which casts them in each forward pass."""
-    shape = {"vocab_size": 50, "hidden_size": 24, "attention_bias": True}
+    shape = {"vocab_size": 50, "hidden_size": 24, "attention_bias": True, "qk_norm": True}
     torch.manual_seed(0)  # of the biases
     model = M.initialise(M.Transformer(M.Config(tie_word_embeddings=tied, **shape)), 0)
     x, y = torch.randint(50, (2, 3, 40))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import score
 import slm
+from common.errors import UserError
 from conftest import finish, launch, write_model, write_set
 from data import Stored, TokenSet
 from hf import checkpoint
@@ -80,16 +81,14 @@ KILLS = (  # ref_loss.json is written before the first chunk and after each of t
 )
 
 
-@pytest.mark.parametrize(
-    "points", [KILLS[4:5], pytest.param(KILLS, marks=pytest.mark.slow)], ids=["once", "each point"]
-)
-def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path, points):
+@pytest.mark.slow  # a sample of every moment is in tests/reliability
+def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
     """625 windows in chunks of 128."""
     write_set(tmp_path / "d", vocabulary, 10_000)
     write_model(tmp_path / "m", vocabulary)
     args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
     assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
-    for point in points:
+    for point in KILLS:
         killed(point, f"score.py {args} --out cut/ref_loss.bin", tmp_path)
     assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] < 625
     assert stage(score, f"{args} --out cut/ref_loss.bin")[0] == 0
@@ -129,7 +128,7 @@ def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
         model.model.norm.weight[0] = float("nan")
     checkpoint.save(model, inputs / "bad")
     code, _, err = stage(score, ARGS.replace("--model m", "--model bad"))
-    assert code == 2 and "gives a loss that is not finite at token 1;" in err
+    assert code == 2 and "the loss that bad gives is not finite at token 1;" in err
 
 
 @pytest.mark.parametrize(
@@ -161,4 +160,63 @@ def test_another_vocabulary_is_refused(stage, inputs):
     other = tokenizer.train_bpe(["zebra quagga okapi " * 20], 290)
     write_model(inputs / "other", other)
     code, _, err = stage(score, ARGS.replace("--model m", "--model other"))
-    assert code == 2 and "vocabulary" in err and "prepare.py --tokenizer" in err
+    assert code == 2 and "vocabulary" in err and "prepare.py --source TEXT --tokenizer other" in err
+
+
+def test_entropies_are_added_to_losses_that_are_there(stage, inputs):
+    """A pass of its own: the same entropies, and the losses' file is not touched."""
+    at_once = ARGS.replace("ref_loss", "at_once/ref_loss")
+    assert stage(score, at_once + " --entropy")[0] == 0
+    assert stage(score, ARGS)[0] == 0
+    path = inputs / "ref_loss.bin"
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    code, out, err = stage(score, ARGS + " --entropy")
+    assert code == 0 and "with entropies in ref_entropy.bin" in out, err
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+    for name in ("ref_loss.bin", "ref_entropy.bin"):
+        assert (inputs / name).read_bytes() == (inputs / "at_once" / name).read_bytes()
+    note = json.loads((inputs / "ref_loss.json").read_text())
+    assert note["entropy"] and note["entropies"]["n_scored"] == 63 and note["model"] == "m"
+    same = json.loads((inputs / "at_once/ref_loss.json").read_text())
+    assert note["checksums"] == same["checksums"]
+    Stored(path, TokenSet(inputs / "d"), 16, entropy=True)
+    assert stage(score, ARGS)[0] == 0  # asks for less than there is
+    (inputs / "ref_entropy.bin").unlink()
+    assert stage(score, ARGS + " --entropy")[0] == 0
+    assert path.read_bytes() == before[0]
+    again = (inputs / "at_once/ref_entropy.bin").read_bytes()
+    assert (inputs / "ref_entropy.bin").read_bytes() == again
+
+
+@pytest.mark.slow
+def test_a_pass_for_entropies_goes_on_after_a_kill(stage, vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 10_000)
+    write_model(tmp_path / "m", vocabulary)
+    args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
+    assert stage(score, f"{args} --out at_once/ref_loss.bin --entropy")[0] == 0
+    later = tmp_path / "later"
+    finish(launch(f"score.py {args} --out later/ref_loss.bin", tmp_path))
+    added = f"{args} --out later/ref_loss.bin --entropy"
+    killed("after:ref_loss.json:2", f"score.py {added}", tmp_path)
+    note = json.loads((later / "ref_loss.json").read_text())
+    assert not note["entropy"] and note["entropies"]["n_scored"] == 256
+    assert stage(score, f"{args} --out later/ref_loss.bin")[0] == 0  # its losses are whole
+    with pytest.raises(UserError, match="is not whole; make it with python score.py"):
+        Stored(later / "ref_loss.bin", TokenSet(tmp_path / "d"), 16, entropy=True)
+    assert stage(score, added)[0] == 0
+    for name in ("ref_loss.bin", "ref_entropy.bin"):
+        assert (later / name).read_bytes() == (tmp_path / "at_once" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_losses_that_were_interrupted_are_ended_before_their_entropies(stage, inputs):
+    killed("call:score:Losses.save:1", f"score.py {ARGS}", inputs)  # none is noted yet
+    assert stage(score, ARGS + " --entropy")[0] == 0
+    assert json.loads((inputs / "ref_loss.json").read_text()).get("entropies") is None
+    whole = (inputs / "ref_loss.bin").read_bytes()
+    args = f"score.py {ARGS.replace('ref_loss', 'b/ref_loss')}"
+    killed("after:ref_loss.json:3", args, inputs, settings=["score:CHUNK=3"])
+    code, _, err = stage(score, args.removeprefix("score.py ") + " --entropy")
+    assert code == 0, err
+    assert (inputs / "b/ref_loss.bin").read_bytes() == whole
+    assert (inputs / "b/ref_entropy.bin").read_bytes() == (inputs / "ref_entropy.bin").read_bytes()

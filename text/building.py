@@ -1,7 +1,7 @@
 """One token set, made from sources: it goes on where it stopped, and ends in identical files.
 
 The folder says how far it is: progress.json while it is unfinished, meta.json when it is done
-(data.TokenSetWriter). Both name the plan, which identifies the work; a set of another plan is
+(text/writing.py). Both name the plan, which identifies the work; a set of another plan is
 refused.
 """
 
@@ -10,31 +10,28 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
-from common import aside, files
+from common import aside, files, locks, owned
 from common.errors import UserError
-from common.records import Bound, as_record, at_least, read_json
-from data import TokenSet, TokenSetWriter
+from common.records import as_record, at_least
+from data import Source, TokenSet
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
 from text.decontaminate import Decontaminator
+from text.held_out import Side
 from text.pieces import Preparation
 from text.workers import in_order
+from text.writing import AGAIN, TokenSetWriter, marked
 
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
-AGAIN = "start over with --overwrite"
 SHOWN = 200  # characters of each side of a difference
-RESTART = "start over with --overwrite"
 Count = Annotated[int, at_least(0)]
-ENTRY = Bound(
-    lambda entry: {"name", "documents", "tokens"} <= entry.keys(), "name, documents, tokens"
-)
 
 
 @dataclass
@@ -49,14 +46,15 @@ class Settings:
     mix: list | None = None  # a weight for each --source
     seed: int = 0
     decontaminator: Decontaminator | None = None
+    side: Side | None = None  # with --val-share: of which documents it is made
 
 
 @dataclass
 class Progress:
     """Where a restart goes on, and what has been counted up to there. Stored in progress.json."""
 
-    sources: list[Annotated[dict[str, Any], ENTRY]]  # of each --source
-    source: Count = 0  # the number of a Source
+    sources: list[Source]  # of each --source
+    source: Count = 0  # the number of the one that is read
     record: Count = 0  # of that source
     bad: Count = 0
     contaminated: Count = 0
@@ -69,12 +67,12 @@ class Progress:
         self.text_bytes += piece.text_bytes
         self.bad += piece.bad
         self.contaminated += piece.contaminated
-        self.sources[entry]["documents"] += piece.documents
-        self.sources[entry]["tokens"] += len(piece.arrays["tokens"])  # last, see `agrees_with`
+        self.sources[entry].documents += piece.documents
+        self.sources[entry].tokens += len(piece.arrays["tokens"])  # last, see `agrees_with`
 
     def agrees_with(self, writer):
         """Is everything that was appended counted? Not where a signal came between the two."""
-        return sum(entry["tokens"] for entry in self.sources) == writer.count
+        return sum(entry.tokens for entry in self.sources) == writer.count
 
 
 def build(out, sources, plan, tokenizer, settings, names=None):
@@ -90,8 +88,8 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     plan = json.loads(json.dumps(plan))  # as it will be read again
     names = names or [source.path for source in sources]
     goals = shares(sources, settings)
-    files.refuse_foreign(out / name for name in SET_FILES)
-    files.lock_folder(out, "token set")
+    owned.refuse_foreign(out / name for name in SET_FILES)
+    locks.lock_folder(out, "token set")
     if not settings.overwrite:
         aside.put_back(out)
     if (out / "meta.json").exists() and not settings.overwrite:
@@ -105,7 +103,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
         take_over(out, tokenizer, settings.overwrite)
 
     writer = TokenSetWriter(out, tokenizer.n_vocab, preparation.arrays, plan)
-    progress = begin(writer, names)
+    progress = begin(writer, names, len(sources))
     refuse_bad(out, progress.bad, settings)
     writer.mark(asdict(progress))
     # Each goal is met before the next one begins. A restart steps over those that were met.
@@ -113,7 +111,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     for stop, limit in goals:
         if progress.source < stop:
             full = fill(writer, progress, preparation, settings.workers, stop, limit)
-            if settings.mix and not full:
+            if settings.mix and not full and not is_held_out(settings):
                 raise UserError(
                     f"--mix: {names[sources[stop - 1].entry]} ends {limit - writer.count:,} tokens "
                     f"short of its share; lower --max-tokens or its weight"
@@ -126,7 +124,7 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     refuse_empty(writer, progress, full, settings)
     done = finish(writer, progress, preparation, settings)
     aside.discard(out)
-    files.unlock(out)
+    locks.unlock(out)
     print(f"{out}: {summary(done.meta)}, {time.time() - began:.1f} s")
     return done
 
@@ -146,22 +144,21 @@ def use_again(out, plan, settings):
     refuse_bad(out, done.meta["bad_records"], settings)
     files.remove(out / "progress.json")  # killed just before it did so itself
     aside.discard(out)
-    files.unlock(out)
+    locks.unlock(out)
     print(f"{out}: used again, {summary(done.meta)}")
     return done
 
 
 def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
-    if settings.overwrite or not (out / "progress.json").exists():
+    if settings.overwrite or (saved := marked(out)) is None:
         return False
-    saved = read_json(out / "progress.json", "progress of an unfinished token set", AGAIN)
-    if saved.get("plan") == plan:
+    if saved.plan == plan:
         print(f"{out}: goes on where it stopped")
         return True
-    if saved.get("plan") is not None:
-        differs = difference(saved["plan"], plan)
-        if saved.get("count"):
+    if saved.plan is not None:
+        differs = difference(saved.plan, plan)
+        if saved.count:
             raise UserError(
                 f"--out {out}: is an unfinished token set of something else ({differs}); name "
                 f"another folder, or start over with --overwrite"
@@ -180,11 +177,16 @@ def take_over(out, tokenizer, overwrite):
     tokenizer.save(out)
 
 
-def begin(writer, names):
-    """The progress that was stored, or that of a new set."""
-    if writer.state:
-        return as_record(writer.state, Progress, f"{writer.folder}/progress.json: state", RESTART)
-    return Progress([{"name": name, "documents": 0, "tokens": 0} for name in names])
+def begin(writer, names, n_sources):
+    """The progress that was stored, or that of a new set. Raises UserError where it cannot be."""
+    if not writer.state:
+        return Progress([Source(name, documents=0, tokens=0) for name in names])
+    where = f"{writer.folder}/progress.json: state"
+    progress = as_record(writer.state, Progress, where, AGAIN)
+    fits = len(progress.sources) == len(names) and progress.source < n_sources
+    if not (fits and progress.agrees_with(writer)):
+        raise UserError(f"{where}: does not fit the sources and the tokens that are there; {AGAIN}")
+    return progress
 
 
 def difference(old, new):
@@ -295,15 +297,23 @@ def refuse_bad(out, bad, settings):
         )
 
 
+def is_held_out(settings):
+    return settings.side is not None and settings.side.held_out
+
+
 def refuse_empty(writer, progress, full, settings):
     """Raises UserError where a --source gave nothing, unless there was no room or it is broken."""
+    if settings.side and writer.count == 0:
+        raise UserError(
+            f"--out {writer.folder}: no document is {settings.side.name}; wanted more documents, "
+            f"or another share with --overwrite"
+        )
     for entry in progress.sources:
-        missed = not (entry["tokens"] or full or settings.skip_bad)
+        missed = not (entry.tokens or full or settings.skip_bad or settings.side)
         if missed or writer.count == 0:
             left_out = f" ({progress.bad:,} broken ones were left out)" if progress.bad else ""
             raise UserError(
-                f"{entry['name']}: has no documents, "
-                f"wanted at least one that is not blank{left_out}"
+                f"{entry.name}: has no documents, wanted at least one that is not blank{left_out}"
             )
 
 
@@ -312,7 +322,7 @@ def finish(writer, progress, preparation, settings):
     labels = {"kinds": preparation.kinds} if preparation.kinds else {}
     return writer.finish(
         tokenizer=preparation.tokenizer.hash,
-        sources=progress.sources,
+        sources=[asdict(entry) for entry in progress.sources],
         bad_records=progress.bad,
         text_bytes=progress.text_bytes,
         contaminated=progress.contaminated,

@@ -10,15 +10,21 @@ import contextlib
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from common import files
+from common import files, locks, owned
+from common.checksums import file_hash
 from common.errors import UserError
-from data import TokenSet, file_hash
+from common.json_files import parse_text, regular_size
+from common.records import as_record, at_least
+from data import TokenSet
 
 NAME = "sources.jsonl"
 SMALL = 1 << 26  # bytes of a file that is always compared in whole; a larger one is noted so often
 BLOCK = 1 << 20  # bytes read at a time
+MEND = "delete it, then the source files are not compared"
 ARRAYS = ("loss_mask.bin", "kind.bin")  # of a set, beside tokens.bin, whose hash is in meta.json
 
 
@@ -103,6 +109,25 @@ class Hashed:
         self.file.close()
 
 
+@dataclass
+class Head:
+    """The first line of sources.jsonl."""
+
+    plan: str  # sha256 of the plan
+    arrays: dict[str, str] = field(default_factory=dict)  # {name: sha256} of a finished set
+
+
+@dataclass
+class Known:
+    """Another line: what is known of a file."""
+
+    file: str
+    size: Annotated[int, at_least(0)]
+    changed: int  # ns
+    hashed: Annotated[int, at_least(0)]  # so many bytes from its start
+    sha256: str  # of those
+
+
 class Notes:
     """The file OUT/sources.jsonl: a line for the plan, then a line for each note of a file.
 
@@ -119,7 +144,7 @@ class Notes:
         self.files = {}  # {path: its last note}
         self.begun = False  # are these notes in the file?
         self.growing = None  # the open file
-        files.refuse_foreign([self.path])
+        owned.refuse_foreign([self.path])
         if not self.path.exists():
             return
         header, notes = self.read()
@@ -135,17 +160,17 @@ class Notes:
 
     def read(self):
         """(the plan's line, {path: its last note}); a line that a kill cut off does not count."""
+        regular_size(self.path, "record of the source files")
         notes = []
         with open(self.path, "rb") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError, RecursionError):
-                    notes.append(json.loads(line))
-        if not (notes and isinstance(notes[0], dict) and "plan" in notes[0]):
-            raise UserError(
-                f"{self.path}: does not begin as the kit writes it; delete it, then the source "
-                f"files are not compared"
-            )
-        return notes[0], {note["file"]: note for note in notes[1:]}
+                with contextlib.suppress(ValueError):
+                    notes.append(parse_text(line.decode()))
+        header, *notes = notes or [None]
+        as_record(header, Head, f"{self.path}: its first line", MEND)
+        for note in notes:
+            as_record(note, Known, f"{self.path}: a note of a file", MEND)
+        return header, {note["file"]: note for note in notes}
 
     def add(self, content, n_bytes, sha256):
         """Note that the first `n_bytes` of a file have this hash, unless more is known."""
@@ -192,7 +217,7 @@ class Notes:
         found = []
         for name, sha256 in self.header.get("arrays", {}).items():
             path = self.path.parent / name
-            if not path.exists():
+            if not os.path.isfile(path):
                 found.append((path, "it is not there"))
             elif file_hash(path) != sha256:
                 found.append((path, "its sha256 differs"))
@@ -231,10 +256,14 @@ def differing(notes, thorough=False):
     """
     found = []
     for path, note in notes.files.items():
+        if not os.path.isfile(path):
+            found.append((path, "No such file"))
+            continue
         try:
             size, changed = state(path)
             same = (size, changed) == (note["size"], note["changed"])
-            if size < note["hashed"]:
+            whole = note["hashed"] == note["size"]
+            if size < note["hashed"] or (whole and size != note["size"]):
                 found.append((path, f"had {note['size']:,} bytes, has {size:,}"))
             elif thorough or size <= SMALL or not same:
                 sha256 = start_hash(path, note["hashed"])
@@ -278,9 +307,9 @@ def close_notes(notes, tokens, sources, max_tokens=None, mix=None):
     read = [source for source in sources if source.content and given[source.entry]]
     whole = [source.content for source in read if source.entry not in cut_off]
     begun = [source.content for source in read if source.entry in cut_off]
-    files.lock_folder(tokens.folder, "token set")
+    locks.lock_folder(tokens.folder, "token set")
     notes.close(whole, begun, tokens.folder)
-    files.unlock(tokens.folder)
+    locks.unlock(tokens.folder)
 
 
 def verify(out):

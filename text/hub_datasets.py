@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common import files as disk
+from common import locks, owned
 from common.errors import UserError
 from common.records import Bound, as_record, matching, read_json
 from hf import downloads
@@ -72,8 +73,8 @@ class Shard:
             return
         delete_shard(self.out)
         folder = Path(self.out) / FOLDER
-        disk.lock_folder(self.out, "token set")
-        disk.claim(folder)
+        locks.lock_folder(self.out, "token set")
+        owned.claim(folder)
         place = {"repo_type": "dataset", "local_dir": str(folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:
             raise UserError(f"{self.name}: is not on the hub any more, although the listing has it")
@@ -169,7 +170,7 @@ def note(name, path, **more):
     """Add to what OUT/hub.json says of a --source; returns all of that."""
     known = noted(path)
     known[name] = {**known.get(name, {}), **more}
-    disk.lock_folder(Path(path).parent, "token set")
+    locks.lock_folder(Path(path).parent, "token set")
     disk.write_atomic(path, json.dumps(known))
     return known[name]
 

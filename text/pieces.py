@@ -10,6 +10,7 @@ from common.errors import UserError
 from hf.tokenizer import Tokenizer
 from text import reading
 from text.decontaminate import Decontaminator
+from text.held_out import Side
 from text.sources import open_set
 
 UNLABELLED = "unlabelled"  # kind of the tokens of a source without labels
@@ -66,6 +67,7 @@ class Preparation:
     mask_prompt: bool = False
     skip_bad: bool = False
     decontaminator: Decontaminator | None = None
+    side: Side | None = None  # with --val-share
 
     @classmethod
     def of(cls, folder, sources, tokenizer, settings):
@@ -101,6 +103,7 @@ class Preparation:
             mask_prompt=settings.mask_prompt,
             skip_bad=settings.skip_bad,
             decontaminator=settings.decontaminator,
+            side=settings.side,
         )
 
     def __getstate__(self):
@@ -150,6 +153,8 @@ class Preparation:
                 yield BROKEN
                 continue
             text = "".join(texts)
+            if self.side and not self.side.takes(text):
+                continue
             if self.decontaminator and self.decontaminator.problems_in(text):
                 yield CONTAMINATED
                 continue

@@ -59,10 +59,18 @@ def table(rows):
 
 def results(runs):
     """The table of what came out."""
-    rows = [["run", *SHOWN]]
+    sets = dict.fromkeys(n for _, summary in runs.values() for n in by_set(summary))
+    rows = [["run", *SHOWN, *(f"val loss, {name}" for name in sets)]]
     for name, (_, summary) in runs.items():
-        rows.append([name, *(cell(summary, key, form) for key, form in SHOWN.values())])
+        cells = [cell(summary, key, form) for key, form in SHOWN.values()]
+        cells += [cell(by_set(summary), key, "{:.4f}") for key in sets]
+        rows.append([name, *cells])
     return table(rows)
+
+
+def by_set(summary):
+    """{validation set: loss} of a run with several of them."""
+    return summary.get("val_loss_by_set") or {}
 
 
 def differing(runs):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common import files
-from common.errors import UserError, cli
+from common import files, locks, owned
+from common.errors import UserError, cli, command
 from common.files import renamed_when_whole, write_atomic
 from evaluation import tasks
 from prepare import decontaminator_of
@@ -92,21 +92,21 @@ def room_for_shards(out):
             yield folder
         return
     folder = Path(out).with_name(Path(out).name + ".shards")
-    files.own_folder(folder)
-    files.lock_folder(folder, "token set")  # as one that is made of the hub's
+    owned.own_folder(folder)
+    locks.lock_folder(folder, "token set")  # as one that is made of the hub's
     try:
         yield folder
     finally:
         hub_datasets.delete_shard(folder)
         files.remove_folder(folder)
-        files.unlock(folder)
+        locks.unlock(folder)
 
 
 def refuse_outputs(args):
     """Raises UserError where an output would take the place of an input or of anybody's file."""
     for path in filter(None, (args.out, args.report)):
-        files.refuse_overlap(path, {"--source": args.source, "--data-dir": args.data_dir})
-        files.refuse_taken([path])
+        owned.refuse_overlap(path, {"--source": args.source, "--data-dir": args.data_dir})
+        owned.refuse_taken([path])
     if args.out and args.report and Path(args.out).resolve() == Path(args.report).resolve():
         raise UserError(f"--report {args.report}: is --out, too; name another file")
 
@@ -120,9 +120,12 @@ def main(argv=None):
         form, fields = ("text", [args.text_field]) if args.text_field else (None, None)
         sources = sources_of(args.source, form, fields, args.skip_bad, folder)
         if any(source.kind == "set" for source in sources):
+            words = ["--source", "TEXT", "--decontaminate", *args.tasks]
+            if args.data_dir:
+                words += ["--data-dir", args.data_dir]
+            again = command("prepare.py", *words, "--tokenizer", "MODEL", "--out", "NEW")
             raise UserError(
-                "tools.decontaminate: reads text; "
-                "a token set is made again with prepare.py --decontaminate"
+                f"tools.decontaminate: reads text; a token set is made again with {again}"
             )
         out = None
         if args.out:

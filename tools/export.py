@@ -13,7 +13,7 @@ import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 import torch
 
-from common import files
+from common import files, locks, owned
 from common.command_line import Parser, whole
 from common.errors import UserError, cli
 from hf import checkpoint
@@ -42,13 +42,13 @@ def main():
     if args.out is None:
         raise UserError("--out: got none, wanted a folder for the model")
     run, out = Path(args.run), Path(args.out)
-    files.refuse_overlap(out, {"the run": run})
+    owned.refuse_overlap(out, {"the run": run})
     state = state_of(run, args.step)
     model, tokenizer_from = described(state, run, args)
-    files.lock_folder(out, KIND)
+    locks.lock_folder(out, KIND)
     if (out / LAST).exists() and not args.overwrite:
         raise UserError(f"{out}: holds a model; name another --out, or --overwrite it")
-    files.refuse_foreign([out / LAST])
+    owned.refuse_foreign([out / LAST])
     files.remove(out / LAST)
     checkpoint.save(model, out, state=states.weights(state), tokenizer_from=tokenizer_from)
     files.write_atomic(out / LAST, state["card"])

@@ -34,6 +34,7 @@ MISTRALS = {
     "mistralai/Mistral-7B-v0.1": {"model_type": "mistral", "sliding_window": 4096},
     "microsoft/rho-math-7b-v0.1": {"model_type": "mistral", "sliding_window": 4096},
 }
+SMOLLMS = {"HuggingFaceTB/SmolLM2-135M": {}}
 
 # --------------------------------------------------------------------------------------------------
 # its text
@@ -89,7 +90,7 @@ def make(root, n=400):
     make_corpora(sets, n)
     make_problem_sets(sets, n)
     make_conversations(sets, n)
-    for family in (LLAMAS, MISTRALS):
+    for family in (LLAMAS, MISTRALS, SMOLLMS):
         make_family(Path(root) / "models", family)
 
 

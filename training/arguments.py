@@ -6,11 +6,12 @@ import sys
 
 from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
-from common.files import refuse_overlap
+from common.owned import refuse_overlap
 from common.records import as_record, read_json
 from hf.config import LIMITS
 from training import finished
 from training.heads import HEADS
+from training.moments import FORMS, refuse_missing
 
 # Arguments that name what a run reads.
 READ = ("data", "val", "init", "ref_loss", "base_loss", "short_loss")
@@ -20,7 +21,9 @@ def add_arguments(parser):
     """Add the flags that train_ref.py and train_slm.py have in common, in titled groups."""
     group = parser.add_argument_group("data and model")
     group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
-    group.add_argument("--val", metavar="DIR", help="token set for the validation loss")
+    group.add_argument(
+        "--val", nargs="+", metavar="DIR", help="token sets for the validation loss, the main first"
+    )
     group.add_argument("--seq-len", type=whole(1, LONGEST), default=128, help="tokens per window")
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays inside of each document"
@@ -85,9 +88,11 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("machine")
     add_machine(group)
-    moments = ["float32", "bfloat16"]
     group.add_argument(
-        "--moments", default="float32", choices=moments, help="how AdamW's moments are kept"
+        "--moments",
+        default="float32",
+        choices=FORMS,
+        help="how AdamW's moments are kept; int8 needs torchao",
     )
     switch = ["auto", "on", "off"]
     group.add_argument(
@@ -96,6 +101,13 @@ def add_arguments(parser):
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument(
         "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
+    )
+    group.add_argument(
+        "--reshard-after-forward",
+        default="default",
+        choices=["default", "always", "never"],
+        help="fsdp: blocks that are gathered again for the backward pass; default: all but the "
+        "last, never: more memory, half of the gathers",
     )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations, store none"
@@ -166,11 +178,16 @@ def earlier_arguments(argv):
     return saved
 
 
-def settle(args):
-    """Fill in the defaults that follow from other flags, and refuse what does not go together."""
+def settle(args, run=True):
+    """Fill in the defaults that follow from other flags, and refuse what does not go together.
+
+    run: what it needs has to be installed here.
+    """
     world = int(os.environ.get("WORLD_SIZE", 1))
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
+    if isinstance(args.val, list) and len(args.val) == 1:
+        args.val = args.val[0]
     if args.lr is None:
         args.lr = 1e-3
     if args.min_lr is None:
@@ -193,8 +210,15 @@ def settle(args):
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
             f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
         )
+    if args.reshard_after_forward != "default" and args.parallel != "fsdp":
+        raise UserError(
+            f"--reshard-after-forward: got {args.reshard_after_forward} with --parallel "
+            f"{args.parallel}, wanted --parallel fsdp"
+        )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
+    if run:
+        refuse_missing(args.moments)
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
     if args.out is None:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
-from common import files
+from common import files, owned
 from common.errors import UserError, reason_of
 from common.json_files import read_json
 from common.records import as_record, at_least
@@ -148,10 +148,10 @@ class Writer(dcp.FileSystemWriter):
         """On the first rank, before any rank writes."""
         files.remove_folder(self.target)  # one that was found damaged
         files.remove_folder(self.path)
-        files.own_folder(self.path)
+        owned.own_folder(self.path)
         parts = [f"__{rank}_0.distcp" for rank in range(self.world)]
         for name in [*parts, PICKLE, PICKLE + ".tmp"]:
-            files.claim(self.path / name)
+            owned.claim(self.path / name)
         return super().prepare_global_plan(plans)
 
     def finish(self, metadata, results):

@@ -4,7 +4,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.numerics import notice, numerics
-from data import Stored
+from data import Stored, score_command
 from hf.tokenizer import Tokenizer
 from slm import OWN, STORED, Tokens, known
 from training import arrays
@@ -31,6 +31,7 @@ class Columns:
         self.args = args
         self.data = data
         self.env = env
+        self.now = numerics(args, env, args.micro_batch_size)
         self.needs = method.needs if method else ()
         self.stored = {}
         self.references = {}
@@ -55,19 +56,16 @@ class Columns:
         args = self.args
         flag = FLAGS.get(name, name)
         path = getattr(args, flag)
-        model = {"base_loss": args.init, "short_loss": "MODEL"}.get(name, "REFERENCE")
-        context = f" --context {max(2, args.seq_len // 8 * 2)}" if name == "short_loss" else ""
         if not path:
             raise UserError(
                 f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
-                f"with score.py --model {model} --data {args.data} --seq-len {args.seq_len}"
-                f"{context} --out {flag}.bin"
+                f"with {self.command(name)}"
             )
-        now = numerics(args, self.env, args.micro_batch_size)
-        scored_by = f"{model}{context}"
+        now = self.now
+        wanted = self._wanted(name)
         entropy = name == "ref_entropy"
-        stored = Stored(path, self.data, args.seq_len, entropy, now, scored_by)
-        if bool(stored.meta["context"]) != bool(context):
+        stored = Stored(path, self.data, args.seq_len, entropy, now, wanted)
+        if bool(stored.meta["context"]) != bool(wanted["context"]):
             got = stored.meta["context"]
             raise UserError(
                 f"--{flag.replace('_', '-')} {path}: was scored with "
@@ -78,6 +76,20 @@ class Columns:
         if said and self.env.main:
             print(said)
         return stored
+
+    def command(self, name):
+        """How stored values are made, for a message."""
+        file = f"{FLAGS.get(name, name)}.bin"
+        entropy = " --entropy" if name == "ref_entropy" else ""
+        made = score_command(file, self.data, self.args.seq_len, self.now, self._wanted(name))
+        return f"{made}{entropy}"
+
+    def _wanted(self, name):
+        """What stored values have to be made with."""
+        models = {"base_loss": self.args.init, "short_loss": "MODEL"}
+        short = max(2, self.args.seq_len // 8 * 2)
+        context = short if name == "short_loss" else None
+        return {"model": models.get(name), "context": context}
 
     def tokens(self, step, windows, valid):
         """slm.Tokens of the windows' targets, before the forward pass; `valid` (B, T), numpy."""

@@ -47,6 +47,9 @@ class Step:
     threshold: float | None = None
     val_loss: float | None = None
     val_loss_by_kind: dict[str, float] = field(default_factory=dict)
+    val_loss_by_set: dict[str, float] = field(default_factory=dict)  # of several --val
+    seconds: Share = 0.0  # of the run so far
+    reference_lead: float | None = None  # see training/lead.py
     kept: dict[str, Share] = field(default_factory=dict)
 
 
@@ -60,6 +63,8 @@ class Summary:
     tokens_selected: Count
     seconds: Share = 0.0
     tok_per_s: Share | None = None
+    val_loss_by_set: dict[str, float] = field(default_factory=dict)
+    reference_lead: float | None = None
 
 
 def arguments(folder):

@@ -11,7 +11,9 @@ from common.errors import UserError
 class Meter:
     """Sums on the device over micro-batches and ranks: one synchronisation a step."""
 
-    def __init__(self, env, kinds):
+    def __init__(self, env, kinds, score=None):
+        """`kinds`: names of the labels, or None; `score`: what the tokens are ranked by."""
+        self.score = score
         self.env = env
         self.kinds = kinds or []
         size = 6 + 2 * len(self.kinds)
@@ -53,18 +55,19 @@ class Meter:
         loss, selected, n_valid, n_kept, weight, bad, *counts = sums
         if self.weighted and n_valid and not weight and not bad:
             raise UserError(
-                f"the weights of all {n_valid:.0f} targets of a batch are 0; look at the weight's "
-                f"function, or at what it reads; the last saved state is kept"
+                f"--score {self.score}: the weights of all {n_valid:.0f} targets of a batch are 0; "
+                f"look at its function, or at what it reads; the last saved state is kept"
             )
         if bad and self.weighted:
             raise UserError(
-                f"{bad:.0f} of {n_valid:.0f} weights of a batch are below 0 or not finite; look at "
-                f"the weight's function, or at what it reads; the last saved state is kept"
+                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} weights of a batch are below 0 "
+                f"or not finite; look at its function, or at what it reads; the last saved state "
+                f"is kept"
             )
         if bad:
             raise UserError(
-                f"{bad:.0f} of {n_valid:.0f} scores of a batch are not finite; look at the score's "
-                f"function, or at what it reads; the last saved state is kept"
+                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} scores of a batch are not "
+                f"finite; look at its function, or at what it reads; the last saved state is kept"
             )
         threshold = self.threshold.item()
         record = {

@@ -6,8 +6,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from common.errors import UserError
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from training.moments import MOMENTS, refuse_missing
 
 
 class LightAdamW(torch.optim.AdamW):
@@ -62,7 +61,6 @@ class LightAdamW(torch.optim.AdamW):
 
 def make_optimizer(model, args):
     """AdamW, betas (0.9, 0.95), weight decay on matrices only. Fused: 8 times faster on CPU too."""
-    kind = LightAdamW if args.moments == "bfloat16" else torch.optim.AdamW
     params = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in params if p.dim() >= 2]
     vectors = [p for p in params if p.dim() < 2]
@@ -70,7 +68,15 @@ def make_optimizer(model, args):
         {"params": matrices, "weight_decay": args.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return kind(groups, lr=args.lr, betas=(0.9, 0.95), fused=True)
+    common = {"lr": args.lr, "betas": (0.9, 0.95)}
+    if args.moments == "int8":
+        refuse_missing("int8")
+        from training.int8 import Int8AdamW  # seconds
+
+        compiled = args.compile == "on" or (args.compile == "auto" and params[0].is_cuda)
+        return Int8AdamW(groups, **common, compiled=compiled)
+    kind = LightAdamW if args.moments == "bfloat16" else torch.optim.AdamW
+    return kind(groups, **common, fused=True)
 
 
 def lr_at(step, args):

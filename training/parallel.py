@@ -31,8 +31,12 @@ def compile_blocks(module, args, env):
 
 
 def or_stop(compiled):
-    """A compiled function; past the limit of graphs a UserError, and not a slow run in silence."""
+    """A compiled function. Raises UserError past the limit of graphs, and where nothing is built.
+
+    The first would be a slow run in silence.
+    """
     from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._inductor.exc import InductorError
 
     def call(*args, **kwargs):
         try:
@@ -41,6 +45,13 @@ def or_stop(compiled):
             raise UserError(
                 f"torch.compile has made {GRAPHS} graphs of one block and wants another; "
                 f"TORCH_LOGS=recompiles says why. --compile off runs without"
+            ) from None
+        except InductorError as error:
+            reason = str(error).strip().splitlines()[0]
+            if " " in torch.__file__:
+                reason += f"; a C++ build takes no space in torch's own folder, {torch.__file__}"
+            raise UserError(
+                f"torch.compile cannot build this model here ({reason}); --compile off runs without"
             ) from None
 
     return call
@@ -61,6 +72,10 @@ def wrap(module, args, env):
 def shard(module, args, env):
     """FSDP2, as torchtitan runs it: fp32 shards, bf16 copies gathered, gradients reduced in fp32.
 
+    `--reshard-after-forward`: which blocks give their gathered weights back between forward and
+    backward pass, and gather them twice: all but the last one, which is needed again at once
+    ("default"), all, or none, which keeps a copy of the whole model in bf16.
+
     With `--shard-size` N only N ranks share one copy of the states (HSDP): gathers stay among them,
     within a node perhaps, and the groups of N average their gradients as DDP does.
     """
@@ -78,9 +93,13 @@ def shard(module, args, env):
     if env.dtype != torch.float32:
         # Inputs keep their dtype: the residual stream and RoPE's cosines are fp32.
         policy = MixedPrecisionPolicy(env.dtype, torch.float32, cast_forward_inputs=False)
-    for block in module.lm.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    # Embedding, norm and head are one group: tied weights stay together.
+    *others, last = module.lm.model.layers
+    again = {"default": (True, False), "always": (True, True), "never": (False, False)}
+    of_others, of_last = again[args.reshard_after_forward]
+    for block in others:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=of_others)
+    fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=of_last)
+    # Embedding, norm and head are one group: tied weights stay together. It is never given back.
     return fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
@@ -111,6 +130,8 @@ def tensors(module, optimizer):
     for part in module.modules():
         if hasattr(part, "reshard"):  # FSDP2: behind a validation some weights are still gathered
             part.reshard()
+    if not optimizer.state and hasattr(optimizer, "begin"):  # `--moments int8`
+        optimizer.begin()
     if not optimizer.state:
         from torch.distributed.checkpoint import state_dict as sharded
 
@@ -120,7 +141,10 @@ def tensors(module, optimizer):
     for name, p in zip(_names(module, optimizer), params):
         name = name.removeprefix("module.")  # DDP's
         found[f"model.{name}"] = p.detach()
-        for key, value in optimizer.state[p].items():
+        kept = optimizer.state[p]
+        if hasattr(optimizer, "tensors_of"):  # `--moments int8`
+            kept = optimizer.tensors_of(p)
+        for key, value in kept.items():
             found[f"optimizer.{name}.{key}"] = value
     return found
 
@@ -156,21 +180,27 @@ def full_state(module, optimizer=None):
 
 
 def restore(module, optimizer, state):
-    """Load what `full_state` gave, on any number of ranks."""
+    """Load what `full_state` gave, on any number of ranks: each takes its shards of it."""
     if dist.is_initialized():
-        from torch.distributed.checkpoint import state_dict as sharded
-
-        sharded.set_state_dict(
-            module,
-            optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=sharded.StateDictOptions(full_state_dict=True),
-        )
+        whole = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+        for name, moments in state["optimizer"]["state"].items():
+            whole |= {f"optimizer.{name}.{key}": tensor for key, tensor in moments.items()}
+        with torch.no_grad():
+            for name, tensor in tensors(module, optimizer).items():
+                tensor.copy_(as_shards(whole[name], tensor))
         return
     module.load_state_dict(state["model"])
     places = {name: i for i, name in enumerate(_names(module, optimizer))}
     optimizer.load_state_dict(_renamed(state["optimizer"], places))
+
+
+def as_shards(whole, like):
+    """A tensor that every rank has, shared out as the DTensor `like` is; nothing is sent."""
+    if not hasattr(like, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _names(module, optimizer):

@@ -8,8 +8,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from common import aside, files, provenance
+from common import aside, files, locks, owned, provenance
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
 from common.json_files import parse, read_json
@@ -20,6 +21,7 @@ from hf.card import model_card
 from hf.config import config_to_hf
 from training import finished, parallel, states
 from training.arguments import is_snapshot
+from training.lead import Lead
 from training.optimizer import flops_per_token
 
 # What may change when a run goes on: it changes no number of it, or only what is reported.
@@ -37,27 +39,37 @@ NOT_IDENTITY = {
     "head",
     "parallel",
     "shard_size",
+    "reshard_after_forward",
     "checkpointing",
     "chain",
 }
 SEPARATE = ("numerics", "source", "made")  # compared in ways of their own
+LENGTH = {"steps", "epochs"}
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
 START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
-SHOWN = {"loss": "loss", "kept": "loss_selected", "val": "val_loss", "tok/s": "tok_per_s"}
+SHOWN = {
+    "loss": "loss",
+    "kept": "loss_selected",
+    "val": "val_loss",
+    "lead": "reference_lead",
+    "tok/s": "tok_per_s",
+}
 SUMMARY = {
     "val_loss": "validation loss {:.4f}",
+    "reference_lead": "the reference's lead {:.4f}",
     "exact_match": "exact match {:.3f}",
     "tokens_seen": "{:,} tokens read",
     "tokens_selected": "{:,} selected",
     "seconds": "{:.0f} s",
-    "peak_memory_bytes": "peak memory {:.2e} bytes",
+    "peak_memory_bytes": "peak memory {:.2f} GB",
     "tok_per_s": "{:,} tokens/s",
     "mfu": "MFU {:.1%}",
 }
+UNITS = {"peak_memory_bytes": 1e9}  # what a number is divided by before it is shown
 
 
 @dataclass
@@ -75,13 +87,17 @@ class Run:
     makes a checkpoint, and a kill at any moment leaves the last good one. The one before it is kept
     as well, for a disk that loses what it was given. Only rank 0 writes, but for the parts of a
     state on several ranks. No other run can write here.
+
+    reference_loss: the reference's validation loss in nats, where it is known.
     """
 
-    def __init__(self, args, inputs, env, model, tokenizer_from, source=None, kept=None):
-        """`source`: a hash of the method's code, with which alone the run goes on. `kept`: {name:
-        tensor} that a checkpoint holds beside weights and optimiser, the same on all ranks."""
+    def __init__(
+        self, args, inputs, env, model, tokenizer_from, reference_loss=None, selector=None
+    ):
+        """`selector`: has `source`, a hash of the method's code, with which alone the run goes on,
+        and `kept`, {name: tensor} that a checkpoint holds beside weights and optimiser."""
         self.folder = Path(args.out)
-        self.kept = kept or {}
+        self.kept = selector.kept if selector else {}
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
@@ -89,7 +105,7 @@ class Run:
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
         record["numerics"] = numerics(args, env, args.micro_batch_size)
-        record["source"] = source
+        record["source"] = selector.source if selector else None
         record["made"] = provenance.made_by(record["numerics"]["device"], env.world)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
@@ -98,6 +114,9 @@ class Run:
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
+        self.val_loss_by_set = saved.get("val_loss_by_set")
+        self.lead = Lead(reference_loss, self.val_loss)
+        self.at_start = []  # the record of step 0, until it is written
         self.seconds = saved["seconds"]
         self.tokens_seen, self.tokens_selected = saved["tokens"]
         self.started = time.perf_counter()
@@ -114,32 +133,32 @@ class Run:
         path = self.folder / "args.json"
         if self.folder.exists():
             self._refuse_foreign()
-        files.lock_folder(self.folder, "run")
+        locks.lock_folder(self.folder, "run")
         if self.args.overwrite:
             aside.set_aside(self.folder)
         else:
             aside.put_back(self.folder)
         if not (self.folder / "summary.json").exists():
-            files.refuse_foreign(self.folder / name for name in MODEL)
+            owned.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
         saved = read_json(path, "run", START_OVER)
-        differing = [
-            f"{k} {saved.get(k)!r} -> {v!r}"
-            for k, v in self.record.items()
-            if saved.get(k) != v and k not in SEPARATE
-        ]
+        others = [k for k, v in self.record.items() if saved.get(k) != v and k not in SEPARATE]
+        differing = [f"{k} {saved.get(k)!r} -> {self.record[k]!r}" for k in others]
         if saved.get("source", self.record["source"]) != self.record["source"]:
             differing.append("the code of its score")
-        before, now = saved.get("numerics", {}), self.record["numerics"]
+        before = saved.get("numerics", {})
+        as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
+        now = self.record["numerics"]
         differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
         if differing and self._begun():
+            is_longer = len(differing) == len(others) and set(others) <= LENGTH
             raise UserError(
                 f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
-                f"choose another --out or start it over with --overwrite"
+                f"{self._way_out(is_longer)}"
             )
-        if differing:  # it stopped in its first step, for lack of memory perhaps
+        if differing:  # it stopped before anything was saved, for lack of memory perhaps
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
@@ -155,8 +174,9 @@ class Run:
         """Raises UserError where the folder holds something, and nothing that a run wrote."""
         if not self.folder.is_dir():
             raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        files.refuse_foreign(self.folder / name for name in RECORDS)
-        if any(self.folder.iterdir()) and not files.written(self.folder):
+        owned.refuse_foreign(self.folder / name for name in RECORDS)
+        there = {path.name for path in self.folder.iterdir()} - {owned.LIST}
+        if there and not owned.written(self.folder):
             raise UserError(
                 f"{self.folder} exists and is not a run of this kit; choose another --out"
             )
@@ -170,14 +190,20 @@ class Run:
             )
         aside.discard(self.folder)
         states.keep_one(self.folder)
-        files.unlock(self.folder)
+        locks.unlock(self.folder)
         return finished.summary(self.folder)
 
+    def _way_out(self, is_longer):
+        """What to do where arguments differ. `is_longer`: in the number of steps alone."""
+        if is_longer and (self.folder / "summary.json").exists():
+            return (
+                f"it is finished: to train its model further, name it as the start of another run, "
+                f"--init {self.folder} --out ANOTHER, whose schedule begins anew"
+            )
+        return "choose another --out or start it over with --overwrite"
+
     def _begun(self):
-        """Has a step been made, or anything been saved?"""
-        log = self.folder / "log.jsonl"
-        if log.exists() and log.stat().st_size:
-            return True
+        """Is there anything that the run would go on from? A log alone is not: it starts over."""
         if any(self.folder.glob("step-[0-9]*")):
             return True
         return (self.folder / "summary.json").exists() or bool(states.present(self.folder))
@@ -223,6 +249,36 @@ class Run:
             self.env.wait()
         self.stop.watch()
 
+    def _seconds(self):
+        """Wall-clock time of the run so far: of all processes that went on with it."""
+        return self.seconds + time.perf_counter() - self.started
+
+    def record_start(self, record, bar):
+        """The validation before the first step: step 0 in log.jsonl.
+
+        It is written with the first step, before which nothing counts as begun (see `_begun`).
+        """
+        self.at_start = [{"step": 0, "tokens_seen": 0, "tokens_selected": 0, **record}]
+        self._note_validation(self.at_start[0], bar)
+        bar.set_postfix(self.shown)
+
+    def _note_validation(self, record, bar):
+        """Add the reference's lead to a record with a validation loss, and print what is new."""
+        self.val_loss = record["val_loss"]
+        self.val_loss_by_set = record.get("val_loss_by_set")
+        lead = self.lead.over(self.val_loss)
+        if lead is not None:
+            record["reference_lead"] = lead
+        self._show(record)
+        said = self.lead.news(record["step"], self.val_loss)
+        if said and self.env.main:
+            bar.write(said)
+
+    def _show(self, record):
+        for name, key in SHOWN.items():
+            if record.get(key) is not None:
+                self.shown[name] = f"{record[key]:.4g}"
+
     def record_step(self, step, record, seconds, bar):
         """One line of log.jsonl and of the progress bar. `step` counts from 1.
 
@@ -235,7 +291,6 @@ class Run:
         if step > self.first_step + WARM_UP:
             self.timed_tokens += tokens
             self.timed_seconds += seconds
-        self.val_loss = record.get("val_loss", self.val_loss)
         self.tokens_seen += tokens
         self.tokens_selected += record["tokens_selected"]
         record = {
@@ -244,12 +299,15 @@ class Run:
             "tokens_seen": self.tokens_seen,
             "tokens_selected": self.tokens_selected,
             "tok_per_s": round(tokens / seconds),
+            "seconds": round(self._seconds(), 2),
         }
+        if "val_loss" in record:
+            self._note_validation(record, bar)
         if self.env.main:
-            self.log_file.write((json.dumps(record) + "\n").encode())
-        for name, key in SHOWN.items():
-            if record.get(key) is not None:
-                self.shown[name] = f"{record[key]:.4g}"
+            lines = [json.dumps(line) + "\n" for line in (*self.at_start, record)]
+            self.log_file.write("".join(lines).encode())
+        self.at_start = []
+        self._show(record)
         bar.set_postfix(self.shown, refresh=False)
         bar.update()
 
@@ -264,7 +322,7 @@ class Run:
             self.states.wait()
             folder = self.folder / f"step-{done:06d}"
             if self.env.main:
-                files.own_folder(folder)
+                owned.own_folder(folder)
             self.save_model(student, folder)
         # Ranks agree in each step; on gloo this takes less than a millisecond.
         asked, late, failed = self.env.any_rank(
@@ -284,9 +342,10 @@ class Run:
             self.log_file.to_disk()  # a state never knows more steps than the log
         record = {
             "step": step,
-            "seconds": self.seconds + time.perf_counter() - self.started,
+            "seconds": self._seconds(),
             "tokens": [self.tokens_seen, self.tokens_selected],
             "val_loss": self.val_loss,
+            "val_loss_by_set": self.val_loss_by_set,
             "config": config_to_hf(self.config),
             "tokenizer_from": str(self.tokenizer_from),
             "card": self.card(),
@@ -311,9 +370,13 @@ class Run:
             "exact_match": None,
             "tokens_seen": self.tokens_seen,
             "tokens_selected": self.tokens_selected,
-            "seconds": round(self.seconds + time.perf_counter() - self.started, 2),
+            "seconds": round(self._seconds(), 2),
             "peak_memory_bytes": self.env.peak_memory(),
         }
+        if self.val_loss_by_set:
+            self.summary["val_loss_by_set"] = self.val_loss_by_set
+        if self.lead.reference is not None:
+            self.summary["reference_lead"] = self.lead.over(self.val_loss)
         if self.timed_seconds:
             rate = self.timed_tokens / self.timed_seconds
             self.summary["tok_per_s"] = round(rate)
@@ -322,7 +385,7 @@ class Run:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
             self.states.keep_newest()
-            files.unlock(self.folder)
+            locks.unlock(self.folder)
         self.env.wait()
         self.stop.release()
 
@@ -342,5 +405,7 @@ class Run:
     def show_summary(self):
         if self.env.main:
             known = [key for key in SUMMARY if self.summary.get(key) is not None]
-            shown = [SUMMARY[key].format(self.summary[key]) for key in known]
+            shown = [SUMMARY[key].format(self.summary[key] / UNITS.get(key, 1)) for key in known]
             print(f"{self.folder}: {', '.join(shown)}")
+            for name, loss in self.summary.get("val_loss_by_set", {}).items():
+                print(f"{self.folder}: validation loss {loss:.4f} on {name}")

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from data import score_command
 from slm import Tokens, Weight
 from training.columns import Columns
 from training.method_flags import k_at, selection_of
@@ -50,8 +51,7 @@ class Selector:
             args = self.args
             raise UserError(
                 f"--base-loss {args.base_loss}: holds the losses of model {got[:12]}, --init "
-                f"{args.init} is {init[:12]}; make them with score.py --model {args.init} "
-                f"--data {args.data} --seq-len {args.seq_len} --out base_loss.bin"
+                f"{args.init} is {init[:12]}; make them with {self.columns.command('base_loss')}"
             )
         return references
 
@@ -70,10 +70,33 @@ class Selector:
             parts.append({**vars(tokens), "valid": self.env.tensor(valid)})
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         valid = whole.pop("valid")
-        mask = self.selection.mask(Tokens(**whole), valid)
+        mask = mask_of(self.selection, Tokens(**whole), valid)
         kept = np.zeros(len(windows) * T + 1, bool)
         kept[1:] = mask.flatten().cpu().numpy()
         return kept[: self.data.count]
+
+    def reference_loss_on(self, val):
+        """The reference's mean loss on the token set `val`, in nats; None where it is not known.
+
+        Only for scores that compare the student with the reference. One line says where another
+        set's is known.
+        """
+        if val is None or not {"loss", "ref_loss"}.issubset(self.selection.needs):
+            return None
+        meta = self.columns.stored["ref_loss"].meta
+        known = meta["validation"]
+        for validation in known:
+            if validation["data"] == val.hash:
+                return validation["loss"]
+        if known and self.env.main:
+            names = ", ".join(validation["name"] for validation in known)
+            now = self.columns.now
+            again = score_command(self.args.ref_loss, self.data, self.args.seq_len, now, meta)
+            print(
+                f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
+                f"on --val {val.folder}; add that one's with {again} --val {val.folder}"
+            )
+        return None
 
     # ----------------------------------------------------------------------------------------------
     # before the gradient
@@ -127,7 +150,7 @@ class Selector:
         tokens = self.columns.tokens(step, windows, valid)
         for name in predicted:
             setattr(tokens, name, predicted[name])
-        return self.selection.mask(tokens, self.env.tensor(valid))
+        return mask_of(self.selection, tokens, self.env.tensor(valid))
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
@@ -182,6 +205,14 @@ def scale_gradients(module, factor):
             local.mul_(factor)
 
 
+def mask_of(selection, tokens, valid):
+    """selection.mask, whose UserError names the score."""
+    try:
+        return selection.mask(tokens, valid)
+    except UserError as error:
+        raise UserError(f"--score {selection.score}: {error}") from None
+
+
 class Choice:
     """The selection among the targets of one micro-batch."""
 
@@ -204,7 +235,7 @@ class Choice:
             setattr(self.tokens, name, values)
         self.kept = self.settled
         if self.kept is None:
-            self.kept = self.selection.mask(self.tokens, self.valid)
+            self.kept = mask_of(self.selection, self.tokens, self.valid)
         return self.kept
 
     def amount(self):

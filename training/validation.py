@@ -3,42 +3,71 @@
 import numpy as np
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, command
 from data import TokenSet
 
 
-def validation_set(args, data):
-    """The token set of `--val`, or None. Raises UserError where its loss would be no number."""
-    if not args.val:
-        return None
-    val = TokenSet(args.val, args.verify)
-    if val.tokenizer_hash != data.tokenizer_hash:
-        raise UserError(
-            f"--val {args.val}: its tokenizer is not that of --data {args.data}; prepare it with "
-            f"prepare.py --tokenizer {args.data}"
-        )
-    val.refuse_no_target()
-    return val
+def validation_sets(args, data):
+    """The token sets of `--val`, the first decides. Raises UserError where a loss is no number."""
+    sets = []
+    for folder in folders_of(args.val):
+        val = TokenSet(folder, args.verify)
+        if val.tokenizer_hash != data.tokenizer_hash:
+            again = ("prepare.py", "--source", "TEXT", "--tokenizer", args.data, "--out", "NEW")
+            raise UserError(
+                f"--val {folder}: its tokenizer is not that of --data {args.data}; prepare it with "
+                f"{command(*again)}"
+            )
+        val.refuse_no_target()
+        sets.append(val)
+    return sets
+
+
+def folders_of(val):
+    """`--val` as a list: None, one folder, or several."""
+    if not val:
+        return []
+    folders = [val] if isinstance(val, str) else val
+    if len(set(folders)) < len(folders):
+        raise UserError(f"--val: got {' '.join(folders)}, wanted folders that differ")
+    return folders
 
 
 def is_due(done, args):
-    """Is the validation loss due after `done` steps (`--eval-every`)? At the end always."""
+    """Is the validation loss due after `done` steps (`--eval-every`)?
+
+    At the end always; before the first step (`done` is 0) unless it is due at the end alone.
+    """
     if done == args.steps:
         return True
     return args.eval_every > 0 and done % args.eval_every == 0
 
 
+def validate(model, token_sets, args, env):
+    """The losses of `--val`: {"val_loss": of the first set, ...}, as `mean_loss` returns them.
+
+    Of several sets also "val_loss_by_set": {folder: loss}.
+    """
+    records = [mean_loss(model, token_set, args, env) for token_set in token_sets]
+    if len(records) == 1:
+        return records[0]
+    by_set = zip(token_sets, records)
+    losses = {str(token_set.folder): record["val_loss"] for token_set, record in by_set}
+    return {**records[0], "val_loss_by_set": losses}
+
+
 @torch.no_grad()
-def validate(model, token_set, args, env):
+def mean_loss(model, token_set, args, env, micro_batch=None):
     """The mean loss in nats over all targets that count: {"val_loss": ...}.
 
     Where the token set has labels, also the same of each kind: "val_loss_by_kind". `model` is the
-    (wrapped) WithLoss module. Every rank makes the same number of forward passes.
+    (wrapped) WithLoss module. micro_batch: windows per rank per forward pass, where it is not the
+    trainer's. Every rank makes the same number of forward passes.
     """
     kinds = token_set.kinds or ["all"]
     sums = torch.zeros(2, len(kinds), dtype=torch.float64, device=env.device)
     n_windows = token_set.n_windows(args.seq_len)
-    size = args.micro_batch_size
+    size = micro_batch or args.micro_batch_size
     stride = size * env.world
     rounds = -(-n_windows // stride)
     for i in range(rounds):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from common import aside, files
+from common import aside, changes, files, locks, owned
 from common.errors import UserError
 from conftest import ROOT
 
@@ -15,7 +15,7 @@ def contents(folder):
     """{path: bytes} of a folder's files, without the kit's lists."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != files.LIST:
+        if path.is_file() and path.name != owned.LIST:
             found[str(path.relative_to(folder))] = path.read_bytes()
     return found
 
@@ -45,7 +45,7 @@ def test_a_temporary_file_of_somebody_else_s(tmp_path):
     (tmp_path / "a.json.tmp").write_text("theirs")
     files.write_atomic(tmp_path / "a.json", "ours")
     assert contents(tmp_path) == {"a.json": b"ours", "a.json.tmp": b"theirs"}
-    (tmp_path / f"b.json{files.TEMPORARY}").write_text("theirs")
+    (tmp_path / f"b.json{owned.TEMPORARY}").write_text("theirs")
     with pytest.raises(UserError, match="b.json"):
         files.write_atomic(tmp_path / "b.json", "ours")
     assert not (tmp_path / "b.json").exists()
@@ -56,34 +56,34 @@ def test_a_list_that_a_power_loss_cut(tmp_path, cut):
     """What its whole lines name is ours; the rest is not, and the next entry is readable."""
     files.write_atomic(tmp_path / "a", "1")
     files.write_atomic(tmp_path / "b", "1")
-    path = tmp_path / files.LIST
+    path = tmp_path / owned.LIST
     os.truncate(path, path.stat().st_size - 1)
-    assert files.written(tmp_path) == {"a"}
+    assert owned.written(tmp_path) == {"a"}
     os.truncate(path, cut)
     files.write_atomic(tmp_path / "c", "1")
-    assert files.written(tmp_path) - {"a"} == {"c"}
+    assert owned.written(tmp_path) - {"a"} == {"c"}
 
 
 def test_another_program_s_list(tmp_path):
-    (tmp_path / files.LIST).write_text("a plan\n")
+    (tmp_path / owned.LIST).write_text("a plan\n")
     with pytest.raises(UserError, match="another program's file"):
         files.write_atomic(tmp_path / "a", "1")
 
 
 def test_a_folder_is_one_thing(tmp_path):
-    files.lock_folder(tmp_path / "run", "run")
-    files.unlock(tmp_path / "run")
+    locks.lock_folder(tmp_path / "run", "run")
+    locks.unlock(tmp_path / "run")
     with pytest.raises(UserError, match="holds a run, wanted a token set's folder"):
-        files.lock_folder(tmp_path / "run", "token set")
+        locks.lock_folder(tmp_path / "run", "token set")
     files.write_atomic(tmp_path / "mixed/ref_loss.bin", "1")
     with pytest.raises(UserError, match="holds ref_loss.bin, which the kit wrote"):
-        files.lock_folder(tmp_path / "mixed", "run")
+        locks.lock_folder(tmp_path / "mixed", "run")
 
 
 HOLD = """
 import sys
-from common import files
-files.lock_folder(sys.argv[1], "run")
+from common import files, locks, owned
+locks.lock_folder(sys.argv[1], "run")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -99,11 +99,23 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another process is writing to it"):
-        files.lock_folder(tmp_path / "run", "run")
+        locks.lock_folder(tmp_path / "run", "run")
     other.kill()
     other.wait()
-    files.lock_folder(tmp_path / "run", "run")
-    files.unlock(tmp_path / "run")
+    locks.lock_folder(tmp_path / "run", "run")
+    locks.unlock(tmp_path / "run")
+
+
+def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(tmp_path, monkeypatch):
+    """A power loss leaves the old file whole, or the new one."""
+    passed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: passed.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(changes, "reached", lambda moment, path: passed.append(moment))
+    files.write_atomic(tmp_path / "a", "1")
+    files.write_atomic(tmp_path / "a", "2")
+    new, folder = (os.stat(path).st_ino for path in (tmp_path / "a", tmp_path))
+    end = ["before write", new, "after write", "before rename", folder, "after rename"]
+    assert passed[-len(end) :] == end
 
 
 def test_growing_files_are_cut_to_the_size_that_counts(tmp_path):
@@ -146,9 +158,9 @@ def test_outputs_and_inputs_do_not_overlap(tmp_path, monkeypatch, out, read, ref
     (tmp_path / "link").symlink_to("d")
     if refused:
         with pytest.raises(UserError, match="overlaps with --data"):
-            files.refuse_overlap(out, {"--data": ["org/name", None, read]})
+            owned.refuse_overlap(out, {"--data": ["org/name", None, read]})
     else:
-        files.refuse_overlap(out, {"--data": read})
+        owned.refuse_overlap(out, {"--data": read})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -160,7 +172,7 @@ def old(tmp_path):
     """A folder of ours, with somebody else's files in it."""
     for name in ("args.json", "model.bin", "step-1/model.bin"):
         if "/" in name:
-            files.own_folder((tmp_path / "run" / name).parent)
+            owned.own_folder((tmp_path / "run" / name).parent)
         files.write_atomic(tmp_path / "run" / name, f"old {name}")
     for name in ("mine.txt", "step-1/mine.txt"):
         (tmp_path / "run" / name).write_text(f"years of work: {name}")
@@ -180,13 +192,13 @@ def moments_of(function, monkeypatch, stop=None):
         if len(passed) == stop:
             raise Killed
 
-    monkeypatch.setattr(files, "reached", reached)
+    monkeypatch.setattr(changes, "reached", reached)
     try:
         function()
     except Killed:
         pass
     finally:
-        monkeypatch.setattr(files, "reached", lambda moment, path: None)
+        monkeypatch.setattr(changes, "reached", lambda moment, path: None)
     return len(passed)
 
 

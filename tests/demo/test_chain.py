@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import demo.chain as chain
+import score
 import train_ref
 from conftest import ROOT, write_model, write_set
 
@@ -64,6 +65,36 @@ def test_tokens_to_reach_interpolates_between_evaluations(tmp_path):
     assert chain.tokens_to_reach(tmp_path, 2.25) == 175
     assert chain.tokens_to_reach(tmp_path, 3.5) == 100
     assert chain.tokens_to_reach(tmp_path, 1.9) is None
+
+
+@pytest.mark.parametrize(
+    "losses, reached",
+    [
+        ([4.0, 2.0], 50),  # halfway
+        ([2.5, 2.0], 100),  # the start is there already: it was reached by no training
+        ([2.5, 3.5, 2.5], 150),
+        ([2.5, 3.5], None),
+    ],
+)
+def test_the_start_does_not_count_as_reached(tmp_path, losses, reached):
+    lines = [{"tokens_seen": 100 * i, "val_loss": loss} for i, loss in enumerate(losses)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert chain.tokens_to_reach(tmp_path, 3.0) == reached
+
+
+def test_losses_without_the_reference_s_validation_loss_are_made_whole(
+    ran, stage, vocabulary, tmp_path
+):
+    """Those of an older kit: score.py is called again, and only adds it."""
+    write_set(tmp_path / "d", vocabulary, 600)
+    write_set(tmp_path / "v", vocabulary, 100, seed=1)
+    write_model(tmp_path / "m", vocabulary)
+    flags = "--model m --data d --seq-len 16 --out x/ref_loss.bin"
+    assert stage(score, f"{flags} --device cpu")[0] == 0
+    path = tmp_path / "x/ref_loss.json"
+    assert not chain.finished(path, f"score.py {flags} --val v")
+    assert stage(score, f"{flags} --val v --device cpu")[0] == 0
+    assert chain.finished(path, f"score.py {flags} --val v")
 
 
 def test_missing_stages_run_in_order(ran):

@@ -162,6 +162,7 @@ def test_the_demo_s_problems_are_named_where_they_are_missing(stage, vocabulary,
     assert code == 2 and "python prepare.py" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow  # a sample of every moment is in tests/reliability
 def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
     """kill -9 after eight answers, a line cut short: the files are an uninterrupted run's."""
     write_model(tmp_path / "run", vocabulary)
@@ -181,6 +182,7 @@ def test_killed_and_called_again_ends_identical(stage, vocabulary, tmp_path):
     assert len(rows(tmp_path / "whole/test.jsonl")) == 40
 
 
+@pytest.mark.slow  # a sample of every moment is in tests/reliability
 @pytest.mark.parametrize(
     "point", ["before:results.json:1", "after:results.json:1", "after:test.jsonl:1"]
 )

@@ -1,7 +1,6 @@
 """Batched generation against transformers' greedy output; stops and prefixes by brute force."""
 
 import random
-import shutil
 
 import pytest
 import torch
@@ -12,9 +11,13 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
-from conftest import SHARED, write_model
+from conftest import SHARED, builds_cpp, write_model
 from evaluation import generate as G
 from hf import checkpoint
 from real_model import real_model
@@ -36,6 +39,8 @@ FAMILIES = {
     "mha": (LlamaForCausalLM, LlamaConfig, {}),
     "gqa": (LlamaForCausalLM, LlamaConfig, {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     "window": (MistralForCausalLM, MistralConfig, {"num_key_value_heads": 4, "sliding_window": 20}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"num_key_value_heads": 2}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"num_key_value_heads": 2, "head_dim": 12}),
 }
 NEW = 48
 
@@ -214,7 +219,7 @@ def test_bos_stands_in_front_where_the_tokenizer_adds_one(vocabulary, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on CPU needs a C++ compiler")
+@builds_cpp
 def test_compiled_step_gives_the_same(case):
     model, prompts, wanted = case
     got = dict(G.generate(model, Numbers(), prompts, NEW, batch_tokens=900, compiled=True))

@@ -579,7 +579,7 @@ def test_folders_that_a_program_has_closed_are_removed(place):
     prefix, python, code = world_of(user, place[0])
     close = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from evaluation.fork_server import remove\n"
+        "from evaluation.supervise import remove\n"
         "os.makedirs(sys.argv[2] + '/a/b')\n"
         "open(sys.argv[2] + '/a/b/file', 'w')\n"
         "os.chmod(sys.argv[2] + '/a/b', 0)\n"

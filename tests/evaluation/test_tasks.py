@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from common.errors import UserError  # noqa: E402
-from common.files import LIST  # noqa: E402
+from common.owned import LIST  # noqa: E402
 from evaluation import pinned, tasks  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"

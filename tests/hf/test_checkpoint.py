@@ -150,6 +150,81 @@ LLAMA_3_2 = {
     "torch_dtype": "bfloat16",
     "vocab_size": 128256,
 }
+QWEN_2 = {  # Qwen2.5-0.5B
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "initializer_range": 0.02,
+    "intermediate_size": 4864,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 24,
+    "model_type": "qwen2",
+    "num_attention_heads": 14,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN_2_MATH = {  # Qwen2.5-Math-7B
+    **QWEN_2,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 4096,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rope_theta": 10000,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+    "vocab_size": 152064,
+}
+QWEN_3 = {  # Qwen3-0.6B-Base
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+QWEN_3_8B = {
+    **QWEN_3,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "max_window_layers": 36,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "tie_word_embeddings": False,
+}
 # the published config.json's fields that matter, and the number of parameters that the model cards
 # state, in billions
 PUBLISHED = {
@@ -161,6 +236,10 @@ PUBLISHED = {
     "deepseek-ai/deepseek-math-7b-base": (DEEPSEEK, 6.91),
     "HuggingFaceTB/SmolLM2-135M": (SMOLLM2, 0.1345),
     "meta-llama/Llama-3.2-1B": (LLAMA_3_2, 1.236),
+    "Qwen/Qwen2.5-0.5B": (QWEN_2, 0.49),
+    "Qwen/Qwen2.5-Math-7B": (QWEN_2_MATH, 7.6),
+    "Qwen/Qwen3-0.6B-Base": (QWEN_3, 0.6),
+    "Qwen/Qwen3-8B-Base": (QWEN_3_8B, 8.2),
 }
 
 
@@ -192,7 +271,15 @@ DEFAULTED = ("sliding_window", "num_key_value_heads", "rms_norm_eps", "rope_thet
         MISTRAL,
         LLAMA_3_2,
         {**SMOLLM2, "rope_scaling": {"type": "linear", "factor": 4.0}},
-        *({k: v for k, v in raw.items() if k not in DEFAULTED} for raw in (MISTRAL, DEEPSEEK)),
+        QWEN_2,
+        {**QWEN_2, "use_sliding_window": True},  # max_window_layers: from none of the layers on
+        {**QWEN_2, "use_sliding_window": True, "max_window_layers": 0},
+        QWEN_3,
+        {k: v for k, v in QWEN_3.items() if k not in ("head_dim", "use_sliding_window")},
+        *(
+            {k: v for k, v in raw.items() if k not in DEFAULTED}
+            for raw in (MISTRAL, DEEPSEEK, QWEN_3_8B)
+        ),
     ],
 )
 def test_configs_mean_what_transformers_reads_in_them(raw, tmp_path):
@@ -220,8 +307,12 @@ def test_configs_mean_what_transformers_reads_in_them(raw, tmp_path):
             "tie_word_embeddings",
             "hidden_size",
         ):
-            assert getattr(config, key) == getattr(theirs, key), key
-        assert config.sliding_window == getattr(theirs, "sliding_window", None)
+            default = theirs.hidden_size // theirs.num_attention_heads  # of Qwen2's head_dim
+            assert getattr(config, key) == getattr(theirs, key, default), key
+        window = getattr(theirs, "sliding_window", None)
+        if set(getattr(theirs, "layer_types", None) or []) == {"full_attention"}:
+            window = None
+        assert config.sliding_window == window
         frequencies = LlamaRotaryEmbedding(theirs).inv_freq
         assert torch.allclose(model_file.rope_frequencies(config), frequencies, rtol=1e-6)
 
@@ -254,6 +345,13 @@ def test_configs_mean_what_transformers_reads_in_them(raw, tmp_path):
         ({"rope_interleaved": True}, "rope_interleaved"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
+        ({"model_type": "qwen2_moe"}, "model_type is 'qwen2_moe', .*llama, mistral, qwen2, qwen3"),
+        ({**QWEN_2, "use_sliding_window": True, "max_window_layers": 3}, "layer_types"),
+        ({**QWEN_2, "use_sliding_window": "yes"}, "use_sliding_window"),
+        ({**QWEN_2, "max_window_layers": -1}, "max_window_layers"),
+        ({**QWEN_3, "layer_types": ["sliding_attention"] * 28}, "layer_types"),
+        ({**QWEN_3, "layer_types": ["linear_attention"] * 28}, "layer_types"),
+        ({**QWEN_3, "layer_types": 3}, "layer_types"),
     ],
 )
 def test_config_values_that_are_refused(change, message):

@@ -33,6 +33,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from common.errors import UserError
+from hf.byte_level_bpe import to_nfc
 from hf.tokenizer import CUT, SPACE, Tokenizer, train_bpe
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -136,7 +137,7 @@ def check(tokenizer, oracle, texts, limit=0):
         if got.tolist() != list(want):
             wrong.append((text, got.tolist(), list(want)))
         else:
-            text = unicodedata.normalize("NFC", text) if tokenizer.nfc else text
+            text = normalizers.NFC().normalize_str(text) if tokenizer.nfc else text
             back = tokenizer.decode(got)
             assert back == (text if tokenizer.prefix is None else text.replace(SPACE, " ")), text
     where = ""
@@ -254,6 +255,29 @@ def test_byte_level_equals_tokenizers(kind, tmp_path):
     text = "a naïve 漢字 12 \n"
     ids = tokenizer.encode(text)
     assert b"".join(map(tokenizer.token_bytes, ids.tolist())) == text.encode()
+
+
+def test_nfc_is_that_of_tokenizers():
+    """Python's tables are newer: each character alone, taken apart, and among other marks."""
+    marks = [chr(i) for i in range(sys.maxunicode) if unicodedata.combining(chr(i))]
+    texts = [f"q\u0301{mark}\u0334\u0301" for mark in marks]
+    for i in range(sys.maxunicode):
+        apart = unicodedata.normalize("NFD", chr(i))
+        if apart != chr(i) and not 0xAC00 <= i < 0xD7A4:  # Hangul's follow a rule
+            texts += [chr(i), apart, f"{apart[0]}\u07fd{apart[1:]}"]
+    rng = random.Random(0)
+    letters = ["a", "e", "\u1100", "\u1161", "\uac00", "\u0627", "\U00011935", "1"]
+    for _ in range(5000):
+        signs = rng.choices([*marks, *letters * 20, "\u0301" * 3], k=8)
+        texts.append("".join(signs))
+    nfc = normalizers.NFC().normalize_str
+    assert [text for text in texts if to_nfc(text) != nfc(text)] == []
+
+
+def test_a_lone_surrogate_that_is_not_in_nfc_is_refused_in_one_line(tmp_path):
+    byte_level("qwen3").save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="lone surrogate .* at character 2"):
+        Tokenizer.load(tmp_path).encode("e\u0301\ud800")
 
 
 def test_sentencepiece_model_equals_sentencepiece(spm):

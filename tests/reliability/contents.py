@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from common import files
+from common import owned
 
 TIMES = ("seconds", "tok_per_s", "peak_memory_bytes", "mfu")  # differ from run to run
 
@@ -27,16 +27,16 @@ def contents(root, without=()):
 
 def theirs_alone(path, ours):
     """The names of folders beside a list in which only other people's files are left."""
-    if path.name != files.LIST:
+    if path.name != owned.LIST:
         return set()
     folders = {inner.name for inner in path.parent.glob("*/")}
     return {name for name in folders if not any(path.parent / name in o.parents for o in ours)}
 
 
 def content_of(path, not_counted=()):
-    if path.name == files.LIST:
-        names = files.written(path.parent) - {files.LIST, *not_counted}
-        return sorted(names), files.kind_of(path.parent)
+    if path.name == owned.LIST:
+        names = owned.written(path.parent) - {owned.LIST, *not_counted}
+        return sorted(names), owned.kind_of(path.parent)
     if path.suffix == ".pt":
         state = torch.load(path, weights_only=True)
         return repr(plain(state))

@@ -1,14 +1,13 @@
 """What the tests of this folder share: a warm process, a folder with all that the stages read."""
 
 import atexit
-import functools
 import json
 import shutil
 
 import numpy as np
 import pytest
 
-from conftest import write_model, write_set
+from conftest import once, write_model, write_set
 from tools import local_hub
 from warm import Warm
 
@@ -21,19 +20,6 @@ EVAL = f"--model run --max-new-tokens 4 --batch-tokens 4096 {MACHINE}"
 FILES = "--source a.jsonl b.jsonl --workers 1"
 HUB = "--source hf:open-web-math/open-web-math --tokenizer vocabulary --workers 1"
 SETTINGS = {"score:CHUNK": 3, "text.building:MARK_SECONDS": -1, "text.reading:BLOCK": 3000}
-
-
-def once(make):
-    """A fixture's function that is called once for all modules that import the fixture."""
-    made = []
-
-    @functools.wraps(make)
-    def known(*args, **more):
-        if not made:
-            made.append(make(*args, **more))
-        return made[0]
-
-    return known
 
 
 @pytest.fixture(scope="session", name="hub")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from common import files
+from common import owned
 from contents import contents, differences, untouched
 from stages import (  # noqa: F401 (fixtures)
     EVAL,
@@ -33,7 +33,7 @@ from stages import (  # noqa: F401 (fixtures)
 )
 
 SAMPLE = 3  # moments of a case in the fast tests
-DERIVED = (files.LIST, "results.json", "results.md")  # change with each task
+DERIVED = (owned.LIST, "results.json", "results.md")  # change with each task
 
 
 @dataclass
@@ -70,7 +70,7 @@ CASES = {
         [("prepare", f"{HUB} --max-tokens 500 --out new", None)],
     ),
     "train_ref": Case("train_ref", f"--data d {RUN} --out new", "new"),
-    "train_slm": Case("train_slm", f"{SLM} --out new", "new"),
+    "train_slm": Case("train_slm", f"{SLM} --out new", "new", fast=True),
     "train_slm --overwrite": Case(
         "train_slm",
         f"{SLM} --out new --overwrite",
@@ -81,7 +81,7 @@ CASES = {
         ],
         fast=True,
     ),
-    "score": Case("score", f"--model m {SCORE} --out new.bin", "new.bin"),
+    "score": Case("score", f"--model m {SCORE} --out new.bin", "new.bin", fast=True),
     "score --overwrite": Case(
         "score",
         f"--model run {SCORE} --out new.bin --overwrite",
@@ -90,7 +90,9 @@ CASES = {
         fast=True,
     ),
     "eval_math": Case("eval_math", f"{EVAL} --tasks p.jsonl q.jsonl --out new", "new"),
-    "eval_math, in the run": Case("eval_math", f"{EVAL} --tasks p.jsonl q.jsonl", "run/eval"),
+    "eval_math, in the run": Case(
+        "eval_math", f"{EVAL} --tasks p.jsonl q.jsonl", "run/eval", fast=True
+    ),
     "eval_math --overwrite": Case(
         "eval_math",
         f"{EVAL} --tasks p.jsonl q.jsonl --out new --overwrite",
@@ -119,7 +121,7 @@ def plant(root, out):
     for name in ("args.json", "tokens.bin", "ref_loss.bin", "results.json"):
         places.append(target.parent / f"{target.name}-old" / name)  # a folder beside it
     for folder in [target, *target.glob("[!.]*/")]:
-        if files.written(folder):
+        if owned.written(folder):
             places += [folder / "notes.txt", folder / "notes" / "README.md", folder / "mine.tmp"]
     planted = []
     for place in places:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from common import files
+from common import owned
 from conftest import HANGS, ROOT
 from contents import untouched
 from stages import (  # noqa: F401 (fixtures)
@@ -266,7 +266,7 @@ def test_nothing_of_theirs_is_touched(name, warm, start, tmp_path):
         work = tmp_path / "work"
         fresh(start, work)
         place(work, at.plant)
-        there = [path for path in all_files(work) if path.name != files.LIST]
+        there = [path for path in all_files(work) if path.name != owned.LIST]
         before = untouched(there)
         code, printed = warm.run(at.stage, command.split(), work, settings=SETTINGS)
         assert untouched(path for path in there if os.path.lexists(path)) == before, command
@@ -278,7 +278,7 @@ def test_nothing_of_theirs_is_touched(name, warm, start, tmp_path):
         assert lines[-1].startswith("error: ") and "Traceback" not in printed, printed
         pattern = re.search(at.refused, lines[-1])
         assert pattern, f"{command}: {lines[-1]}"
-        made = {path for path in all_files(work) if path.name != files.LIST} - set(there)
+        made = {path for path in all_files(work) if path.name != owned.LIST} - set(there)
         assert not made, f"{command}: left {sorted(made)}"
 
 

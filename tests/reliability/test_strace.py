@@ -1,9 +1,9 @@
 """The kernel's own record: no stage changes a file of the folders that it works in but through
-common/files.py.
+the kit's own writing (common/changes.py).
 
 Each command runs under `strace -f`. Every path below the working folder that is opened for writing,
-made, renamed, cut, removed or given another mode must be one that passed `files.reached`. What is
-outside of it must be one of the places in EXCEPTIONS.
+made, renamed, cut, removed or given another mode must be one that passed `common.changes.reached`.
+What is outside of it must be one of the places in EXCEPTIONS.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from common import files
+from common import files, owned
 from conftest import HANGS, ROOT
 from stages import (  # noqa: F401 (fixtures)
     EVAL,
@@ -94,7 +94,7 @@ COMMANDS = {
 
 @needs_strace
 @pytest.mark.parametrize("name", COMMANDS)
-def test_only_common_files_changes_what_is_on_the_disk(name, hub, inputs, tmp_path):
+def test_every_change_of_the_disk_passed_common_changes(name, hub, inputs, tmp_path):
     work = tmp_path / "work"
     fresh(inputs, work)
     for number, (script, command) in enumerate(COMMANDS[name]):
@@ -166,14 +166,14 @@ def paths_of(arguments, folder):
 
 
 def known(path, work, passed):
-    """Did the change pass common/files.py, or is it at a place that needs not?"""
+    """Did the change pass common/changes.py, or is it at a place that needs not?"""
     if work not in path.parents and path != work:
         return str(path).startswith(tuple(EXCEPTIONS))
-    if path in passed or files.temporary_of(path) in passed:
+    if path in passed or owned.temporary_of(path) in passed:
         return True
     if any(files.ROOM in folder.name for folder in path.parents):  # a library's, in our folder
         return True
     if SHARD in f"{path}/":
         return True
     removed_with = [folder for folder in passed if folder in path.parents and not folder.exists()]
-    return path.name == files.LIST and bool(removed_with)  # the list of a folder that was removed
+    return path.name == owned.LIST and bool(removed_with)  # the list of a folder that was removed

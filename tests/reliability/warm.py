@@ -90,12 +90,12 @@ def main():
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     import torch
 
+    from killed import wait_for_no_disk
+
     torch.set_num_threads(1)
     for name in (*LATE, *MODULES):
         importlib.import_module(name)
-    os.fsync = lambda descriptor: (
-        None
-    )  # a kill loses nothing that was written; only power loss does
+    wait_for_no_disk()
     for line in sys.stdin:
         process = os.fork()
         if process == 0:

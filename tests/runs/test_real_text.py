@@ -14,7 +14,7 @@ import pytest
 
 import runs.real_text as real_text
 from common.errors import UserError
-from common.files import LIST
+from common.owned import LIST
 from conftest import ROOT, SHARED
 
 PROBLEMS = [(f"How much is {i} + {i}?", f"{i}+{i}={2 * i}\n#### {2 * i}") for i in range(200)]

@@ -1,15 +1,20 @@
 """runs/*.sh: each recipe is planned at full size, and run with tiny models on a local hub."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
+import runs.real_text as real_text
 from conftest import ROOT, SHARED
 from data import TokenSet
+from evaluation import pinned
 from tools.plan.recipe import commands_of, stage_of
 from tools.plan.stages import Plan
 
@@ -63,6 +68,35 @@ def test_planned_with_the_papers_numbers(recipe, k, monkeypatch):
     assert abs(int(last["--steps"]) * 2**20 - tokens) < 2**20
 
 
+@pytest.mark.parametrize(
+    "recipe, last", [("rho_math_1b.sh", "eval_math"), ("real_text.sh", "report")]
+)
+def test_pythons_folder_may_have_a_space(recipe, last, tmp_path):
+    """Every stage is started by $PYTHON, here a script that notes its arguments."""
+    python = tmp_path / "my python" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        f"""#!/usr/bin/env bash
+echo "$*" >> {tmp_path}/called
+case "$*" in *local_hub*) echo "address" > out/tiny/hub/address; exec sleep 600 ;; esac
+"""
+    )
+    python.chmod(0o755)
+    shutil.copytree(ROOT / "runs", tmp_path / "runs")
+    (tmp_path / "out/real").mkdir(parents=True)  # the stages would make it
+    subprocess.run(
+        ["bash", tmp_path / "runs" / recipe],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(python), "SCALE": "tiny", "DATA": "data"},
+        check=True,
+        capture_output=True,
+    )
+    called = (tmp_path / "called").read_text().splitlines()
+    assert any("prepare.py" in line for line in called)
+    assert any("train_slm.py" in line for line in called)
+    assert last in called[-1]
+
+
 @pytest.mark.parametrize("recipe, arguments", [("demo.sh", "--jobs 1"), ("ablations.sh", "score")])
 def test_a_stage_that_fails_ends_the_experiment(recipe, arguments, tmp_path):
     """What comes after it is not run, nor is another seed, and no table is printed."""
@@ -86,6 +120,48 @@ case "$*" in *"--score random"*) echo "error: the reason" >&2; exit 2 ;; esac
     called = (tmp_path / "called").read_text().splitlines()
     assert "--score random" in called[-1]
     assert not any("seed2" in line or "--seed 2" in line for line in called)
+
+
+def test_every_source_of_data_has_its_line_among_the_licences():
+    """Those that recipes name (hf:...), those that are pinned, and those that tests download."""
+    page = (ROOT / "docs/recipes.md").read_text()
+    table = page.partition("## Whose data it is")[2].partition("\n## ")[0]
+    named = set()
+    for recipe in (ROOT / "runs").glob("*.sh"):
+        named |= set(re.findall(r"hf:([\w.-]+/[\w.-]+)", recipe.read_text()))
+    assert len(named) >= 8
+    for address in (pinned.HARNESS, pinned.PROMPTPG):
+        named.add("/".join(address.split("/")[:2]))
+    for address in (real_text.GSM8K, real_text.STACKS):
+        named.add("/".join(urlsplit(address).path.split("/")[1:3]))
+    assert sorted(name for name in named if f"`{name}`" not in table) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchao") is None, reason="needs torchao: pip install torchao"
+)
+def test_moments_from_start_to_end(tmp_path):
+    """On a copy of the kit, for results go into it. A second call adds nothing."""
+    left_out = shutil.ignore_patterns("out", "data", "tests", "figures", "results", ".*", "__py*")
+    shutil.copytree(ROOT, tmp_path / "kit", ignore=left_out)
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    made = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", tmp_path / "kit/runs/moments.sh", "--seeds", "1", "--tiny"],
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TQDM_DISABLE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        made.append(json.loads((tmp_path / "kit/results/moments-tiny.json").read_text())["runs"])
+    assert made[0] == made[1]
+    keys = {(run["method"], run["seed"], run["variant"]) for run in made[0]}
+    forms = ("float32", "bfloat16", "int8")
+    assert keys == {(method, 1, form) for method in ("slm", "clm") for form in forms}
+    assert all(run["arguments"]["moments"] == run["variant"] for run in made[0])
 
 
 @pytest.mark.slow

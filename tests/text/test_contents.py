@@ -103,7 +103,7 @@ def test_a_half_finished_set_does_not_go_on_with_an_edited_file(
     flags = ["--source", other, large, "--tokenizer", folder / "set"]
     whole = prepared(tmp_path / "whole", *flags)
     out = tmp_path / "out"
-    killed_at("call:data:TokenSetWriter.append:8", [*flags, "--out", out, "--workers", 1])
+    killed_at("call:text.writing:TokenSetWriter.append:8", [*flags, "--out", out, "--workers", 1])
     shutil.copytree(out, tmp_path / "half")
     kept = open(large, "rb").read()
     edit(large)
@@ -150,6 +150,10 @@ def test_verify_checks_tokens_masks_and_sources(folder, demo, tmp_path, capsys):
             prepare.main(check)
         (out / name).write_bytes(kept)
     prepare.main(check)
+    with open(path, "a") as file:
+        file.write('{"prompt": "more", "completion": "than there was"}\n')
+    with pytest.raises(UserError, match="--verify: .*chat.jsonl is not what it was .*bytes, has"):
+        prepare.main(check)
     path.unlink()
     with pytest.raises(UserError, match="--verify: .*chat.jsonl is not what it was .*No such file"):
         prepare.main(check)

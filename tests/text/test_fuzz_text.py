@@ -206,7 +206,6 @@ def quickly(folder, monkeypatch):
     tokenizer = Tokenizer.load(folder / "set")
     monkeypatch.setattr(reading, "BLOCK", 64)
     monkeypatch.setattr(prepare, "tokenizer_for", lambda args, sources: tokenizer)
-    monkeypatch.setattr("os.fsync", lambda file: None)
 
 
 def fuzz(folder, monkeypatch, n):

@@ -22,7 +22,7 @@ from prepared import (  # noqa: F401 (fixtures)
 )
 
 from common.errors import UserError
-from common.files import LIST
+from common.owned import LIST
 from conftest import ROOT
 from data import TokenSet
 from evaluation import tasks
@@ -166,9 +166,9 @@ def test_killed_three_times_it_ends_identical_and_reads_no_finished_shard_again(
     out = tmp_path / "out"
     at = []
     for point in (
-        "call:data:TokenSetWriter.append:10",
+        "call:text.writing:TokenSetWriter.append:10",
         "inside:progress.json:10",
-        "call:data:TokenSetWriter.append:10",
+        "call:text.writing:TokenSetWriter.append:10",
     ):
         killed_at(point, [*flags, "--out", out, "--workers", 2])
         at.append(json.loads((out / "progress.json").read_text()))

@@ -25,11 +25,11 @@ POINTS = [  # in the order of the work, each one further on
     ("inside:tokenizer.json:1", "SIGKILL"),
     ("after:tokenizer_config.json:1", "SIGKILL"),
     ("inside:progress.json:2", "SIGKILL"),
-    ("call:data:TokenSetWriter.append:4", "SIGKILL"),
+    ("call:text.writing:TokenSetWriter.append:4", "SIGKILL"),
     ("before:progress.json:5", "SIGKILL"),
     ("after:progress.json:6", "SIGKILL"),
-    ("call:data:TokenSetWriter.append:9", "SIGINT"),
-    ("call:data:TokenSetWriter.mark:9", "SIGTERM"),
+    ("call:text.writing:TokenSetWriter.append:9", "SIGINT"),
+    ("call:text.writing:TokenSetWriter.mark:9", "SIGTERM"),
 ]
 
 
@@ -126,7 +126,7 @@ def test_an_unfinished_set_of_something_else_is_refused_or_started_over(
     path, out = write(tmp_path / "x.jsonl", texts), tmp_path / "out"
     flags = ["--source", path, "--tokenizer", folder / "set"]
     monkeypatch.setattr(building, "MARK_SECONDS", -1)
-    killed_at("call:data:TokenSetWriter.append:3", [*flags, "--out", out, "--workers", 1])
+    killed_at("call:text.writing:TokenSetWriter.append:3", [*flags, "--out", out, "--workers", 1])
     before = marked(out)
     with pytest.raises(UserError, match="unfinished .*max_tokens was null, is now 99.*--overwrite"):
         prepared(out, *flags, "--max-tokens", 99)

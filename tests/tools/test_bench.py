@@ -13,8 +13,8 @@ import torch
 from common.errors import cli
 from conftest import ROOT
 from tools.bench import __main__ as bench
+from tools.bench import memory, timing
 from tools.bench import rows as bench_rows
-from tools.bench import timing
 
 SHAPE = "--preset demo --seq-len 16 --batch-size 2 --repeats 2 --device cpu --threads 1"
 
@@ -55,6 +55,25 @@ def test_forms_share_their_parameters_and_nothing_else(tmp_path):
         assert {*module.parameters()} == {*modules["full", "exact"].parameters()}
     assert not modules["full", "exact"].parts
     assert 0 < len(modules["kept", "exact"].parts) < len(modules["kept", "pruned"].parts)
+
+
+def test_memory_is_measured_as_it_is_planned(monkeypatch, capsys):
+    """Each case's settings reach both sides; test_plan.py compares real numbers."""
+    args = bench.arguments(f"memory {SHAPE}".split())
+    monkeypatch.setattr(memory, "CASES", [("demo", 2, 16, "slm_lean", True)])
+    asked = []
+
+    def measured(row, args):
+        asked.append((row, args.preset, args.batch_size, args.seq_len, args.checkpointing))
+        return {"peak_memory_bytes": 10**9}
+
+    monkeypatch.setattr(memory, "memory_in_own_process", measured)
+    (found,) = memory.bench_memory(args, Env(args)).values()
+    assert asked == [("slm_lean", "demo", 2, 16, True)]
+    n = 270_912
+    assert 16 * n < found["planned_bytes"] < 24 * n
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| SLM, lean, checkpointing |") and "1.00 GB" in row
 
 
 def test_exact_rows_take_the_same_step(tmp_path):

@@ -45,7 +45,8 @@ def test_every_case_runs(tmp_path):
     gpu_check.main(["--out", str(tmp_path / "g"), *FLAGS])
     known = json.loads((tmp_path / "g/gpu_check.json").read_text())["cases"]
     failed = {case: result for case, result in known.items() if "failed" in result}
-    assert not failed and len(known) == 13
+    assert not failed and len(known) == 14
     for case in ("CLM", "SLM, pruned", "ddp", "fsdp"):
         assert known[case]["tok_per_s"] > 0 and known[case]["peak_memory_bytes"] > 0
+    assert known["documents"]["largest_nats"] == known["documents"]["gradients_off"] == 0.0
     assert known["generate"]["new_tokens"] == 4 * 64

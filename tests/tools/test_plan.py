@@ -6,8 +6,7 @@ from common.errors import UserError
 from conftest import ROOT
 from model import Config
 from tools.bench import __main__ as bench
-from tools.bench import rows as bench_rows
-from tools.bench import train as bench_train
+from tools.bench import memory as bench_memory
 from tools.plan import __main__ as plan
 from tools.plan.memory import counts, memory, run_step, step_bytes
 from tools.plan.recipe import commands_of
@@ -81,6 +80,8 @@ def test_static_parts_and_what_ranks_share():
     _, outer, block = counts(TINYLLAMA)
     assert fsdp["ranks"] == 2 * (outer + 2 * block) + 6 * outer  # bf16 copies, one reduction
     assert fsdp["cast"] == 0
+    never, _ = memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp", reshard="never")
+    assert never == {**fsdp, "ranks": fsdp["ranks"] + 2 * 20 * block}
     assert peak < peak_ddp - 10 * n  # DDP holds 16 N of states, and casts
 
 
@@ -182,20 +183,11 @@ def test_a_recipe_that_knows_no_plan_is_not_run(tmp_path):
         ("clm_chunked", "--seq-len 1024 --batch-size 2 --vocab-size 4000"),  # activations
         ("slm_lean", "--seq-len 256 --batch-size 2"),  # weights and optimiser
         ("slm_pruned", "--seq-len 512 --batch-size 2"),
+        ("slm_kept", "--seq-len 512 --batch-size 4 --checkpointing"),
     ],
 )
 def test_memory_against_measured_peaks(row, shape):
     args = bench.arguments(f"train --preset cpu-30m --device cpu {shape}".split())
-    head, backward, selective = bench_rows.OURS[row]
-    _, told = memory(
-        bench_rows.config_of(args),
-        args.batch_size,
-        args.seq_len,
-        bf16=False,
-        head=head,
-        backward=backward,
-        k=args.k if selective else 1.0,
-    )
-    measured = bench_train.memory_in_own_process(row, args)["peak_memory_bytes"]
+    told, measured = bench_memory.compared(row, args, bf16=False)
     error = told / measured - 1
     assert abs(error) < 0.15, f"planned {told:.3g} bytes, measured {measured:.3g}, {error:+.1%}"

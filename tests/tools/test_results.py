@@ -125,6 +125,27 @@ def test_tokens_to_a_loss_are_interpolated():
     assert tables.reached([[100, 0.3], [200, 0.2]], 0.3) == 100
 
 
+def test_moments_are_compared_seed_by_seed():
+    """Three seeds whose losses lie far apart, and their differences near to each other."""
+    made = files.Experiment("moments", "bash runs/moments.sh")
+    for seed, (loss, off) in enumerate([(0.3, 0.001), (0.4, 0.002), (0.5, 0.003)]):
+        files.add(made, run("slm", seed, "float32", None, [[300, loss]]))
+        files.add(made, run("slm", seed, "int8", None, [[300, loss + off]]))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables.moments(made)]
+    assert rows[2:] == [
+        ["SLM, validation loss", "float32", "8", "3", "0.4000", "–"],
+        # Of three differences with sd 0.001: 4.303 x 0.001 / sqrt(3).
+        ["SLM, validation loss", "int8", "2", "3", "0.4020", "+0.0020 ± 0.0025"],
+    ]
+
+
+def test_the_interval_of_paired_differences():
+    """Of 0, 1, 2, 0, 4: the sd is sqrt(2.8), Student's t of four degrees of freedom 2.776."""
+    mean, half = tables.paired([1, 2, 4, 4, 7], [1, 1, 2, 4, 3])
+    assert (mean, round(half, 3)) == (1.4, 2.077)
+    assert tables.paired([1], [3]) == (-2, None)
+
+
 def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     write_set(repository / "d", vocabulary, 600)
     write_model(repository / "m", vocabulary)
@@ -140,7 +161,7 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     assert (added.method, added.seed, added.variant) == ("clm", 5, "one")
     assert added.numbers["val_loss"] == summary["val_loss"]
     assert added.curve[-1] == [summary["tokens_seen"], round(summary["val_loss"], 5)]
-    assert len(added.curve) == 2
+    assert len(added.curve) == 3  # the start, and behind each step
     assert added.arguments["steps"] == 2 and "out" not in added.arguments
     assert set(added.inputs) >= {"data", "init"}
     assert set(added.made) == {
@@ -148,6 +169,7 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
         "date",
         "python",
         "versions",
+        "lock",
         "machine",
         "environment",
     }

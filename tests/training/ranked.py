@@ -3,8 +3,10 @@
 torchrun --nproc-per-node 2 tests/training/ranked.py exact      # fp64: equal gradients
 torchrun --nproc-per-node 2 tests/training/ranked.py bfloat16   # how far the policy is off
 torchrun --nproc-per-node 2 tests/training/ranked.py bytes      # gathered and held
+torchrun --nproc-per-node 4 tests/training/ranked.py int8       # equal codes of moments
 """
 
+import copy
 import json
 import sys
 from collections import Counter
@@ -20,25 +22,30 @@ from test_heads import selection, tiny
 import slm
 from training import parallel
 from training.loss import BACKWARD, FastLoss
+from training.optimizer import make_optimizer
 
 MICRO_BATCHES = 4
 WEIGHTS = (0.3, 1.7, 0.9, 0.1)  # of the micro-batches' sums: no two tokens of theirs weigh the same
 
 
 def kinds_of(world):
-    """{name: flags} of the ways to share the work."""
-    kinds = {"ddp": ("ddp", None), "fsdp": ("fsdp", None)}
+    """{name: (--parallel, --shard-size, --reshard-after-forward)} of the ways to share the work."""
+    kinds = {
+        "ddp": ("ddp", None, "default"),
+        "fsdp": ("fsdp", None, "default"),
+        "always": ("fsdp", None, "always"),
+        "never": ("fsdp", None, "never"),
+    }
     if world > 2:
-        kinds["hsdp"] = ("fsdp", 2)
+        kinds["hsdp"] = ("fsdp", 2, "default")
     return kinds
 
 
 def wrapped(model, kind, backward, dtype, checkpointing=False):
     world = dist.get_world_size()
-    how, size = kinds_of(world)[kind]
-    args = SimpleNamespace(
-        compile="off", checkpointing=checkpointing, parallel=how, shard_size=size
-    )
+    how, size, reshard = kinds_of(world)[kind]
+    args = SimpleNamespace(compile="off", checkpointing=checkpointing, parallel=how)
+    args.shard_size, args.reshard_after_forward = size, reshard
     env = SimpleNamespace(world=world, device=torch.device("cpu"), dtype=dtype)
     return parallel.wrap(FastLoss(model, "kept", backward), args, env)
 
@@ -74,13 +81,15 @@ def off(mine, wanted):
 def exact():
     """DDP, FSDP2 and HSDP give one process's gradients, to fp64's rounding."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    shape = {"qkv_bias": True, "qk_norm": True, "head_dim": 12}  # all that attention may have
     for backward in BACKWARD:
         batches = [tiny(torch.float64, seed=seed)[1:] for seed in range(MICRO_BATCHES)]
-        single = FastLoss(tiny(torch.float64)[0], "lean", backward)
+        single = FastLoss(tiny(torch.float64, **shape)[0], "lean", backward)
         learn(single, batches, WEIGHTS)
         wanted = gradients(single)
         for kind in kinds_of(world):
-            module = wrapped(tiny(torch.float64)[0], kind, backward, torch.float32, kind == "fsdp")
+            model = tiny(torch.float64, **shape)[0]
+            module = wrapped(model, kind, backward, torch.float32, kind == "fsdp")
             for _ in range(2):  # the second step finds what the first left
                 learn(module, batches[rank::world], [world * w for w in WEIGHTS[rank::world]])
                 distance = off(gradients(module), wanted)
@@ -119,18 +128,22 @@ def count_bytes():
     moved = Counter()
     count_calls("gathered", ("all_gather_single", "all_gather_into_tensor"), moved)
     count_calls("reduced", ("reduce_scatter_single", "reduce_scatter_tensor"), moved)
-    result = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model, *batch = tiny(**shape)
-        n = sum(p.numel() for p in model.parameters())
-        module = wrapped(model, "fsdp", "exact", dtype)
+    model, *batch = tiny(**shape)
+    n = sum(p.numel() for p in model.parameters())
+    outer = sum(p.numel() for name, p in model.named_parameters() if "layers" not in name)
+    result = {"blocks": model.config.num_hidden_layers, "outer": outer / n}
+    cases = [("fsdp", torch.float32)]
+    cases += [(kind, torch.bfloat16) for kind in ("fsdp", "always", "never")]
+    for kind, dtype in cases:
+        module = wrapped(tiny(**shape)[0], kind, "exact", dtype)
         learn(module, [batch], [1.0], dtype)  # the first one also makes what later ones reuse
         moved.clear()
         parallel.sync_gradients(module, last=False)
         learn_one(module, batch, dtype)
         row = {name: size / n for name, size in moved.items()}
         row["held"] = held(module) / n
-        result[str(dtype).removeprefix("torch.")] = row
+        name = str(dtype).removeprefix("torch.")
+        result[name if kind == "fsdp" else kind] = row
     return {"world": world, **result}
 
 
@@ -173,10 +186,53 @@ def held(module):
     return total
 
 
+def int8():
+    """Moments in codes: each rank's are those of one process, bit for bit, also when restored."""
+    # Keys and values have two rows of 2,048: some of four ranks have none.
+    shape = {"hidden_size": 2048, "head_dim": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
+    args = SimpleNamespace(moments="int8", weight_decay=0.1, lr=1e-2, compile="off")
+    single = FastLoss(tiny(**shape)[0])
+    alone = make_optimizer(single, args)
+    step_with_random_gradients(single, alone, seeds=(1, 2))
+    halfway = copy.deepcopy(saved_alone(single, alone))
+    step_with_random_gradients(single, alone, seeds=(3,))
+    wanted = parallel.tensors(single, alone)
+    coded = [name for name in wanted if name.endswith("codes")]
+    assert any(len(wanted[name]) == 2 for name in coded), coded
+    for kind in kinds_of(dist.get_world_size()):
+        for restored in (False, True):
+            module = wrapped(tiny(**shape)[0], kind, "exact", torch.float32)
+            optimizer = make_optimizer(module, args)
+            if restored:
+                parallel.restore(module, optimizer, halfway)
+            seeds = (3,) if restored else (1, 2, 3)
+            step_with_random_gradients(module, optimizer, seeds)
+            found = parallel.tensors(module, optimizer)
+            assert found.keys() == wanted.keys()
+            for name, tensor in found.items():
+                whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+                assert torch.equal(whole, wanted[name]), (kind, restored, name)
+
+
+def step_with_random_gradients(module, optimizer, seeds):
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        for p in module.parameters():
+            p.grad = parallel.as_shards(torch.randn(p.shape, generator=generator), p)
+        optimizer.step()
+
+
+def saved_alone(module, optimizer):
+    """What one process saves as a file."""
+    names = dict(enumerate(parallel._names(module, optimizer)))
+    state = parallel._renamed(optimizer.state_dict(), names)
+    return {"model": module.state_dict(), "optimizer": state}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    what = {"exact": exact, "bfloat16": bfloat16, "bytes": count_bytes}[sys.argv[1]]
+    what = {"exact": exact, "bfloat16": bfloat16, "bytes": count_bytes, "int8": int8}[sys.argv[1]]
     outcome = what()
     dist.barrier()
     if dist.get_rank() == 0:

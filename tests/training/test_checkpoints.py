@@ -15,7 +15,7 @@ import torch.distributed as dist
 from test_train import TINY, distance, log, same, tensors
 
 import train_ref
-from common import files
+from common import changes, files, locks
 from common.errors import UserError
 from conftest import HANGS, finish, launch, write_model, write_set
 from data import Loader
@@ -252,7 +252,7 @@ def test_states_by_time(stage, inputs, monkeypatch):
     monkeypatch.setattr(
         states.States,
         "save",
-        lambda self, *args: saved.append(args[-1]["step"]) or write(self, *args),
+        lambda self, *args: saved.append(args[2]["step"]) or write(self, *args),
     )
     assert stage(train_ref, f"{REF} --steps 4 --out never")[0] == 0
     assert saved == [4]
@@ -279,7 +279,7 @@ def test_one_rank_goes_on_bit_identical_from_a_folder(stage, inputs, alone, monk
     args = f"{REF} --steps 12 --save-every 5"
     stopped(stage, monkeypatch, f"{args} --out a", at=6)
     as_folder(inputs / "a", alone)
-    files.unlock(inputs / "a")
+    locks.unlock(inputs / "a")
     assert states.newest_of(inputs / "a").name == "state-000006"  # train_state.before.pt: 5
     shutil.copytree(inputs / "a", inputs / "b")
     os.truncate(inputs / "b/state-000006/__0_0.distcp", 50)
@@ -303,7 +303,7 @@ def test_a_good_state_is_kept_until_the_next_is_whole(stage, inputs, monkeypatch
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "reached", stop)
+        patch.setattr(changes, "reached", stop)
         code, _, err = stage(train_ref, args)
     assert code == 130 and "going on from train_state.before.pt" in err
     assert states.newest_of(inputs / "a").name == "train_state.before.pt"

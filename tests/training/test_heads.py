@@ -113,7 +113,12 @@ def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tol
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}]
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+        {"qkv_bias": True, "qk_norm": True, "head_dim": 12},
+    ],
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("head", ["kept", "lean"])
@@ -245,11 +250,12 @@ def zero_dropped_rows(model, kept, names):
             module.register_forward_hook(hook)
 
 
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True, "qk_norm": True, "head_dim": 12}])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("head", heads.HEADS)
-def test_pruned_backward_is_the_one_with_dropped_rows_zeroed_by_hooks(head, checkpointing):
+def test_pruned_backward_is_the_one_with_dropped_rows_zeroed_by_hooks(head, checkpointing, changes):
     names = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    model, x, y, ref, valid = tiny(torch.float64)
+    model, x, y, ref, valid = tiny(torch.float64, **changes)
     plain, count = copy.deepcopy(model), slm.Selection(0.6).count(valid.numpy())
     model.checkpointing = checkpointing
     out = results(FastLoss(model, head, "pruned"), x, y, selection(ref, valid), count)

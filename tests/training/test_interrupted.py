@@ -45,18 +45,15 @@ KILLS = (
 )
 
 
+@pytest.mark.slow  # a sample of every moment is in tests/reliability
 @pytest.mark.parametrize(
-    "module, flags, points",
-    [
-        (train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS[3:4]),
-        pytest.param(train_ref, "--moments bfloat16", KILLS, marks=pytest.mark.slow),
-        pytest.param(train_slm, "--k 0.6 --ref-loss ref_loss.bin", KILLS, marks=pytest.mark.slow),
-    ],
+    "module, flags",
+    [(train_ref, "--moments bfloat16"), (train_slm, "--k 0.6 --ref-loss ref_loss.bin")],
 )
-def test_kill_9_and_the_same_command_end_bit_identical(stage, scored, module, flags, points):
+def test_kill_9_and_the_same_command_end_bit_identical(stage, scored, module, flags):
     args = f"--data d --val v --init m {TINY} {flags} --steps 40 --eval-every 20 --save-every 7"
     assert stage(module, f"{args} --out whole")[0] == 0
-    for point in points:
+    for point in KILLS:
         killed(point, f"{module.__name__}.py {args} --out cut", scored)
         assert not (scored / "cut/summary.json").exists()
     assert stage(module, f"{args} --out cut")[0] == 0

@@ -46,13 +46,22 @@ def test_the_bf16_policy_is_as_near_to_fp32_as_autocast_on_one_device():
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_bf16_halves_what_is_gathered_and_no_whole_gradients_are_held(world):
-    """Bytes a parameter and micro-batch: two gathers of almost all, one reduction in fp32."""
+    """Bytes a parameter and micro-batch: what is gathered once or twice, one reduction in fp32."""
     measured = ranked("bytes", world)
-    fp32, bf16 = measured["float32"], measured["bfloat16"]
-    assert 7 < fp32["gathered"] < 8 and 3.5 < bf16["gathered"] < 4
-    for row in (fp32, bf16):
+    outer, block = measured["outer"], (1 - measured["outer"]) / measured["blocks"]
+    once = {"float32": outer + block, "bfloat16": outer + block, "always": outer, "never": 1}
+    for name, share in once.items():
+        size = 4 if name == "float32" else 2
+        row = measured[name]
+        assert row["gathered"] == pytest.approx(size * (2 - share), rel=0.01), name
         assert row["reduced"] == pytest.approx(4, rel=0.01)
         assert row["held"] == pytest.approx(4 / world, rel=0.01)
+
+
+def test_resharding_is_fsdp_s():
+    args = arguments("--data d --init m --out o --reshard-after-forward never".split())
+    with pytest.raises(UserError, match="got never with --parallel ddp, wanted --parallel fsdp"):
+        settle(args)
 
 
 @pytest.mark.parametrize(

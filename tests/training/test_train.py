@@ -1,6 +1,10 @@
 """Both trainers: k = 1 is plain, a batch may be cut up in any way, run folders, bad input."""
 
 import json
+import os
+import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,38 +17,52 @@ import score
 import slm
 import train_ref
 import train_slm
+from common import locks
 from common.errors import UserError
-from common.files import LIST
-from conftest import finish, launch, write_model, write_set
+from common.owned import LIST
+from conftest import HANGS, builds_cpp, finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
-from killed import killed
 from training import checkpoints
 from training.meter import Meter
 from training.optimizer import MOMENTS, make_optimizer
+from training.run import Run
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
 
 
+@pytest.fixture(scope="module")
+def made(vocabulary, tmp_path_factory):
+    """Made once: a corpus d with labels, a validation set v, a model m, and the losses of r."""
+    folder = tmp_path_factory.mktemp("made")
+    write_set(folder / "d", vocabulary, 3000, kind=np.arange(3000) % 2)
+    write_set(folder / "v", vocabulary, 300, seed=1)
+    write_model(folder / "m", vocabulary)
+    write_model(folder / "r", vocabulary, seed=5)
+    args = "score.py --model r --data d --out ref_loss.bin --seq-len 16 --entropy --device cpu"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", f"{args} --threads 1".split())
+        score.main()
+    locks.unlock(folder / "ref_loss.bin")
+    return folder
+
+
 @pytest.fixture
-def inputs(vocabulary, tmp_path):
-    """A corpus d with labels, a validation set v, a model m and the losses of another model r."""
-    write_set(tmp_path / "d", vocabulary, 3000, kind=np.arange(3000) % 2)
-    write_set(tmp_path / "v", vocabulary, 300, seed=1)
-    write_model(tmp_path / "m", vocabulary)
-    write_model(tmp_path / "r", vocabulary, seed=5)
+def inputs(made, tmp_path):
+    """A copy, without the losses."""
+    shutil.copytree(
+        made, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ref_*", LIST)
+    )
     return tmp_path
 
 
 @pytest.fixture
-def scored(stage, inputs):
-    code, _, err = stage(
-        score,
-        "--model r --data d --out ref_loss.bin --seq-len 16 --entropy --device cpu --threads 1",
-    )
-    assert code == 0, err
-    return inputs
+def scored(made, tmp_path):
+    """A copy, with the losses of r."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
 
 
 def tensors(folder):
@@ -65,7 +83,7 @@ def distance(a, b):
     return max(((a[k] - b[k]).norm() / b[k].norm()).item() for k in a)
 
 
-def log(folder, drop=("tok_per_s",)):
+def log(folder, drop=("tok_per_s", "seconds")):
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
 
@@ -157,7 +175,7 @@ def test_one_step_by_hand(stage, scored):
         lr=1e-3,
         betas=(0.9, 0.95),
     ).step()
-    ours, record = tensors(scored / "one"), log(scored / "one")[0]
+    ours, record = tensors(scored / "one"), log(scored / "one")[1]
     for name, p in theirs.named_parameters():
         if name in ours:
             assert (ours[name] - p).norm() / p.norm() < 1e-5, name
@@ -277,7 +295,7 @@ def test_learns_and_writes_a_folder_that_transformers_opens(stage, inputs):
     )
     records = log(inputs / "a")
     validation = [r["val_loss"] for r in records if "val_loss" in r]
-    assert len(records) == 60 and validation[-1] < validation[0] - 0.2
+    assert [r["step"] for r in records] == list(range(61)) and validation[-1] < validation[0] - 0.2
     summary = json.loads((inputs / "a/summary.json").read_text())
     assert (
         summary["tokens_seen"] == records[-1]["tokens_seen"]
@@ -334,6 +352,12 @@ def test_run_folders(stage, inputs):
     assert code == 2 and "not a run of this kit" in err and (inputs / "mine/thesis.tex").exists()
 
 
+def test_a_kill_within_the_first_line_of_a_folders_list(stage, inputs):
+    (inputs / "a").mkdir()
+    (inputs / "a" / LIST).write_text("files that slm-k")
+    assert stage(train_ref, f"--data d --init m --out a {TINY} --steps 1")[0] == 0
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -348,7 +372,7 @@ def test_run_folders(stage, inputs):
         ("--data nowhere", "nowhere is not a folder"),
         ("--init nowhere", "nowhere"),
         ("--val nowhere", "nowhere"),
-        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with score.py"),
+        ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with python score.py"),
         ("--seq-len 0", "--seq-len: got 0"),
         ("--seq-len 32", "has windows of 16, this run has 32; score again"),
         ("--clip -1", "--clip: got -1,"),
@@ -380,12 +404,18 @@ def test_without_a_start_or_with_endless_epochs(stage, inputs):
         assert code == 2 and message in err and not (inputs / "a").exists()
 
 
-def test_a_run_that_saved_nothing_may_be_changed(stage, inputs):
+def test_a_run_that_saved_nothing_may_be_changed(stage, inputs, monkeypatch):
     """Out of memory at the first step: the advice, a smaller micro-batch, must be possible."""
-    args = f"train_ref.py --data d --init m --out a {TINY} --steps 2"
-    killed("call:training.run:Run.record_step:1", args, inputs)
-    smaller = f"--data d --init m --out a {TINY} --steps 2 --micro-batch-size 1"
-    assert stage(train_ref, smaller)[0] == 0
+
+    def out_of_memory(*args):
+        raise MemoryError
+
+    args = f"--data d --init m --out a {TINY} --steps 2"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record_step", out_of_memory)
+        code, _, err = stage(train_ref, args)
+    assert code == 2 and "--micro-batch-size" in err
+    assert stage(train_ref, f"{args} --micro-batch-size 1")[0] == 0
     assert json.loads((inputs / "a/args.json").read_text())["micro_batch_size"] == 1
 
 
@@ -479,6 +509,7 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
 
 
 @pytest.mark.slow
+@builds_cpp
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
     """What the recipes do on GPUs: blocks compiled, hooks around, another number kept each step."""
@@ -489,6 +520,24 @@ def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
     ]:
         finish(run)
     assert distance(scored / "one", scored / "ranks2") < 1e-5
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_said_in_one_line(inputs):
+    """Torch in a folder with a space in its name: its C++ build does not quote that."""
+    packages = inputs / "my packages"
+    packages.symlink_to(Path(torch.__file__).parents[1])
+    args = f"train_ref.py --data d --val v --init m {TINY} --steps 2 --compile on --out a"
+    fresh = {"PYTHONPATH": str(packages), "TORCHINDUCTOR_CACHE_DIR": str(inputs / "cache")}
+    process = launch(args, inputs, env={**os.environ, **fresh})
+    out, _ = process.communicate(timeout=HANGS)
+    assert process.returncode == 2, out
+    assert "Traceback" not in out
+    last = out.splitlines()[-1]
+    assert last.startswith("error: torch.compile cannot build this model here")
+    assert "--compile off runs without" in last
+    if shutil.which("g++"):
+        assert "no space in torch's own folder" in last
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ round's baseline.
     python -m tools.bench all --json bench.json          # CPU, a 25M model, T = 512
     python -m tools.bench train --device cuda --preset tinyllama-1b    # a GPU, T = 2048, bf16
     python -m tools.bench train --grow                   # time and memory against T, V and batch
+    python -m tools.bench memory                         # measured peaks beside tools.plan's
     python -m tools.bench generate --model out/slm --data-dir data/math    # beside transformers
     python -m tools.bench prepare --model mistral --data-dir data --sizes 10 1000
 
@@ -26,8 +27,9 @@ import torch
 
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
-from common.files import refuse_taken, write_atomic
-from tools.bench import text, train
+from common.files import write_atomic
+from common.owned import refuse_taken
+from tools.bench import memory, text, train
 from tools.bench.rows import PRESETS, ROWS, memory_of
 
 PARTS = ("tokenizer", "train", "score", "loader", "prepare", "generate")  # in the order of `all`
@@ -37,7 +39,7 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     parser.usage = "python -m tools.bench WHAT... [--FLAG VALUE ...]"
     add = parser.add_argument
-    add("what", nargs="+", choices=[*PARTS, "all"], help="what is measured")
+    add("what", nargs="+", choices=[*PARTS, "memory", "all"], help="what is measured")
     add("--json", help="write the results here too (FILE)")
     add("--preset", default="cpu-30m", choices=[*PRESETS], help="model and batch")
     add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
@@ -45,6 +47,7 @@ def arguments(argv=None):
     add("--vocab-size", type=whole(1), help="V; default: the preset's")
     add("--rows", help=f"of train, by comma: {','.join(ROWS)}")
     add("--grow", action="store_true", help="train: against T, V and windows per step")
+    add("--checkpointing", action="store_true", help="our rows recompute activations")
     add("--k", type=share, default=0.6, help="share of the tokens that is kept")
     add("--repeats", type=whole(1), default=5, help="measured rounds, after one of warm-up")
     add("--model", help="generate, tokenizer, prepare: a Hugging Face folder")
@@ -142,6 +145,7 @@ def measure(part, args, env):
         "growth": train.bench_growth,
         "score": train.bench_score,
         "loader": train.bench_loader,
+        "memory": memory.bench_memory,
         "tokenizer": text.tokenizer,
         "prepare": text.prepare,
         "generate": text.generate,

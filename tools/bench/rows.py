@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 import slm
 from common.numerics import is_compiled
-from data import TokenSetWriter
 from model import Config, Transformer, initialise
+from text.writing import TokenSetWriter
 from training import parallel
 from training.loss import FastLoss
 from training.optimizer import make_optimizer
@@ -41,7 +41,8 @@ PRESETS = {
     "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
     "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
-    "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves
+    "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves, too
+    "cpu-200m": Preset(32000, 1024, 2816, 15, 16, 4, True, 64, 4),
     "tinyllama-1b": Preset(32000, 2048, 5632, 22, 32, 4, False, 2048, 8),
 }
 OURS = {  # row: head, backward, selective
@@ -134,6 +135,7 @@ class Rows:
             plain = self.once("model", self.our_model)
             shared = {id(p): p for p in plain.parameters()}  # deepcopy then copies none of them
             module = FastLoss(copy.deepcopy(plain, shared), head, backward)
+            module.lm.checkpointing = self.args.checkpointing
             parallel.compile_blocks(module, self.args, self.env)
             return module
 

@@ -18,7 +18,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 import torch
 import torch.distributed as dist
 
-from common import files
+from common import changes, files
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
 from model import Transformer, initialise
@@ -44,6 +44,7 @@ def arguments(argv=None):
     args.vocab_size = PRESETS[args.preset].vocab_size
     args.moments, args.lr, args.weight_decay = "float32", 1e-4, 0.1
     args.compile, args.checkpointing, args.shard_size = "off", False, None
+    args.reshard_after_forward = "default"
     return args
 
 
@@ -109,7 +110,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.out or env.from_main(lambda: temporary))
         if env.main:
-            files.make_folder(folder)
+            changes.make_folder(folder)
         env.wait()
         measure(args, env, folder)
         env.wait()

@@ -54,6 +54,8 @@ def memory_in_own_process(row, args):
     command = [sys.executable, "-m", "tools.bench", "train", "--memory-of", row]
     for name in PASSED_ON:
         command += ["--" + name.replace("_", "-"), str(getattr(args, name))]
+    if args.checkpointing:
+        command.append("--checkpointing")
     environment = {
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": "65536",

@@ -18,10 +18,10 @@ import argparse
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import cli
-from common.files import refuse_taken
+from common.owned import refuse_taken
 from tools.explore import curves, dynamics, page, pick_k
 
-ENDS = ("", "-training", "-accuracy", "-kept")  # of the figures of `curves`
+ENDS = ("", "-sets", "-training", "-accuracy", "-kept")  # of the figures of `curves`
 COMMANDS = {
     "tokens": page.main,
     "dynamics": dynamics.main,
@@ -96,8 +96,9 @@ def curves_arguments(commands):
         "--run",
         action="append",
         required=True,
-        metavar="LABEL=FOLDER[,FOLDER...]",
-        help="a line of the figures; several folders are its seeds. Give it once for each line",
+        metavar="[LABEL=]FOLDER[,FOLDER...]",
+        help="a line of the figures; several folders are its seeds; without a label it has the "
+        "folder's name. Give it once for each line",
     )
     add("--baseline", metavar="LABEL", help="the line whose final loss the others are to reach")
     add(

@@ -21,6 +21,11 @@ def main(args):
     references = args.reference.split(",") if args.reference else None
     lines = [Line(text, references) for text in args.run]
     by_label = {line.label: line for line in lines}
+    if len(by_label) < len(lines):
+        raise UserError(
+            f"--run: got {', '.join(line.label for line in lines)}, wanted names that differ; "
+            f"give them as LABEL=FOLDER"
+        )
     for flag, label in (("--baseline", args.baseline), ("--kept-of", args.kept_of)):
         if label is not None and label not in by_label:
             raise UserError(f"{flag}: got {label}, wanted one of {', '.join(by_label)}")
@@ -30,6 +35,7 @@ def main(args):
 
     plot = plotting()
     draw_validation(plot, lines, baseline, result, args.out)
+    draw_sets(plot, lines, f"{args.out}-sets")
     draw_training(plot, lines, f"{args.out}-training")
     draw_accuracy(plot, lines, f"{args.out}-accuracy")
     kept_of = by_label.get(args.kept_of) or first_with_kinds(lines)
@@ -120,13 +126,35 @@ def draw_validation(plot, lines, baseline, result, out):
     save_figure(figure, out)
 
 
+def draw_sets(plot, lines, out):
+    """The loss on each of several validation sets, where all runs have them."""
+    names = list(lines[0].logs[0][-1].get("val_loss_by_set", {}))
+    curves = {}
+    for name in names:
+        found = [
+            line.curve(lambda r, n=name: r.get("val_loss_by_set", {}).get(n)) for line in lines
+        ]
+        if all(curve is not None for curve in found):
+            curves[name] = found
+    if not curves:
+        return
+    size = (4.5 * len(curves), 3.4)
+    figure, axes = plot.subplots(1, len(curves), figsize=size, squeeze=False)
+    for axis, (name, found) in zip(axes[0], curves.items()):
+        for i, (line, (tokens, loss)) in enumerate(zip(lines, found)):
+            band(axis, i, line.label, tokens / 1e6, loss)
+        axis.set(xlabel=TOKENS, ylabel="validation loss, nats", title=name)
+    axes[0][0].legend()
+    save_figure(figure, out)
+
+
 def draw_training(plot, lines, out):
     """Training losses, of all tokens and of those kept."""
     figure, axes = plot.subplots(1, 2, figsize=(9, 3.2))
     titles = {"loss": "all tokens", "loss_selected": "kept tokens"}
     for axis, (name, title) in zip(axes, titles.items()):
         for i, line in enumerate(lines):
-            tokens, loss = line.curve(lambda record, name=name: record[name])
+            tokens, loss = line.curve(lambda record, name=name: record.get(name))
             band(axis, i, line.label, smooth(tokens) / 1e6, smooth(loss))
         axis.set(xlabel=TOKENS, ylabel=f"training loss, {title}, nats")
     axes[0].legend()

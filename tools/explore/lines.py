@@ -29,15 +29,16 @@ PASSES = {"base_loss": 1, "short_loss": 2}
 class Line:
     """A line of the figures: `label`, and a run (a folder) for each seed.
 
-    text: "LABEL=FOLDER[,FOLDER...]"; references: folders of the reference's runs, or None. Raises
+    text: "LABEL=FOLDER[,FOLDER...]", or without the label, which is the folder's name then;
+    references: folders of the reference's runs, or None. Raises
     UserError for other text, and for runs that are not finished or have no validation loss.
     """
 
     def __init__(self, text, references):
         label, _, folders = text.rpartition("=")
-        if not label:
-            raise UserError(f"--run: got {text}, wanted LABEL=FOLDER or LABEL=FOLDER,FOLDER")
-        self.label = label
+        if not folders:
+            raise UserError(f"--run: got {text}, wanted FOLDER or LABEL=FOLDER[,FOLDER...]")
+        self.label = label or Path(folders.split(",")[0]).name
         self.folders = [Path(folder) for folder in folders.split(",")]
         self.saved = [finished.arguments(folder) for folder in self.folders]
         for folder in self.folders:

@@ -19,6 +19,7 @@ from pathlib import Path
 from common.device import Env
 
 import numpy as np
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import write_atomic
@@ -45,12 +46,16 @@ def main(args):
     seq_len = saved["seq_len"]
     losses = Stored(args.ref_loss, data, seq_len)
     entropies = None
-    if entropy_path(args.ref_loss).exists():
+    if losses.meta["entropy"] and entropy_path(args.ref_loss).exists():
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of = choose_windows(saved, data, args.windows)
     mask = saved.get("document_mask", False)
-    seen = [look(folder, data, micro_batches, seq_len, env, TOP, mask) for _, folder in models]
+    seen = []
+    total = len(models) * sum(map(len, micro_batches))
+    with tqdm(total=total, unit="window") as bar:  # over all models
+        for _, folder in models:
+            seen.append(look(folder, data, micro_batches, seq_len, env, TOP, mask, bar))
 
     windows = np.concatenate(micro_batches)
     valid = data.valid(windows, seq_len)  # (windows, T)

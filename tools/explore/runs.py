@@ -12,7 +12,9 @@ from common.errors import UserError
 from hf import checkpoint, models
 from training.finished import arguments
 
-CHUNK = 4096  # targets whose logits are looked at together
+CHUNK = 1024  # targets whose logits are made together, as slm.token_losses makes them
+ROWS = 32  # of them that are looked at together
+BLOCK = 128  # logits whose maximum is looked at first
 
 
 def snapshots(folder):
@@ -53,13 +55,13 @@ def batched(windows, size):
 
 
 @torch.no_grad()
-def look(folder, data, batches, seq_len, env, top=0, document_mask=False):
+def look(folder, data, batches, seq_len, env, top=0, document_mask=False, bar=None):
     """What the model in `folder` says of every target of some windows.
 
     `batches`: lists of window numbers, a forward pass each; the losses are those of training if the
     batches are, and `document_mask` is as it was. Returns arrays over all windows in that order:
     loss (N, T) fp32, in nats; with `top` also entropy (N, T) fp32, in nats, and its likeliest
-    tokens, top_id and top_p (N, T, top).
+    tokens, top_id and top_p (N, T, top). `bar`: a progress bar over windows; None: one of its own.
     """
     models.check_vocabulary(folder, data)
     model = checkpoint.load(folder, device=env.device)
@@ -67,13 +69,17 @@ def look(folder, data, batches, seq_len, env, top=0, document_mask=False):
         models.mask_documents(model, data)
     model = slm.WithLoss(model).eval()
     found = []
-    for windows in tqdm(batches, desc=str(folder), unit="batch", leave=False):
+    if bar is None:
+        bar = tqdm(total=sum(map(len, batches)), unit="window", leave=False)
+    bar.set_description(str(folder))
+    for windows in batches:
         x, y, _ = map(env.tensor, data.batch(windows, seq_len))
         with env.autocast():
             if top:
                 found.append(look_closely(model, x, y, top))
             else:
                 found.append({"loss": model(x, y).float().cpu().numpy()})
+        bar.update(len(windows))
     return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
@@ -93,12 +99,35 @@ def look_closely(model, x, y, top):
 
 def predictions(logits, targets, top):
     """Of logits (N, V): loss and entropy (N,) in nats, the `top` likeliest ids and their
-    probabilities (N, top)."""
-    log_p = logits.log_softmax(-1)
-    top_p, top_id = log_p.exp().topk(min(top, logits.shape[1]), dim=-1)
-    return {
-        "loss": F.cross_entropy(logits, targets, reduction="none"),
-        "entropy": -(log_p.exp() * log_p).sum(-1),
-        "top_id": top_id,
-        "top_p": top_p,
-    }
+    probabilities (N, top).
+
+    A few rows at a time, so that what is made of them stays in the cache.
+    """
+    parts = []
+    for rows, ids in zip(logits.split(ROWS), targets.split(ROWS)):
+        log_p = rows.log_softmax(-1)
+        likeliest = highest(log_p, top)
+        p = log_p.exp()
+        parts.append(
+            {
+                "loss": F.nll_loss(log_p, ids, reduction="none"),
+                "top_id": likeliest,
+                "top_p": p.gather(1, likeliest),
+                "entropy": -p.mul_(log_p).sum(-1),
+            }
+        )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def highest(values, n):
+    """Where the n highest of each row of (N, V) are, (N, n), the highest first.
+
+    They stand in the n blocks of a row whose maxima are highest: only those are sorted.
+    """
+    missing = -values.shape[1] % BLOCK
+    blocks = F.pad(values, (0, missing), value=-torch.inf).view(len(values), -1, BLOCK)
+    n = min(n, values.shape[1])
+    best = blocks.amax(-1).topk(min(n, blocks.shape[1]), dim=-1).indices  # (N, up to n)
+    candidates = blocks.gather(1, best[..., None].expand(-1, -1, BLOCK)).flatten(1)
+    places = candidates.topk(n, dim=-1).indices
+    return best.gather(1, places // BLOCK) * BLOCK + places % BLOCK

@@ -57,6 +57,7 @@ def arguments(argv=None):
     args.moments = "float32"
     args.checkpointing = False
     args.shard_size = None
+    args.reshard_after_forward = "default"
     args.revision = None
     return args
 

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from functools import partial
+from unittest import mock
 
 from common.device import Env  # first: it sets how torch's threads wait
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 import slm
+from common import attention
 from evaluation.generate import generate
 from tools.bench.rows import Rows, config_of
 from tools.plan.memory import memory
@@ -111,6 +113,38 @@ def attention_case(args, env):
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]), env.autocast():
         model(rows.x).float().sum().backward()
     return {"flash": True}
+
+
+def documents_case(args, env):
+    """--document-mask: FlexAttention's blocks against the dense mask, on the same documents.
+
+    Losses, gradients, and seconds of a forward and backward pass of each and without a mask.
+    """
+    rows = random_rows(args, env)
+    module, _ = rows.ours("kept")
+    end = int(rows.x.max())
+    rows.x[:, :: max(2, args.seq_len // 8)] = end  # documents of an eighth of a window
+    result = {"path": attention.path_of(env.device, True)}
+    found = {}
+    for name in ("causal", "blocks", "dense"):
+        module.lm.document_end = None if name == "causal" else end
+        in_blocks = name == "blocks" and result["path"] == attention.FLEX
+        with mock.patch.object(attention, "takes_blocks", lambda device, yes=in_blocks: yes):
+            with torch.no_grad(), env.autocast():
+                losses = module(rows.x, rows.y).double()
+            micro_batch(module, rows, args, env)
+            gradients = [p.grad.clone() for p in module.parameters()]
+            found[name] = losses, gradients
+            module.zero_grad()
+            step = partial(micro_batch, module, rows, args, env)
+            result[f"{name}_s"] = statistics.median(seconds_of(step, args, env))
+            module.zero_grad()
+    (losses, gradients), (wanted, wanted_gradients) = found["blocks"], found["dense"]
+    result["sd_nats"] = (losses - wanted).std().item()
+    result["largest_nats"] = (losses - wanted).abs().max().item()
+    pairs = zip(gradients, wanted_gradients)
+    result["gradients_off"] = max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+    return result
 
 
 def micro_batch(module, rows, args, env):
@@ -234,6 +268,7 @@ def ranks_case(case, args, env):
 
 NUMBERS = {
     "attention": attention_case,
+    "documents": documents_case,
     "synchronisation": synchronisation_case,
     "graphs": graphs_case,
     "compiled": compiled_case,

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import Config, Transformer
 from training import heads, loss
+from training.moments import moment_bytes
 
 
 class Live(TorchDispatchMode):
@@ -130,6 +131,15 @@ def two_depths(shape, *settings):
     return two, Step(*(b - a for a, b in zip(two, three)))
 
 
+def hashable(config):
+    """The Config's fields that decide about shapes, as pairs, for what is cached."""
+    return tuple(
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if isinstance(getattr(config, field.name), (int, float, type(None)))
+    )
+
+
 def step_bytes(
     config,
     micro_batch,
@@ -145,13 +155,8 @@ def step_bytes(
 
     Returns (after the trunk's forward pass, peak down to the last block's backward, peak of all).
     """
-    shape = tuple(
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if isinstance(getattr(config, field.name), (int, float, type(None)))  # can be cached
-    )
     two, per_layer = two_depths(
-        shape, micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate
+        hashable(config), micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate
     )
     further = config.num_hidden_layers - 2
     step = Step(*(a + further * b for a, b in zip(two, per_layer)))
@@ -168,6 +173,25 @@ def counts(config):
     return rest + config.num_hidden_layers * block, rest, block
 
 
+@cache
+def _shapes(shape):
+    """[(shape of a parameter, how often it is there)]; `shape`: the Config's fields as pairs."""
+    config = Config(**dict(shape))
+    with torch.device("meta"):
+        model = Transformer(dataclasses.replace(config, num_hidden_layers=1))
+    layers = {id(p) for p in model.model.layers.parameters()}
+    found = []
+    for p in model.parameters():
+        found.append((p.shape, config.num_hidden_layers if id(p) in layers else 1))
+    return found
+
+
+def moments_of(config, moments):
+    """Bytes of AdamW's two moments, as `--moments` says."""
+    found = _shapes(hashable(config))
+    return sum(times * moment_bytes(shape, moments) for shape, times in found)
+
+
 def memory(
     config,
     micro_batch,
@@ -177,6 +201,7 @@ def memory(
     accumulate=False,
     bf16=True,
     moments="float32",
+    reshard="default",
     **settings,
 ):
     """(bytes on one rank by part, their peak). Parts that never live together are in it once.
@@ -199,7 +224,7 @@ def memory(
     parts = {
         "weights": 4 * n,
         "gradients": 4 * n,
-        "optimiser": (4 if moments == "bfloat16" else 8) * n,
+        "optimiser": moments_of(config, moments),
         "activations": trunk - cast - held,
         "cast": cast,
         "head": early - trunk,
@@ -208,12 +233,13 @@ def memory(
     if sharded:
         for name in ("weights", "gradients", "optimiser"):
             parts[name] //= ranks
-        # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time;
-        # those of embedding, norm and head stay. One group's gradients are made, and reduced in
-        # fp32.
+        # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time
+        # (with --reshard-after-forward never all stay); those of embedding, norm and head stay.
+        # One group's gradients are made, and reduced in fp32.
+        blocks = config.num_hidden_layers if reshard == "never" else 2
         size = 2 if bf16 else 4
         parts["cast"] = 0
-        parts["ranks"] = size * (outer + 2 * block) + (size + 4) * max(outer, block)
+        parts["ranks"] = size * (outer + blocks * block) + (size + 4) * max(outer, block)
         return parts, sum(parts.values())
     if ranks > 1:  # DDP's gradients are views of its buckets
         return parts, parts["weights"] + parts["optimiser"] + peak

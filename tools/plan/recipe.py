@@ -77,5 +77,5 @@ def stage_of(words):
                 raise UserError(f"{command}: wanted a --{flag}")
     args.out = args.out or "(no --out)"
     if name.startswith("train_"):
-        settle(args)
+        settle(args, run=False)
     return name, args

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.records import read_json, read_record
 from data import Header
 from model import Config
-from tools.plan.memory import counts, memory
+from tools.plan.memory import counts, memory, moments_of
 from tools.plan.recipe import stage_of
 
 # (FLOP/s, bytes): a little less than there is, for the CUDA context and the allocator's gaps.
@@ -33,11 +33,13 @@ COPIED = 3e9
 WRITTEN = 1e9
 TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
 MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
+SMOLLM = Config(49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True)
 KNOWN = {
     "TinyLlama/TinyLlama_v1.1": TINYLLAMA,
     "microsoft/rho-math-1b-v0.1": TINYLLAMA,
     "mistralai/Mistral-7B-v0.1": MISTRAL,
     "microsoft/rho-math-7b-v0.1": MISTRAL,
+    "HuggingFaceTB/SmolLM2-135M": SMOLLM,
     "meta-llama/Llama-2-7b-hf": Config(32000, 4096, 11008, 32, 32, 32),
 }
 
@@ -106,7 +108,7 @@ class Plan:
             tokens = int((args.epochs or 1) * self.size(args.data))
             args.steps = -(-tokens // per_step)
         row.update(config=config, parameters=n, steps=args.steps, tokens=args.steps * per_step)
-        row["state"] = (8 if args.moments == "bfloat16" else 12) * n
+        row["state"] = 4 * n + moments_of(config, args.moments)
         # Two states, and a third while it is written; each model takes 4 bytes a parameter.
         row["disk"] = 3 * row["state"] + 4 * max(1, args.snapshots) * n
         self.models[args.out] = config
@@ -166,7 +168,7 @@ class Plan:
         that makes it fit."""
         micro = self.micro_batch(args)
 
-        def need(size, head, moments, checkpointing, parallel):
+        def need(size, head, moments, checkpointing, reshard, parallel):
             """(bytes by part, peak)."""
             return memory(
                 row["config"],
@@ -177,12 +179,14 @@ class Plan:
                 accumulate=args.batch_size > size * self.n_gpus,
                 head=head,
                 moments=moments,
+                reshard=reshard,
                 checkpointing=checkpointing,
                 k=getattr(args, "k", 1.0),
                 backward=getattr(args, "backward", "exact"),
             )
 
-        asked = (args.head, args.moments, args.checkpointing, args.parallel)
+        asked = (args.head, args.moments, args.checkpointing)
+        asked += (args.reshard_after_forward, args.parallel)
         row["micro"] = micro
         row["memory"], row["peak"] = need(micro, *asked)
         row["fits"] = row["peak"] <= self.bytes
@@ -207,17 +211,19 @@ class Plan:
         choices = product(  # the cheapest change first: the last of these changes fastest
             dict.fromkeys(parallel),
             dict.fromkeys([args.moments, "bfloat16"]),
+            dict.fromkeys([args.reshard_after_forward, "default"]),
             dict.fromkeys([args.checkpointing, True]),
             dict.fromkeys([args.head, "lean"]),
             halvings(micro),
         )
-        for how, moments, checkpointing, head, size in choices:
-            _, peak = need(size, head, moments, checkpointing, how)
+        for how, moments, reshard, checkpointing, head, size in choices:
+            _, peak = need(size, head, moments, checkpointing, reshard, how)
             if peak > self.bytes:
                 continue
             changes = {
                 f"--micro-batch-size {size}": size != micro,
                 f"--head {head}": head != args.head,
+                f"--reshard-after-forward {reshard}": reshard != args.reshard_after_forward,
                 f"--moments {moments}": moments != args.moments,
                 "--checkpointing": checkpointing != args.checkpointing,
                 f"--parallel {how}": how != args.parallel,

@@ -13,7 +13,7 @@ and machine into results/NAME.json, in place of an earlier run of that method, s
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.command_line import Parser
-from common.errors import UserError, cli
+from common.errors import UserError, cli, command
 from tools.results import files
 from tools.results.collect import collected
 from tools.results.pages import update
@@ -47,7 +47,7 @@ def main():
     if differ and args.check:
         raise UserError(
             f"{', '.join(differ)}: the tables are not those of results/; "
-            f"make them again with python -m tools.results"
+            f"make them again with {command('-m', 'tools.results')}"
         )
     print(f"made again: {', '.join(differ)}" if differ else "every table is that of results/")
 

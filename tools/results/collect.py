@@ -1,6 +1,7 @@
 """A finished run as a record for results/: its numbers, and what they may depend on."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ import torch
 from tools.results.files import ROOT, Run
 from training import finished
 
+LOCK = ROOT / "requirements.lock"
 NUMBERS = ("val_loss", "exact_match", "tokens_seen", "tokens_selected", "seconds")
 FOLDERS = ("data", "val", "init", "out", "ref_loss", "inputs", "overwrite", "verify", "chain")
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "safetensors")
@@ -59,9 +61,30 @@ def made(folder):
         "date": ended.date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "lock": lock(),
         "machine": machine(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def lock():
+    """requirements.lock as {"sha256": ..., "differing": {package: the version that is here}}.
+
+    A version's local part (+cpu, +cu128) is no difference, nor is a package that is not here.
+    """
+    content = LOCK.read_bytes()
+    differing = {}
+    for line in content.decode().splitlines():
+        name, is_pinned, wanted = line.partition("==")
+        if not is_pinned:
+            continue
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if version.partition("+")[0] != wanted:
+            differing[name] = version
+    return {"sha256": hashlib.sha256(content).hexdigest(), "differing": differing}
 
 
 def commit():

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common.errors import UserError
-from common.files import temporary_of
+from common.owned import temporary_of
 from common.records import at_least, matching, read_record
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "results"
+FOLDER = Path(os.environ.get("KIT_RESULTS") or ROOT / "results")  # tests have one of their own
 
 Name = Annotated[str, matching(r"[a-z0-9][a-z0-9-]*", "small letters, digits and hyphens")]
 

@@ -1,5 +1,7 @@
 """The tables of README and docs, each a function of one experiment. Markdown, as lines."""
 
+import statistics
+
 from common.errors import UserError
 from tools.compare import table
 
@@ -16,12 +18,12 @@ def seeds_of(experiment):
 def reached(curve, target):
     """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
 
-    Interpolated between two validations, as demo/chain.py does.
+    Interpolated between two validations, as demo/chain.py does; the start does not count.
     """
     before = None
     for tokens, loss in curve:
-        if loss <= target:
-            if before is None or before[1] <= loss:
+        if loss <= target and tokens > 0:
+            if before is None or before[1] <= target:
                 return tokens
             share = (before[1] - target) / (before[1] - loss)
             return before[0] + share * (tokens - before[0])
@@ -102,12 +104,105 @@ def roundings_not_run(experiment):
 
 
 # --------------------------------------------------------------------------------------------------
+# runs/moments.sh
+
+MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
+FORMS = {"float32": 8, "bfloat16": 4, "int8": 2}  # bytes a parameter, without int8's scales
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def paired(values, base):
+    """(mean, half of the 95 % interval) of the differences of two lists, seed by seed.
+
+    The half is None where it is not known: of one seed, or of more than ten.
+    """
+    differences = [a - b for a, b in zip(values, base, strict=True)]
+    t = T95.get(len(differences) - 1)
+    if t is None:
+        return statistics.mean(differences), None
+    half = t * statistics.stdev(differences) / len(differences) ** 0.5
+    return statistics.mean(differences), half
+
+
+def moments(experiment):
+    """A row for each method, measure and form: the mean, and what it differs from float32's."""
+    rows = [["", "moments", "bytes a parameter", "seeds", "mean", "from float32, 95 % interval"]]
+    whole = runs_of(experiment, "float32")
+    for method in ("slm", "clm"):
+        for key, (name, form) in MEASURES.items():
+            for kind, size in FORMS.items():
+                runs = runs_of(experiment, kind)
+                seeds = [seed for made, seed in sorted(runs) if made == method]
+                seeds = [seed for seed in seeds if (method, seed) in whole]
+                values = [runs[method, seed].numbers[key] for seed in seeds]
+                if not values or None in values:
+                    continue
+                cells = [str(size), str(len(seeds)), format(statistics.mean(values), form)]
+                base = [whole[method, seed].numbers[key] for seed in seeds]
+                difference = "–" if kind == "float32" else interval(*paired(values, base), form)
+                rows.append([f"{METHODS[method]}, {name}", kind, *cells, difference])
+    return table(rows).splitlines()
+
+
+def interval(mean, half, form):
+    """As "+0.0012 ± 0.0030"."""
+    return f"{mean:+{form}}" if half is None else f"{mean:+{form}} ± {format(half, form)}"
+
+
+# --------------------------------------------------------------------------------------------------
+# runs/real_model.sh
+
+CONTINUED = {
+    "base": "before",
+    "ref": "the reference itself",
+    "clm": "CLM",
+    "random": "random 60 %",
+    "slm": "SLM k 0.6",
+    "clm-tuned": "CLM, then fine-tuned as the reference was",
+    "slm-tuned": "SLM, then fine-tuned as the reference was",
+}
+
+
+def real_model(experiment):
+    """A row for each model: losses, accuracy, and tokens until CLM's final loss."""
+    head = ["model", "run", "seed", "validation loss", "GSM8K loss", "GSM8K few-shot, %"]
+    rows = [[*head, "tokens read", "tokens to CLM's loss", "with all costs"]]
+    for variant in sorted({run.variant for run in experiment.runs}):
+        runs = runs_of(experiment, variant)
+        for method, label in CONTINUED.items():
+            seeds = sorted(seed for name, seed in runs if name == method)
+            for seed in seeds:
+                rows.append([variant, label, str(seed), *_continued(runs, method, seed)])
+    return table(rows).splitlines()
+
+
+def _continued(runs, method, seed):
+    run = runs[method, seed]
+    numbers = run.numbers
+    yield number(numbers["val_loss"], ".3f")
+    yield number(numbers["gsm8k_loss"], ".3f")
+    yield number(numbers["gsm8k_accuracy"], ".1f")
+    yield number(numbers["tokens_seen"], ",.0f")
+    tokens = None
+    if method in ("clm", "random", "slm"):
+        tokens = reached(run.curve, runs["clm", seed].curve[-1][1])
+    yield number(tokens, ",.0f")
+    if tokens is not None and method == "slm":
+        # The reference's training, and scoring: a forward pass is a third of a training step.
+        tokens += runs["ref", 0].numbers["tokens_seen"] + numbers["scored_tokens"] / 3
+    yield number(tokens, ",.0f")
+
+
+# --------------------------------------------------------------------------------------------------
 # the names that pages use
 
 TABLES = {
+    "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,
     "roundings not-run": roundings_not_run,
+    "moments": moments,
 }
 
 

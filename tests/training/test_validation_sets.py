@@ -1,0 +1,113 @@
+"""Several validation sets at once, the log's seconds, and a run that is called anew."""
+
+import json
+
+import numpy as np
+import pytest
+
+import score
+import slm
+import train_ref
+import train_slm
+from conftest import write_model, write_set
+from tools import compare
+from tools.explore import __main__ as explore
+from training.run import Run
+
+TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
+STEPS = f"--data d --init m {TINY} --steps 4 --eval-every 2"
+
+
+@pytest.fixture
+def inputs(vocabulary, tmp_path):
+    write_set(tmp_path / "d", vocabulary, 1000)
+    write_set(tmp_path / "v", vocabulary, 200, seed=1)
+    write_set(tmp_path / "w", vocabulary, 300, seed=2)
+    write_model(tmp_path / "m", vocabulary)
+    return tmp_path
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_set_is_logged_by_name_and_the_first_decides(stage, inputs):
+    for out, val in (("a", "v"), ("b", "w"), ("both", "v w")):
+        code, printed, err = stage(train_ref, f"{STEPS} --val {val} --out {out}")
+        assert code == 0, err
+    assert "validation loss" in printed and "on w" in printed and " GB" in printed
+    alone = {name: [r.get("val_loss") for r in log(inputs / out)] for name, out in ("va", "wb")}
+    both = log(inputs / "both")
+    assert [r.get("val_loss") for r in both] == alone["v"]
+    for record, v, w in zip(both, alone["v"], alone["w"]):
+        assert record.get("val_loss_by_set") == (None if v is None else {"v": v, "w": w})
+    summary = json.loads((inputs / "both/summary.json").read_text())
+    assert summary["val_loss"] == alone["v"][-1]
+    assert summary["val_loss_by_set"] == {"v": alone["v"][-1], "w": alone["w"][-1]}
+    seconds = [record["seconds"] for record in both if record["step"]]
+    assert seconds == sorted(seconds) and seconds[-1] <= summary["seconds"]
+    compared = compare.results({"both": compare.read_run(inputs / "both")})
+    assert "val loss, w" in compared and f"{alone['w'][-1]:.4f}" in compared
+    code, _, err = stage(explore, "curves --run both --run again=both --out figure")
+    assert code == 0, err
+    assert (inputs / "figure-sets.svg").exists()
+    assert list(json.loads((inputs / "figure.json").read_text())) == ["both", "again"]
+    code, _, err = stage(explore, "curves --run both --run both --out figure")
+    assert code == 2 and "wanted names that differ" in err
+
+
+def test_the_reference_is_asked_about_each_and_leads_on_the_first(stage, inputs, vocabulary):
+    write_model(inputs / "r", vocabulary, seed=5)
+    args = f"--model r --data d --out ref_loss.bin {TINY}"
+    code, out, err = stage(score, f"{args} --val v w")
+    assert code == 0 and "on v" in out and "on w" in out, err
+    known = {v["name"]: v["loss"] for v in json.loads((inputs / "ref_loss.json").read_text())[
+        "validation"]}  # fmt: skip
+    code, _, err = stage(train_slm, f"{STEPS} --val w v --ref-loss ref_loss.bin --out s")
+    assert code == 0, err
+    for record in log(inputs / "s"):
+        if "val_loss" in record:
+            lead = record["val_loss"] - known["w"]
+            assert record["reference_lead"] == pytest.approx(lead, abs=1e-9)
+
+
+def test_the_same_set_twice_is_refused(stage, inputs):
+    code, _, err = stage(train_ref, f"{STEPS} --val v v --out a")
+    assert code == 2 and "wanted folders that differ" in err and not (inputs / "a").exists()
+
+
+def test_a_run_without_a_saved_state_may_be_changed(stage, inputs, monkeypatch):
+    """It would begin again at its first step: there is nothing to lose but its log."""
+    record_step = Run.record_step
+
+    def interrupted(run, step, *rest):
+        if step == 3:
+            raise KeyboardInterrupt
+        record_step(run, step, *rest)
+
+    monkeypatch.setattr(Run, "record_step", interrupted)
+    assert stage(train_ref, f"{STEPS} --out a")[0] == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(inputs)
+    assert len(log(inputs / "a")) == 2
+    code, _, err = stage(train_ref, f"{STEPS} --out a --lr 2e-3")
+    assert code == 0, err
+    assert json.loads((inputs / "a/args.json").read_text())["lr"] == 2e-3
+    assert [record["step"] for record in log(inputs / "a")] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_that_is_to_be_longer(stage, inputs):
+    assert stage(train_ref, f"{STEPS} --out a")[0] == 0
+    code, _, err = stage(train_ref, f"{STEPS} --out a --steps 6")
+    assert code == 2 and "steps 4 -> 6" in err and "--init a --out ANOTHER" in err
+    longer = f"{STEPS} --init a --out ANOTHER --steps 2"
+    assert stage(train_ref, longer)[0] == 0
+    code, _, err = stage(train_ref, f"{STEPS} --out a --steps 6 --lr 2e-3")
+    assert code == 2 and "--init" not in err
+
+
+def test_a_score_that_is_not_finite_is_named(stage, inputs, monkeypatch):
+    endless = slm.Score(lambda t: t.loss * np.inf, needs=("loss",))
+    monkeypatch.setitem(slm.SCORES, "endless", endless)
+    code, _, err = stage(train_slm, f"{STEPS} --score endless --out a")
+    assert code == 2 and "--score endless: 64 of 64 scores are not finite" in err
