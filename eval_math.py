@@ -3,6 +3,7 @@
     python eval_math.py --model out/demo/slm                     # the demo's exact match
     python eval_math.py --model microsoft/rho-math-1b-v0.1 \\
         --tasks gsm8k math --out out/rho-1b                      # one GPU
+    python eval_math.py --model out/slm --tasks gsm8k --samples 16 --temperature 0.7
     torchrun --nproc-per-node 8 eval_math.py ...                 # the problems are shared out
     python eval_math.py --regrade outputs.jsonl --tasks math     # grades a file, needs no model
 
@@ -19,7 +20,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 
-from common.command_line import Parser, add_machine, whole
+from common.command_line import SEEDS, Parser, add_machine, not_negative, whole
 from common.errors import UserError, cli, command
 from common.files import write_atomic
 from common.locks import taking_turns
@@ -39,6 +40,8 @@ NEW_TOKENS = 1024  # per call of the model
 NEW_TOKENS_OWN = 48  # in a task of one's own, whose questions and answers are short
 CACHE_BYTES = 1e9  # of the KV cache on CPU
 CACHE_SHARE = 0.4  # of a GPU's free memory
+MAX_SAMPLES = 1 << 16
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures
 MIN_CACHE, MAX_CACHE = 4096, {"cpu": 65536, "cuda": 1 << 18}  # tokens
 
 
@@ -76,6 +79,18 @@ def arguments():
         type=whole(1),
         metavar="N",
         help=f"per call of the model (default: {NEW_TOKENS}; for a file {NEW_TOKENS_OWN})",
+    )
+    group.add_argument(
+        "--samples",
+        type=whole(1, MAX_SAMPLES),
+        default=1,
+        help="answers to each problem; of several also pass@k and maj@k are counted",
+    )
+    group.add_argument(
+        "--temperature", type=not_negative, default=0.0, help="0: greedy; else tokens are drawn"
+    )
+    group.add_argument(
+        "--seed", type=whole(0, SEEDS), default=0, help="of the numbers that they are drawn by"
     )
     group.add_argument(
         "--batch-tokens",
@@ -128,6 +143,16 @@ def check(args):
                 f"wanted the one task that the file answers"
             )
         return
+    warm = COLDEST <= args.temperature <= HOTTEST
+    if not warm and args.temperature != 0:
+        raise UserError(
+            f"--temperature: got {args.temperature}, wanted 0 (greedy), or {COLDEST} to {HOTTEST:g}"
+        )
+    if args.samples > 1 and not warm:
+        raise UserError(
+            f"--samples: got {args.samples} with --temperature 0, which makes them all equal; "
+            f"add --temperature 0.7, say"
+        )
     if not args.model:
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
     if args.tasks == [DEMO] and not Path(DEMO).exists():
@@ -143,13 +168,18 @@ def regrade(args):
     refuse_overlap(out, {"--regrade": args.regrade})
     task = args.tasks[0]
     settings = {"regraded": args.regrade, "mode": args.mode}
-    report.regrade(args.regrade, task, out, settings, result_name(task, args.mode))
+    report.regrade(args.regrade, task, out, settings, result_name(task, args))
     return out
 
 
-def result_name(task, mode):
+def result_name(task, args):
+    """What a task's files are called: gsm8k, gsm8k-tool, gsm8k-tool-t0.7."""
     name = tasks.label(task)
-    return name if mode == "cot" else f"{name}-{mode}"
+    if args.mode != "cot":
+        name += f"-{args.mode}"
+    if args.temperature:
+        name += f"-t{args.temperature:g}"
+    return name
 
 
 def evaluate(args):
@@ -173,7 +203,7 @@ def evaluate(args):
 
 def start_over(args, out):
     for task in args.tasks:
-        unfinished.start_over(out, result_name(task, args.mode))
+        unfinished.start_over(out, result_name(task, args))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -206,6 +236,8 @@ class Subject:
             prefix,
             self.batch_tokens(),
             compiled,
+            self.args.temperature,
+            self.args.seed,
         )
 
     def extra_eos(self):
@@ -241,13 +273,16 @@ def evaluate_task(task, args, env, subject, out):
     settings = settings_of(task, args, env, subject, prompts)
     examples = examples[: args.limit]
     prompts = prompts[: args.limit]
-    name = result_name(task, args.mode)
+    name = result_name(task, args)
     earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings))
-    texts = {i: earlier[i] for i in range(len(examples)) if i in earlier}
-    todo = [i for i in range(len(examples)) if i not in texts]
+    refuse_fewer(earlier, args, out / name)
+    # An answer's key: the place of its problem, and the number of the sample.
+    keys = [(i, sample) for i in range(len(examples)) for sample in range(args.samples)]
+    texts = {key: earlier[key] for key in keys if key in earlier}
+    todo = [key for key in keys if key not in texts]
     with Grader(task, examples) as grader:
-        for i, text in texts.items():
-            grader.add(i, text)
+        for key, text in texts.items():
+            grader.add(key, text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
             path = unfinished.partial_file(out, name, env.rank)
@@ -255,20 +290,34 @@ def evaluate_task(task, args, env, subject, out):
                 texts |= unfinished.keep(answers, path, settings, grader, bar)
             env.wait()
         if env.main:
-            for i, text in unfinished.read_answers(out, name).items():
-                if i < len(examples) and i not in texts:  # another rank's
-                    texts[i] = text
-                    grader.add(i, text)
-            verdicts = [grader.verdict(i) for i in range(len(examples))]
-            ordered = [texts[i] for i in range(len(examples))]
-            report.write_results(task, ordered, verdicts, out, settings, name)
+            answered = unfinished.read_answers(out, name)
+            for key in keys:
+                if key in answered and key not in texts:  # by another rank
+                    texts[key] = answered[key]
+                    grader.add(key, texts[key])
+            verdicts = [grader.verdict(key) for key in keys]
+            ordered = [texts[key] for key in keys]
+            report.write_results(task, ordered, verdicts, out, settings, name, args.samples)
             unfinished.replaced(out, name)
-            if tasks.check(task).own and not args.limit:
+            if tasks.check(task).own and not args.limit and args.temperature == 0:
                 note_exact_match(subject.folder, task, verdicts)
+
+
+def refuse_fewer(earlier, args, path):
+    """Raises UserError where more samples of a problem are there than are asked for."""
+    there = 1 + max((sample for _, sample in earlier), default=0)
+    if there > args.samples:
+        raise UserError(
+            f"--samples: got {args.samples}, {path}.jsonl has {there} of each problem; "
+            f"ask for as many or more, or choose another --out"
+        )
 
 
 def settings_of(task, args, env, subject, prompts):
     """What a task's answers depend on, and what their speed does."""
+    drawn = {}
+    if args.temperature:
+        drawn = {"temperature": args.temperature, "seed": args.seed}
     default = NEW_TOKENS_OWN if tasks.check(task).own else NEW_TOKENS
     together = "\0".join(prompts)  # of all, whatever the --limit
     return {
@@ -280,25 +329,27 @@ def settings_of(task, args, env, subject, prompts):
         "device": env.device.type,
         "max_new_tokens": args.max_new_tokens or default,
         "batch_tokens": args.batch_tokens or "auto",
+        **drawn,
     }
 
 
 def answer(task, args, env, subject, prompts, todo, settings):
-    """(a generator of (i, text, number of tokens), their number): this rank's share of `todo`."""
+    """(a generator of (key, text, number of tokens), their number): this rank's part of `todo`."""
 
     def encode(text):
         return encode_prompt(subject.tokenizer, text)
 
     ids = [encode(prompt) for prompt in prompts]
     prefix = ids[0][: common_prefix(ids)]
-    mine = sorted(todo, key=lambda i: (-len(ids[i]), i))[env.rank :: env.world]
+    mine = sorted(todo, key=lambda key: (-len(ids[key[0]]), key))[env.rank :: env.world]
     own = tasks.check(task).own
     stop = end_of_hashes if own else stop_strings(tasks.STOP[args.mode])
     decoder = subject.decoder(settings["max_new_tokens"], stop, prefix)
     if args.mode == "cot":
-        answers = chain_of_thought(decoder, {i: ids[i] for i in mine})
+        answers = chain_of_thought(decoder, {key: ids[key[0]] for key in mine})
     else:
-        answers = with_tools(decoder, {i: prompts[i] for i in mine}, encode, args.strict_sandbox)
+        asked = {key: prompts[key[0]] for key in mine}
+        answers = with_tools(decoder, asked, encode, args.strict_sandbox)
     return answers, len(mine)
 
 

@@ -77,7 +77,7 @@ def train(args, env, run, data, val, loader, model, selector):
         # How many tokens carry loss is known before any gradient. Dividing by it, over all
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
         counts, n_kept = selector.counts(student, step, micro_batches)
-        meter = Meter(env, data.kinds, args.score)
+        meter = Meter(env, data.kinds, args.score, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
             x, y, valid = map(env.tensor, data.batch(windows, T))

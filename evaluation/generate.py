@@ -1,4 +1,4 @@
-"""Batched greedy generation: a queue of prompts in, texts out, as from one prompt at a time.
+"""Batched generation, greedy or sampled: prompts in, texts out, as from one prompt at a time.
 
     stop = stop_strings(["\\n\\nQuestion:"])
     for key, output in generate(model, tokenizer, prompts, max_new_tokens=256, stop=stop):
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from common.errors import UserError
+from evaluation.sampling import chance, draw
 from model import Cache
 from training.parallel import or_stop
 
@@ -115,12 +116,14 @@ def end_ids(model, tokenizer, more=()):
 
 
 class Decoder:
-    """Greedy decoding of a changing batch. `add` prompts at any time, call `step` while `busy`.
+    """Decoding of a changing batch. `add` prompts at any time, call `step` while `busy`.
 
     stop: see `stop_strings`. eos: more ids that end a text.
     prefix: ids that every prompt begins with; they are computed once, here.
     batch_tokens: slots in the cache, rows times the longest row. A single longer row is taken.
     compiled: torch.compile the one-token step.
+    temperature: 0 is greedy; else ids are drawn by numbers that follow from `seed`, the row's key
+    (its repr) and the place in the text alone.
     """
 
     def __init__(
@@ -133,6 +136,8 @@ class Decoder:
         prefix=(),
         batch_tokens=16384,
         compiled=False,
+        temperature=0.0,
+        seed=0,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -140,6 +145,8 @@ class Decoder:
         self.stop = stop
         self.eos = end_ids(model, tokenizer, eos)
         self.batch_tokens = batch_tokens
+        self.temperature = temperature
+        self.seed = seed
         self.context = model.config.max_position_embeddings
         self.device = model.head_weight.device
         self.dtype = model.head_weight.dtype
@@ -189,13 +196,21 @@ class Decoder:
         if self.rows:
             self.make_room()
             ids = torch.tensor([row.ids[-1:] for row in self.rows], device=self.device)
-            self.accept(self.rows, self.decode(ids, self.cache))
+            new = self.decode(ids, self.cache, chances=self.chances(self.rows))
+            self.accept(self.rows, new)
         ended = self.finished
         self.finished = []
         return [(row.key, Output(row.text, row.ids[row.n_prompt :], row.reason)) for row in ended]
 
-    def next_ids(self, ids, cache, tail=None):
-        """The greedy next id of each row, (B,).
+    def chances(self, rows):
+        """The numbers that the rows' next ids are drawn by, (B,) fp64; None where greedy."""
+        if self.temperature == 0:
+            return None
+        numbers = [chance(self.seed, row.key, len(row.ids)) for row in rows]
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device)
+
+    def next_ids(self, ids, cache, tail=None, chances=None):
+        """The next id of each row, (B,): the likeliest, or drawn by its number in `chances`.
 
         ids: (B, T), of which the first `tail` (B,) are real; None: all of them.
         """
@@ -204,7 +219,10 @@ class Decoder:
             last = hidden[:, -1]
         else:
             last = hidden[torch.arange(len(ids), device=ids.device), tail - 1]
-        return F.linear(last, self.model.head_weight).argmax(-1)
+        logits = F.linear(last, self.model.head_weight)
+        if chances is None:
+            return logits.argmax(-1)
+        return draw(logits, self.temperature, chances)
 
     def own(self, row):
         """Tokens of a row in its own slots, once its newest one is in: all but the prefix's."""
@@ -252,7 +270,8 @@ class Decoder:
         T = int(tail.max())
         padded = [row.ids[self.n_prefix :] + [0] * (T - self.own(row)) for row in rows]
         fresh = self.new_cache(n_new, T, self.prefix)
-        first = self.next_ids(torch.tensor(padded, device=self.device), fresh, tail)
+        ids = torch.tensor(padded, device=self.device)
+        first = self.next_ids(ids, fresh, tail, self.chances(rows))
         for mine, new in zip(self.cache.keys + self.cache.values, fresh.keys + fresh.values):
             mine[n:needed, :, :T] = new
         self.cache.lengths[n:needed] = tail

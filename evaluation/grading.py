@@ -170,14 +170,17 @@ def spread(function, items, workers, title):
 
 
 class Grader:
-    """Grades answers beside the decoding, one at a time: some comparisons take seconds."""
+    """Grades answers beside the decoding, one at a time: some comparisons take seconds.
+
+    An answer's key is (place of its problem, number of the sample).
+    """
 
     def __init__(self, task, examples):
         self.task = task
         self.examples = examples
         self.worker = Worker()
         self.thread = ThreadPoolExecutor(1)
-        self.verdicts = {}  # by the problem's place; of futures
+        self.verdicts = {}  # by key; of futures
         self.graded = 0
         self.right = 0
 
@@ -188,9 +191,9 @@ class Grader:
         self.thread.shutdown(cancel_futures=True)
         self.worker.stop()
 
-    def add(self, i, text):
-        """Queue the text that answers problem i."""
-        self.verdicts[i] = self.thread.submit(self.grade, text, self.examples[i])
+    def add(self, key, text):
+        """Queue the text of an answer."""
+        self.verdicts[key] = self.thread.submit(self.grade, text, self.examples[key[0]])
 
     def grade(self, text, example):
         found = verdict(self.worker, self.task, text, example.gt, truth=example.truth_raw)
@@ -202,6 +205,6 @@ class Grader:
         """Per cent of the answers graded so far, as text."""
         return f"{100 * self.right / max(self.graded, 1):.1f}%"
 
-    def verdict(self, i):
-        """Problem i's verdict, waited for."""
-        return self.verdicts[i].result()
+    def verdict(self, key):
+        """An answer's verdict, waited for."""
+        return self.verdicts[key].result()

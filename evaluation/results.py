@@ -6,7 +6,6 @@ print(markdown(results))
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from common.files import write_atomic
 from common.locks import taking_turns
 from common.owned import refuse_foreign
 from common.records import as_record, at_least, between, read_json
+from evaluation import sampling
 from evaluation.answers import normalize
 from evaluation.grading import grade_many, judge, spread
 from evaluation.pinned import read_rows
@@ -41,18 +41,19 @@ class Entry:
     settings: dict[str, Any]
 
 
-def summarize(results):
-    """{n, published, published_se, strict, strict_se, failed}.
+def summarize(results, samples=1):
+    """{n, published, published_se, strict, strict_se, failed} of n problems.
 
-    Shares and their standard errors in percent; failed: samples with no verdict.
+    Shares and their standard errors in percent; failed: answers with no verdict. results: problem
+    by problem, `samples` of each; of several also pass@k and maj@k, see sampling.summarize.
     """
-    summary = {"n": len(results)}
-    n = max(len(results), 1)
+    problems = [results[at : at + samples] for at in range(0, len(results), samples)]
+    summary = {"n": len(problems)}
     for name in ("published", "strict"):
-        share = sum(result[name] for result in results) / n
-        error = math.sqrt(share * (1 - share) / n)
-        summary[name] = round(100 * share, 2)
-        summary[name + "_se"] = round(100 * error, 2)
+        shares = [sum(result[name] for result in each) / samples for each in problems]
+        summary |= sampling.percent(name, shares)
+    if samples > 1 and problems:
+        summary |= sampling.summarize(problems)
     summary["failed"] = sum(r["reason"] not in ("", "no answer found") for r in results)
     return summary
 
@@ -68,20 +69,21 @@ def read_entries(out_dir):
     return entries
 
 
-def write_results(task, texts, results, out_dir, settings, name=None, **more):
-    """Write out_dir/NAME.jsonl, a line per sample, and enter NAME in out_dir/results.json.
+def write_results(task, texts, results, out_dir, settings, name=None, samples=1, **more):
+    """Write out_dir/NAME.jsonl, a line per answer, and enter NAME in out_dir/results.json.
 
     A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
-    graded again; also the truth as it was written, where gt is less. name: by default the task's.
+    graded again; also the truth as it was written, where gt is less, and the number of the sample,
+    where there are several `samples` of each problem. name: by default the task's.
     Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
     name = name or label(task)
-    entry = {"task": label(task), **summarize(results), **more, "settings": settings}
-    lines = [
-        {"idx": idx, **result, "text": text}
-        for idx, (text, result) in enumerate(zip(texts, results))
-    ]
+    entry = {"task": label(task), **summarize(results, samples), **more, "settings": settings}
+    lines = []
+    for place, (text, result) in enumerate(zip(texts, results)):
+        number = {"sample": place % samples} if samples > 1 else {}
+        lines.append({"idx": place // samples, **number, **result, "text": text})
     with taking_turns(out_dir):  # other tasks may be written by other processes
         entries = read_entries(out_dir) | {name: entry}
         write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
@@ -118,7 +120,17 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
         more, differences = compare(rows, results, workers)
         write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
     settings = settings or {"regraded": str(file)}
-    return write_results(task, texts, results, out_dir, settings, name, **more)
+    return write_results(task, texts, results, out_dir, settings, name, samples_in(rows), **more)
+
+
+def samples_in(rows):
+    """How many samples of each problem a file holds, problem by problem; 1 where it says none."""
+    numbers = [row.get("sample", 0) for row in rows]
+    if not rows or not all(type(number) is int for number in numbers):
+        return 1
+    samples = 1 + max(numbers)
+    regular = numbers == [place % samples for place in range(len(rows))]
+    return samples if regular and len(rows) % samples == 0 else 1
 
 
 def text_of(row, where):
@@ -212,6 +224,7 @@ def table(results):
             f"{entry[key]:6.1f} ± {entry[key + '_se']:4.1f}" for key in ("published", "strict")
         )
         lines.append(f"{name:<16} {entry['n']:>5}  {published}  {strict}  {entry['failed']:>10}")
+        lines += sampled_lines(entry)
     if len(results) > 1:
         published, strict = (
             sum(entry[key] for entry in results.values()) / len(results)
@@ -219,6 +232,22 @@ def table(results):
         )
         lines.append(f"{'mean':<16} {'':>5}  {published:6.1f}{'':7}  {strict:6.1f}")
     return "\n".join(lines)
+
+
+def sampled_lines(entry):
+    """Lines for the screen of an entry with several samples: pass@k and maj@k, k above 1."""
+    lines = []
+    for what in ("pass", "maj"):
+        for k, shares in entry.get(what, {}).items():
+            if k == "1":  # the mean over all samples, which stands above
+                continue
+            published, strict = (
+                f"{shares[key]:6.1f} ± {shares[key + '_se']:4.1f}"
+                for key in ("published", "strict")
+            )
+            name = f"  {what}@{k}"
+            lines.append(f"{name:<16} {'':>5}  {published}  {strict}")
+    return lines
 
 
 def markdown(results, label="this run"):

@@ -1,7 +1,8 @@
 """Answers on disk while a task is unfinished, so that the same command goes on where it stopped.
 
 OUT/NAME.partial-RANK.jsonl, one file per rank: a line with the settings, then a line per answer in
-the order in which they ended. OUT/NAME.jsonl takes their place when the task is finished.
+the order in which they ended. An answer's key is (place of its problem, number of the sample).
+OUT/NAME.jsonl takes their place when the task is finished.
 """
 
 import glob
@@ -20,7 +21,15 @@ from evaluation.pinned import read_rows
 from evaluation.results import read_entries
 
 # The settings that decide the answers; the others (device, batch) only decide their speed.
-IDENTITY = ("model_hash", "prompt_hash", "mode", "dtype", "max_new_tokens")
+IDENTITY = (
+    "model_hash",
+    "prompt_hash",
+    "mode",
+    "dtype",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+)
 
 
 MEND = "start the task over with --overwrite"
@@ -39,6 +48,7 @@ class Answer:
 
     idx: Annotated[int, at_least(0)]
     text: str
+    sample: Annotated[int, at_least(0)] = 0
 
 
 def partial_file(out, name, rank):
@@ -52,7 +62,7 @@ def partial_files(out, name):
 def keep(answers, path, settings, grader, bar):
     """Write each answer down as it comes, and show how far and how good it is.
 
-    answers: yields (i, text, number of tokens). Returns {i: text}.
+    answers: yields (key, text, number of tokens). Returns {key: text}.
     """
     locks.lock(path)
     size = whole_lines(path)
@@ -62,10 +72,10 @@ def keep(answers, path, settings, grader, bar):
     texts = {}
     n_tokens = 0
     started = time.perf_counter()
-    for i, text, tokens in answers:
-        file.write(line_of({"idx": i, "text": text}))
-        grader.add(i, text)
-        texts[i] = text
+    for key, text, tokens in answers:
+        file.write(line_of({"idx": key[0], "sample": key[1], "text": text}))
+        grader.add(key, text)
+        texts[key] = text
         n_tokens += tokens
         speed = n_tokens / (time.perf_counter() - started)
         bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
@@ -79,8 +89,8 @@ def line_of(record):
 
 
 def progress_bar(name, n, n_before, shown):
-    """n problems in all, n_before of them answered earlier."""
-    return tqdm(total=n, initial=n_before, desc=name, unit="problem", disable=not shown)
+    """n answers in all, n_before of them given earlier."""
+    return tqdm(total=n, initial=n_before, desc=name, unit="answer", disable=not shown)
 
 
 def whole_lines(path):
@@ -89,12 +99,17 @@ def whole_lines(path):
 
 
 def read_answers(out, name):
-    """{i: text} of all ranks' unfinished files; a last line that a kill cut short is left out."""
+    """{key: text} of all ranks' unfinished files; a last line that a kill cut short is left out."""
     texts = {}
     for path in partial_files(out, name):
         for row in list(records_of(path))[1:]:
-            texts[row["idx"]] = row["text"]
+            texts[key_of(row)] = row["text"]
     return texts
+
+
+def key_of(row):
+    """An answer's (place of its problem, number of the sample)."""
+    return row["idx"], row.get("sample", 0)
 
 
 def saved_settings(path):
@@ -138,7 +153,7 @@ def start_over(out, name):
 
 
 def earlier_answers(out, name, settings):
-    """{i: text} of what was answered before with these settings; the task is locked.
+    """{key: text} of what was answered before with these settings; the task is locked.
 
     Raises UserError where it was made with other ones, and as `lock_task` does.
     """
@@ -166,11 +181,11 @@ def answers_on_disk(out, name, settings):
 
 
 def finished_answers(path):
-    """{i: text} of a finished file. Raises UserError where a line is broken."""
+    """{key: text} of a finished file. Raises UserError where a line is broken."""
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
         as_record(row, Answer, f"{path}: answer {number}", MEND)
-    return {row["idx"]: row["text"] for row in rows}
+    return {key_of(row): row["text"] for row in rows}
 
 
 def set_aside(out, name):
@@ -188,9 +203,9 @@ def replaced(out, name):
 def check_same(path, theirs, ours):
     """UserError where a file's answers were made with other settings, naming each."""
     differing = [
-        f"{key} {shown(theirs.get(key))} -> {shown(ours[key])}"
+        f"{key} {shown(theirs.get(key))} -> {shown(ours.get(key))}"
         for key in IDENTITY
-        if theirs.get(key) != ours[key]
+        if theirs.get(key) != ours.get(key)
     ]
     if differing:
         raise UserError(

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.owned import refuse_overlap
 from common.records import as_record, read_json
 from hf.config import LIMITS
-from training import finished
+from training import finished, track
 from training.heads import HEADS
 from training.moments import FORMS, refuse_missing
 
@@ -137,20 +137,29 @@ def add_arguments(parser):
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )
+    group.add_argument(
+        "--track",
+        type=track.wanted,
+        metavar="NAME",
+        help=f"log to {', '.join(track.TRACKERS)} too, if need be NAME:PROJECT",
+    )
     group.add_argument("--overwrite", action="store_true", help="start over in --out")
 
 
 def parse(parser, argv=None):
     """The command line, where `--from RUN/args.json` says what its flags leave open.
 
-    Raises UserError where that file is not a run's.
+    Raises UserError where that file is not a run's, or the package of `--track` is missing.
     """
+    to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
     given = earlier_arguments(argv)
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in given.items() if key in known})
     args = parser.parse_args(argv)
     del args.earlier
+    if to_be_run and args.track:
+        track.refuse_missing(args.track)
     return args
 
 

@@ -7,16 +7,23 @@ import torch.distributed as dist
 
 from common.errors import UserError
 
+BINS = 80  # of the histogram of scores, the outer two for all beyond
+LOWEST, HIGHEST = -10.0, 10.0  # nats
+
 
 class Meter:
-    """Sums on the device over micro-batches and ranks: one synchronisation a step."""
+    """Sums on the device over micro-batches and ranks: one synchronisation a step.
 
-    def __init__(self, env, kinds, score=None):
-        """`kinds`: names of the labels, or None; `score`: what the tokens are ranked by."""
+    kinds: names of the labels, or None. score: what the tokens are ranked by. histogram: are the
+    ranked scores counted in bins?
+    """
+
+    def __init__(self, env, kinds, score=None, histogram=False):
         self.score = score
         self.env = env
         self.kinds = kinds or []
-        size = 6 + 2 * len(self.kinds)
+        self.histogram = histogram
+        size = 6 + 2 * len(self.kinds) + (BINS if histogram else 0)
         self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
         self.weighted = False
@@ -34,6 +41,8 @@ class Meter:
         if kind is not None:
             kind = self.env.tensor(kind).flatten()
             parts += [self._by_kind(kind, mask) for mask in (valid, kept)]
+        if self.histogram:
+            parts.append(self._in_bins(scores, valid))
         self.sums += torch.cat(parts)
         if scores is not None:
             lowest = torch.where(kept != 0, scores, math.inf).min()
@@ -43,11 +52,21 @@ class Meter:
         counts = torch.zeros(len(self.kinds), dtype=torch.float64, device=kind.device)
         return counts.index_add_(0, kind, mask.flatten().double())
 
+    def _in_bins(self, scores, valid):
+        counts = torch.zeros(BINS, dtype=torch.float64, device=valid.device)
+        if scores is None:
+            return counts
+        place = (scores - LOWEST) * (BINS / (HIGHEST - LOWEST))
+        place = place.nan_to_num().clamp(0, BINS - 1).long()
+        return counts.index_add_(0, place.flatten(), valid.flatten().double())
+
     def read(self):
         """The step's record: number kept, mean losses, lowest kept score, share kept by kind.
 
-        Of weights: the number above 0, the weighted mean loss, the mean weight of each kind. Raises
-        UserError where a score or weight is wrong, or all weights are 0.
+        Of weights: the number above 0, the weighted mean loss, the mean weight of each kind.
+        "histogram": (counts of the scores, edges of the bins), where it was asked for.
+
+        Raises UserError where a score or weight is wrong, or all weights are 0.
         """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
@@ -78,7 +97,12 @@ class Meter:
         }
         if self.kinds:
             every = counts[: len(self.kinds)]
-            kept = counts[len(self.kinds) :]
+            kept = counts[len(self.kinds) : 2 * len(self.kinds)]
             by_kind = zip(self.kinds, every, kept)
             record["kept"] = {name: round(k / n, 4) for name, n, k in by_kind if n}
+        in_bins = counts[2 * len(self.kinds) :]
+        if any(in_bins):
+            width = (HIGHEST - LOWEST) / BINS
+            edges = [LOWEST + width * i for i in range(BINS + 1)]
+            record["histogram"] = (in_bins, edges)
         return record

@@ -23,6 +23,7 @@ from training import finished, parallel, states
 from training.arguments import is_snapshot
 from training.lead import Lead
 from training.optimizer import flops_per_token
+from training.track import Tracker
 
 # What may change when a run goes on: it changes no number of it, or only what is reported.
 NOT_IDENTITY = {
@@ -42,6 +43,7 @@ NOT_IDENTITY = {
     "reshard_after_forward",
     "checkpointing",
     "chain",
+    "track",
 }
 SEPARATE = ("numerics", "source", "made")  # compared in ways of their own
 LENGTH = {"steps", "epochs"}
@@ -125,8 +127,11 @@ class Run:
         self.flops_per_token = flops_per_token(model, args.seq_len)
         self.timed_tokens = 0
         self.timed_seconds = 0.0
+        self.tracker = None
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
+            if args.track:
+                self.tracker = Tracker(args.track, self.folder, self.record, self.step)
 
     def _claim(self):
         """Settle what the folder is. Returns the summary of a finished run, else None."""
@@ -284,6 +289,7 @@ class Run:
 
         `record` is what the step itself counted; tokens are summed over the run here.
         """
+        histogram = record.pop("histogram", None)  # for the tracker alone
         if step == self.first_step + 1:  # compilation and warm-up left out of the peak
             self.env.peak_memory(reset=True)
         self.step = step
@@ -306,6 +312,12 @@ class Run:
         if self.env.main:
             lines = [json.dumps(line) + "\n" for line in (*self.at_start, record)]
             self.log_file.write("".join(lines).encode())
+        if self.tracker:
+            for line in self.at_start:
+                self.tracker.log(line)
+            rate = tokens / seconds * self.flops_per_token
+            machine = {"mfu": self.env.mfu(rate), "peak_memory_bytes": self.env.peak_memory()}
+            self.tracker.log(record | machine, getattr(self.args, "score", None), histogram)
         self.at_start = []
         self._show(record)
         bar.set_postfix(self.shown, refresh=False)
@@ -384,6 +396,8 @@ class Run:
         if self.env.main:
             self.log_file.close()
             write_atomic(self.folder / "summary.json", json.dumps(self.summary, indent=1))
+            if self.tracker:
+                self.tracker.finish(self.summary)
             self.states.keep_newest()
             locks.unlock(self.folder)
         self.env.wait()

@@ -234,7 +234,7 @@ def check(path):
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except Exception as error:  # zipfile has no one class for what is no archive
         raise UserError(f"{path}: is damaged ({reason_of(error)})") from None
     if damaged:
         raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")

@@ -120,12 +120,27 @@ def a_block_of_zeros(path):
     path.write_bytes(bytes(path.stat().st_size))
 
 
-@pytest.mark.parametrize("spoil", [a_bit_flips, a_block_of_zeros])
+def a_name_is_no_text(path):
+    """Of a file in the zip archive: Python's zipfile has no error of its own for that."""
+    content = bytearray(path.read_bytes())
+    content[content.index(b"/data.pkl") - 1] = 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("spoil", [a_bit_flips, a_block_of_zeros, a_name_is_no_text])
 def test_a_part_of_the_right_size_with_other_bytes_is_found_out(two, spoil, capsys):
     spoil(two / "state-000010/__0_0.distcp")
     assert states.newest_of(two) == two / "state-000005"
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "state-000010: is damaged" in line and line.endswith("going on from state-000005")
+
+
+def test_a_state_in_one_file_whose_name_inside_is_no_text(tmp_path):
+    path = tmp_path / states.STATE
+    torch.save({"a": torch.zeros(3)}, path)
+    a_name_is_no_text(path)
+    with pytest.raises(UserError, match="is damaged"):
+        states.check(path)
 
 
 def test_what_cannot_be_loaded_is_one_line(two):
