@@ -81,7 +81,7 @@ def settle_method(args):
     args.k_schedule = None
     if isinstance(args.k, str):
         args.k_schedule = args.k
-        args.k = steps_of(args.k)[-1][1]
+        args.k = min(k for _, k in steps_of(args.k))  # what is read follows from it
     if args.k is None:
         args.k = 1.0 if weight else K
     if weight and (args.k != 1 or args.k_schedule):
@@ -131,7 +131,7 @@ def arrays_of(args):
 
 
 def selection_of(args):
-    """The slm.Selection that the flags mean, with the last k of a schedule."""
+    """The slm.Selection that the flags mean, with the smallest k of a schedule."""
     settings = tuple(sorted(settings_of(args).items()))
     return slm.Selection(args.k, args.score, args.scope, args.rank_windows, settings)
 

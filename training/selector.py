@@ -112,7 +112,7 @@ class Selector:
         self.settled = {}
         self.choices = []
         self.micro_batches = micro_batches
-        self.selection = replace(self.selection, k=k_at(step, self.args))
+        self._set_k(k_at(step, self.args))
         selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
         together = selection.scope == "batch" and len(micro_batches) > 1
@@ -130,6 +130,14 @@ class Selector:
         known = counts if by_kept else [int(mask.sum()) for mask in valid]
         self.divisor = max(1, sum(known))
         return counts, self.divisor
+
+    def _set_k(self, k):
+        """A step of a schedule of k; what is ranked once, the whole set, is ranked anew."""
+        if k == self.selection.k:
+            return
+        self.selection = replace(self.selection, k=k)
+        if self.of_set is not None and self.selection.method:
+            self.of_set = self._choose_from_set()
 
     def _settle(self, student, step, micro_batches, together):
         """The mask of each micro-batch, (B, T) bool or weights."""

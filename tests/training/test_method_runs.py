@@ -95,9 +95,20 @@ def test_one_micro_batch_equals_four(stage, scored, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("flags", ["--score profit --set tau=0.0033", "--score mile"])
-def test_ranks_agree_where_most_have_no_valid_target(inputs, flags, parallel):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--score profit --set tau=0.0033",
+        "--score mile",
+        "--score deft",
+        "--score document_ref --ref-loss sparse.bin",
+    ],
+)
+def test_ranks_agree_where_most_have_no_valid_target(stage, inputs, flags, parallel):
     """1 rank = 2 = 4, a window each at a time; three of four have nothing to learn from."""
+    if "sparse.bin" in flags:
+        scoring = SCORING.replace("--data d", "--data sparse")
+        assert stage(score, f"--model r {scoring} --out sparse.bin")[0] == 0
     args = f"train_slm.py {SLM} --data sparse --steps 4 --micro-batch-size 1 {flags}"
     runs = [launch(f"{args} --out one", inputs)]
     for n in (2, 4):
@@ -192,6 +203,32 @@ def test_a_schedule_switches_k(stage, inputs):
     assert counts == [64, 128, 160, 192]
     assert stage(train_slm, "--from a/args.json --out b")[0] == 0
     assert distance(inputs / "a", inputs / "b") == 0
+
+
+def test_a_schedule_may_end_with_every_token(stage, scored):
+    trained(stage, f"{FILES} --k 0.5:1.0@0.5 --steps 4 --out a")
+    counts = [record["tokens_selected"] for record in log(scored / "a")]
+    assert counts == [32, 64, 128, 192]
+
+
+def test_a_schedule_ranks_the_whole_set_anew(scored, monkeypatch):
+    monkeypatch.chdir(scored)
+    found = selector(f"{FILES} --score clean --k 0.8:0.4@0.5:1.0@0.75")
+    n_targets = len(found.of_set) - 1
+    everything = [np.arange(found.data.n_windows(16))]
+    shares = [found.counts(None, step, everything)[1] / n_targets for step in range(4)]
+    assert shares == pytest.approx([0.8, 0.8, 0.4, 1.0], abs=1 / n_targets)
+
+
+@pytest.mark.parametrize("per", ["kept", "valid", "weights"])
+def test_weights_of_one_are_plain_training(stage, inputs, vocabulary, monkeypatch, per):
+    """Bit for bit, where no window is padded: 4 windows of 16 tokens, and what the last predicts."""
+    ones = slm.Weight(lambda t: torch.ones_like(t.loss), needs=("loss",), per=per)
+    monkeypatch.setitem(slm.SCORES, "ones", ones)
+    write_set(inputs / "full", vocabulary, 4 * 16 + 1)
+    trained(stage, "--data full --k 1.0 --steps 3 --out plain")
+    trained(stage, "--data full --score ones --steps 3 --out weighed")
+    assert distance(inputs / "plain", inputs / "weighed") == 0
 
 
 def selector(flags):
