@@ -1,4 +1,4 @@
-"""Batched generation, greedy or sampled: a queue of prompts in, texts out, as from one prompt at a time.
+"""Batched generation, greedy or sampled: prompts in, texts out, as from one prompt at a time.
 
     stop = stop_strings(["\\n\\nQuestion:"])
     for key, output in generate(model, tokenizer, prompts, max_new_tokens=256, stop=stop):
