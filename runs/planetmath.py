@@ -1,4 +1,4 @@
-"""PlanetMath as it is, and what a hand-written parser makes of it: the text of runs/when_it_pays.sh.
+"""PlanetMath as it is, and what a hand-written parser makes of it: runs/when_it_pays.sh reads it.
 
 python runs/planetmath.py fetch --out data/pays/raw             # 20 MB, pinned and checksummed
 python runs/planetmath.py sets --data data/pays/raw --out data/pays
