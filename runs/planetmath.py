@@ -1,4 +1,4 @@
-"""PlanetMath as it is, and what a hand-written parser makes of it: runs/when_it_pays.sh reads it.
+"""PlanetMath as it is, and what a parser by hand makes of it: text of runs/when_it_pays.sh.
 
 python runs/planetmath.py fetch --out data/pays/raw             # 20 MB, pinned and checksummed
 python runs/planetmath.py sets --data data/pays/raw --out data/pays

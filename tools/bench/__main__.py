@@ -5,6 +5,7 @@ round's baseline.
 
     python -m tools.bench all --json bench.json          # CPU, a 25M model, T = 512
     python -m tools.bench train --device cuda --preset tinyllama-1b    # a GPU, T = 2048, bf16
+    python -m tools.bench train --rows clm,excess,entropy,deft   # methods, by --score's names
     python -m tools.bench train --grow                   # time and memory against T, V and batch
     python -m tools.bench memory                         # measured peaks beside tools.plan's
     python -m tools.bench generate --model out/slm --data-dir data/math    # beside transformers
@@ -25,6 +26,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 
+import slm
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
@@ -45,7 +47,7 @@ def arguments(argv=None):
     add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
     add("--batch-size", type=whole(1), help="windows per step; default: the preset's")
     add("--vocab-size", type=whole(1), help="V; default: the preset's")
-    add("--rows", help=f"of train, by comma: {','.join(ROWS)}")
+    add("--rows", help=f"of train, by comma: {','.join(ROWS)}, or values of --score")
     add("--grow", action="store_true", help="train: against T, V and windows per step")
     add("--checkpointing", action="store_true", help="our rows recompute activations")
     add("--k", type=share, default=0.6, help="share of the tokens that is kept")
@@ -83,9 +85,12 @@ def arguments(argv=None):
 def rows_of(text):
     """The rows that --rows names, by comma; all of them without it."""
     rows = text.split(",") if text else list(ROWS)
-    unknown = sorted(set(rows) - set(ROWS))
+    unknown = sorted(set(rows) - {*ROWS, *slm.SCORES})
     if unknown:
-        raise UserError(f"--rows: got {', '.join(unknown)}, wanted some of {', '.join(ROWS)}")
+        raise UserError(
+            f"--rows: got {', '.join(unknown)}, wanted some of {', '.join(ROWS)}, or of --score's "
+            f"values: {', '.join(slm.SCORES)}"
+        )
     return rows
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
 from common.files import write_atomic
@@ -35,6 +36,7 @@ from training.noise import noise
 
 TOP = 3  # predictions shown
 PAGE_SCORES = ("excess", "loss", "ref_loss", "ref_entropy", "ref_and", "ref_or")  # in page.js
+SCOPES = ("micro", "sequence", "batch")  # that the page can show
 BUDGET = 2_900_000  # bytes of the page up to which it holds every snapshot's predictions
 
 
@@ -83,7 +85,7 @@ def main(args):
         tokens = tokens_of(known, seen[0]["loss"])
         draw_passage(args, page, steps[0], tokens, valid, micro_batches)
     page["token"] = packed(page["token"], "<u2")
-    put_ranking(page, known, seen)
+    put_ranking(page, known, valid, seen)
     put_models(page, seen)
     html = fill(page)
     write_atomic(args.out, html)
@@ -102,7 +104,7 @@ def settings(args, saved, data, steps):
         "k": saved.get("k", 1.0),
         "top": TOP,
         "score": saved.get("score", "excess"),
-        "scope": saved.get("scope", "micro"),
+        "scope": saved["scope"] if saved.get("scope") in SCOPES else "micro",
         "snapshots": [{"step": step} for step in steps],
         "kinds": data.kinds,
         "sources": [source["name"] for source in sources] or ["all"],
@@ -131,28 +133,33 @@ def tokens_of(known, loss):
 def score_shown(k, name, known):
     """What the page ranks by at first: the run's own score, where all that it reads is known.
 
-    `known`: {field of slm.Tokens: its values or None}. Raises UserError for a score that slm.py
+    `known`: {field of slm.Tokens: its values or None}. Raises UserError for a score that the kit
     does not have.
     """
     if k == 1:  # it ranked nothing
         return "excess"
-    if name not in slm.SCORES and name not in slm.COMBINED:
+    if name not in slm.SCORES:
         raise UserError(f"--run: it ranked by {name}, which SCORES of slm.py does not hold")
-    needs = slm.Selection(k, name).needs
-    missing = [field for field in needs if field != "loss" and known.get(field) is None]
-    if not missing:
-        return name
-    print(f"note: the run ranked by {name}; without its {missing[0]} the page ranks by excess")
-    return "excess"
+    method = slm.SCORES[name]
+    missing = [field for field in method.needs if field != "loss" and known.get(field) is None]
+    if missing:
+        print(f"note: the run ranked by {name}; without its {missing[0]} the page ranks by excess")
+        return "excess"
+    chooses = isinstance(method, slm.Weight) or method.choose
+    if chooses and name not in PAGE_SCORES:
+        print(f"note: the run chose by {name}, which is no ranking; the page ranks by excess")
+        return "excess"
+    return name
 
 
-def put_ranking(page, known, seen):
+def put_ranking(page, known, valid, seen):
     """Where the run ranked by something that the page cannot compute: each token's value of it."""
     name = page["score"]
     if name in PAGE_SCORES:
         return
     for shown, found in zip(page["snapshots"], seen):
-        values = slm.SCORES[name].function(tokens_of(known, found["loss"]))
+        selection = slm.Selection(page["k"], name)
+        values = selection.values(tokens_of(known, found["loss"]), torch.from_numpy(valid))
         shown["own"] = packed(values.numpy(), "<f4")
 
 
