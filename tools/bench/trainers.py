@@ -4,9 +4,12 @@ The same model, texts and seeds, with the trainer's own loss and with the select
 turns. A step is from the end of one to the end of the next, so loading and counting are in it.
 """
 
+import resource
 import statistics
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
 
@@ -23,22 +26,19 @@ OWN = {"selective": "trainer", "selective sft": "sft"}  # the row whose loss is 
 def bench_trainers(args, env):
     """{row: {step_s, ratio, low, high, peak_memory_bytes}}; ratios to the trainer's own loss.
 
-    The peak is above what all rows' models and optimisers hold between their turns.
+    The peak is that of a process of its own for each row, above what it holds before training.
     """
     if env.device.type != "cpu":
         raise UserError("trainers: are measured on a CPU; leave --device out")
     with tempfile.TemporaryDirectory() as folder:
         trainers = {row: trainer_of(row, args, folder) for row in ROWS}
         seconds = {row: [] for row in ROWS}
-        peaks = {row: [] for row in ROWS}
+        peaks = {row: in_a_process_of_its_own(row, args, folder) for row in ROWS}
         for round_ in range(1 + args.repeats):
             for row in ROWS if round_ % 2 else reversed(ROWS):
-                before = resident()
-                env.peak_memory(reset=True)
                 took = step_seconds(trainers[row], args)
                 if round_:
                     seconds[row].append(took)
-                    peaks[row].append(env.peak_memory() - before)
     results = {}
     for row in ROWS:
         middle, low, high = ratio(seconds[row], seconds[OWN.get(row, row)])
@@ -47,7 +47,7 @@ def bench_trainers(args, env):
             "ratio": middle,
             "low": low,
             "high": high,
-            "peak_memory_bytes": int(statistics.median(peaks[row])),
+            "peak_memory_bytes": peaks[row],
         }
         print(
             f"{row:14} {results[row]['step_s']:.3f} s a step, {middle:.3f} of its own loss "
@@ -55,6 +55,20 @@ def bench_trainers(args, env):
             flush=True,
         )
     return results
+
+
+def in_a_process_of_its_own(row, args, folder):
+    """The peak memory in bytes of one round of a row."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(peak_of, row, args, folder).result()
+
+
+def peak_of(row, args, folder):
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    trainer = trainer_of(row, args, folder)
+    before = resident()
+    step_seconds(trainer, args)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
 def step_seconds(trainer, args):
@@ -111,12 +125,13 @@ def trainer_of(row, args, folder):
 def rows_of_text(args, selective):
     """Random tokens, each of them a target, for one round of steps; with losses to rank by."""
     draw = torch.Generator().manual_seed(0)
+    draw_losses = torch.Generator().manual_seed(1)
     rows = []
     for _ in range(args.batch_size * (1 + STEPS)):
         ids = torch.randint(3, args.vocab_size, (args.seq_len,), generator=draw).tolist()
         row = {"input_ids": ids, "labels": ids}
         if selective:
-            row["ref_loss"] = torch.rand(args.seq_len, generator=draw).tolist()
+            row["ref_loss"] = torch.rand(args.seq_len, generator=draw_losses).tolist()
         rows.append(row)
     return rows
 
