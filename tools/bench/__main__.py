@@ -8,6 +8,7 @@ round's baseline.
     python -m tools.bench train --rows clm,excess,entropy,deft   # methods, by --score's names
     python -m tools.bench train --grow                   # time and memory against T, V and batch
     python -m tools.bench memory                         # measured peaks beside tools.plan's
+    python -m tools.bench trainers                       # the drop-in beside a Trainer's own loss
     python -m tools.bench generate --model out/slm --data-dir data/math    # beside transformers
     python -m tools.bench prepare --model mistral --data-dir data --sizes 10 1000
 
@@ -31,7 +32,7 @@ from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.owned import refuse_taken
-from tools.bench import memory, text, train
+from tools.bench import memory, text, train, trainers
 from tools.bench.rows import PRESETS, ROWS, memory_of
 
 PARTS = ("tokenizer", "train", "score", "loader", "prepare", "generate")  # in the order of `all`
@@ -41,7 +42,7 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     parser.usage = "python -m tools.bench WHAT... [--FLAG VALUE ...]"
     add = parser.add_argument
-    add("what", nargs="+", choices=[*PARTS, "memory", "all"], help="what is measured")
+    add("what", nargs="+", choices=[*PARTS, "memory", "trainers", "all"], help="what is measured")
     add("--json", help="write the results here too (FILE)")
     add("--preset", default="cpu-30m", choices=[*PRESETS], help="model and batch")
     add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
@@ -151,6 +152,7 @@ def measure(part, args, env):
         "score": train.bench_score,
         "loader": train.bench_loader,
         "memory": memory.bench_memory,
+        "trainers": trainers.bench_trainers,
         "tokenizer": text.tokenizer,
         "prepare": text.prepare,
         "generate": text.generate,
