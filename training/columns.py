@@ -10,6 +10,7 @@ from slm import OWN, STORED, Tokens, known
 from training import arrays
 from training.memory import Memory
 from training.method_flags import arrays_of
+from training.noise import noise
 
 FLAGS = {"ref_entropy": "ref_loss"}  # whose file lies beside that of another flag
 WHOSE = {
@@ -97,17 +98,13 @@ class Columns:
         for name, values in self.stored.items():
             setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
         if "noise" in self.needs:
-            tokens.noise = self.env.tensor(self._noise(step, windows))
+            drawn = noise(self.args.seed, step, windows, self.args.seq_len)
+            tokens.noise = self.env.tensor(drawn)
         if self.memory:
             tokens.memory = self.env.tensor(self.memory.batch(windows))
         if self.documents:
             tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
         return tokens
-
-    def _noise(self, step, windows):
-        """(B, T): a function of seed, step and window, and so the same on any rank."""
-        rows = [np.random.RandomState([self.args.seed, step, int(w)]) for w in windows]
-        return np.stack([row.rand(self.args.seq_len) for row in rows]).astype(np.float32)
 
 
 class Documents:

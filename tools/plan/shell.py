@@ -91,8 +91,8 @@ def commands_of_line(where, line, scripts):
     if unknown:
         raise UserError(
             f"{where}: {unknown[0].replace('{', '')} is known only when the file runs; set the "
-            f"variable in front (NAME=VALUE python -m tools.plan FILE), or give the stage's whole "
-            f"command with --command"
+            f"variable in front of this command (NAME=VALUE python ...), or give the stage's "
+            f"whole command with --command"
         )
     return commands
 
