@@ -259,6 +259,7 @@ class Note:
     count: Annotated[int, at_least(0)]
     n_scored: Annotated[int, at_least(0)]
     checksums: dict[str, list[int]]  # of each file's blocks
+    context: Annotated[int, at_least(1)] | None = None  # tokens; None: all of the window
     model: str | None = None  # the reference, as it was named
     revision: str | None = None
     entropy: bool = False  # are there entropies of all that was scored?
@@ -281,6 +282,8 @@ def score_command(ref_loss, token_set, seq_len, numerics, meta=None):
     if meta.get("revision"):
         words += ["--revision", meta["revision"]]
     words += ["--data", token_set.folder, "--seq-len", seq_len, "--out", ref_loss]
+    if meta.get("context"):
+        words += ["--context", meta["context"]]
     if "dtype" in numerics:
         words += ["--dtype", numerics["dtype"]]
     if numerics.get("document_mask"):
@@ -297,24 +300,24 @@ class Stored:
     is not what the caller trains with.
     """
 
-    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None):
+    def __init__(self, ref_loss, token_set, seq_len, entropy=False, numerics=None, wanted=None):
         """`ref_loss`: the file of losses; `entropy`: open the entropies stored with them.
 
         `numerics`: how the student computes (common/numerics.py), where that has to be the
-        reference's way.
+        reference's way. `wanted`: {"model": ..., "context": ...} of what makes them, for messages.
         """
         self.path = entropy_path(ref_loss) if entropy else Path(ref_loss)
         self.seq_len = seq_len
         self.set = token_set
         numerics = numerics or {}
         if not Path(ref_loss).exists():
-            remedy = score_command(ref_loss, token_set, seq_len, numerics)
+            remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted)
             raise UserError(
                 f"reference losses: {ref_loss} does not exist; make it with {remedy}"
                 f"{' --entropy' if entropy else ''}"
             )
         path = Path(ref_loss).with_suffix(".json")
-        remedy = score_command(ref_loss, token_set, seq_len, numerics) + " --overwrite"
+        remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted) + " --overwrite"
         note = read_record(path, Note, "reference losses", f"score again: {remedy}")
         self.meta = dataclasses.asdict(note)
         remedy = score_command(ref_loss, token_set, seq_len, numerics, self.meta)

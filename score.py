@@ -15,6 +15,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import demo.chain
@@ -54,6 +55,11 @@ def arguments(argv=None):
     group.add_argument("--batch-size", type=whole(1), default=32, help="windows per forward pass")
     group.add_argument(
         "--document-mask", action="store_true", help="attention stays in a document, as in training"
+    )
+    group.add_argument(
+        "--context",
+        type=whole(2),
+        help="most tokens that a prediction sees, and at least half as many; default: the window",
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument(
@@ -98,6 +104,7 @@ def main():
         "model": args.model,
         "revision": args.revision,
         "entropy": args.entropy,
+        "context": args.context,
         **numerics(args, env, args.batch_size),
     }
     note = env.from_main(lambda: claim(args, header, data))
@@ -125,6 +132,10 @@ def check(args):
     if not (args.model and args.data and args.out):
         raise UserError(
             "--model, --data and --out go together: name all three, or none for the demo"
+        )
+    if args.context and (args.context % 2 or args.context >= args.seq_len):
+        raise UserError(
+            f"--context: got {args.context}, wanted an even number below --seq-len {args.seq_len}"
         )
     if Path(args.out).suffix == ".json":
         raise UserError(
@@ -193,15 +204,13 @@ class Losses(files.Growing):
 def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar):
     """Windows start..end, `--batch-size` a rank at a time. `stored`: names of what is gathered."""
     T, size = args.seq_len, args.batch_size
+    wants = ("entropy",) if "entropy" in stored else ()
     for first in range(start, end, size * env.world):
         # Every rank makes the same number of forward passes.
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
-            if "entropy" in stored:
-                found = dict(zip(("loss", "entropy"), model(x, y, entropy=True)))
-            else:
-                found = {"loss": model(x, y)}
+            found = predicted(model, x, y, args.context, wants)
         gathered = {name: torch.cat(env.gather(found[name].float())) for name in stored}
         stop = min(first + size * env.world, end)
         at = first * T + 1
@@ -210,6 +219,30 @@ def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar
             values = gathered[name].flatten()[: last - at]
             file.append(finite(values, at, f"{name} that {args.model} gives"))
         bar.update(stop - first)
+
+
+def predicted(model, x, y, context, wants):
+    """{"loss": (B, T)}, and of each of `wants`, such as "entropy".
+
+    With a context of N windows are cut into pieces of N tokens, each N/2 behind the one before it.
+    The second half of a piece is what counts, of the first piece all: a target behind the first
+    N/2 is predicted from N/2 to N tokens, as LongCE does with a sliding window.
+    """
+    names = ("loss", *wants)
+    if not context:
+        out = model(x, y, wants=wants)
+        return dict(zip(names, out if wants else [out]))
+    T, half = x.shape[1], context // 2
+    n_pieces = max(1, -(-T // half) - 1)
+    padding = (0, (n_pieces + 1) * half - T)
+    pieces = [F.pad(ids, padding).unfold(1, 2 * half, half).flatten(0, 1) for ids in (x, y)]
+    out = model(*pieces, wants=wants)  # (B * n_pieces, N)
+    columns = []
+    for values in out if wants else [out]:
+        values = values.view(len(x), n_pieces, 2 * half)
+        first, later = values[:, 0, :half], values[:, :, half:].flatten(1)
+        columns.append(torch.cat([first, later], dim=1)[:, :T])
+    return dict(zip(names, columns))
 
 
 def finite(values, at, what):

@@ -7,12 +7,12 @@
 
 This file is step 3: a score for each token, the choice of the highest, and the loss over them.
 To try an idea of your own, write a function of `Tokens` and add it to SCORES: its name is then
-a value of `--score`.
+a value of `--score`. methods.py holds those of other papers.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
@@ -28,42 +28,81 @@ from common.errors import UserError
 class Tokens(SimpleNamespace):
     """What is known of a micro-batch's targets, each (B, T) fp32. A score names what it needs.
 
-    loss         the student's, in this very forward pass
-    ref_loss     the reference's, stored by score.py
-    ref_entropy  the entropy of the reference's prediction, stored by score.py --entropy
+    loss         the student's, in this very forward pass; entropy, collision: of its prediction
+    ref_loss     the reference's, stored by score.py; ref_entropy: of its prediction (--entropy)
+    base_loss    of the model that the student started from, stored by score.py
+    short_loss   with no more than N tokens of context, stored by score.py --context N
+    document     the number of its document in the corpus (int64)
+    memory       what the score's own `remember` gave when the token was last seen; 0 at first
     noise        uniform in [0, 1), a function of seed, step and window
+    NAME         any array of the corpus' length (--stored NAME=FILE)
+    valid        may it be a target (bool); together: rows that are ranked together. Always there.
     """
 
     def __getattr__(self, name):  # called only for what is not there
         if name.startswith("__"):
             raise AttributeError(name)
-        if name not in KNOWN:
-            raise UserError(f"a score reads t.{name}, wanted some of {', '.join(KNOWN)}")
+        if name not in known():
+            raise UserError(f"a score reads t.{name}, wanted some of {', '.join(known())}, {OWN}")
         raise UserError(
             f"a score reads t.{name}, which was not loaded; it has to say so: "
             f'SCORES["..."] = Score(function, needs=(..., "{name}"))'
         )
 
 
-KNOWN = ("loss", "ref_loss", "ref_entropy", "noise")
+def entropy(log_p):
+    """-sum p log p over the vocabulary, in nats: log_p (N, V) -> (N,)."""
+    return -log_p.exp().mul_(log_p).sum(-1)
+
+
+def collision(log_p):
+    """sum p^2: how likely two draws from the prediction are alike."""
+    return log_p.exp().square_().sum(-1)
+
+
+# Of the student's prediction, beside the loss: made in the same pass, where a score needs them.
+PREDICTION = {"entropy": entropy, "collision": collision}
+STORED = ("ref_loss", "ref_entropy", "base_loss", "short_loss")
+OWN = "or an array of your own (--stored NAME=FILE)"
+
+
+def known():
+    """The fields of `Tokens` that a score may need."""
+    return ("loss", *PREDICTION, *STORED, "document", "memory", "noise")
 
 
 @dataclass(frozen=True)
 class Score:
-    """What tokens are ranked by: `function(tokens)` -> (B, T), from the `needs` among KNOWN."""
+    """What tokens are ranked by, `function(tokens)` -> (B, T): the top k of it carry loss.
+
+    needs     the fields of `Tokens` that the function reads
+    choose    another choice than `keep_top`: (values, valid, k, together) -> (B, T) bool
+    per       what the summed loss is divided by: the tokens that are "kept", or all "valid" ones
+    scope     where `--scope` says nothing
+    remember  function(tokens) -> (B, T): `t.memory` of these tokens from now on
+    """
 
     function: Callable
-    needs: tuple
-
-    def __post_init__(self):
-        for name in self.needs:
-            if name not in KNOWN:
-                raise UserError(f"Score(needs=...): {name!r} is not known, wanted some of {KNOWN}")
+    needs: tuple = ()
+    choose: Callable | None = None
+    per: str = "kept"
+    scope: str = "micro"
+    remember: Callable | None = None
 
     @property
     def static(self):
         """Does the choice stay the same whatever the student has learned?"""
-        return "loss" not in self.needs
+        return not {"loss", *PREDICTION, "memory"}.intersection(self.needs)
+
+
+@dataclass(frozen=True)
+class Weight(Score):
+    """A factor of each token's loss, `function(tokens)` >= 0, or a set (bool). There is no k.
+
+    per: "valid", "kept" (those above 0) or "weights" (their sum).
+    """
+
+    per: str = "valid"
 
 
 def excess(t):
@@ -98,11 +137,6 @@ SCORES = {
     "ref_loss": Score(ref_loss, needs=("ref_loss",)),
     "ref_entropy": Score(ref_entropy, needs=("ref_entropy",)),
 }
-# Two choices, each with a cut-off at k, are combined: how many are kept is known only afterwards.
-COMBINED = {
-    "ref_and": (torch.logical_and, ("ref_loss", "ref_entropy")),
-    "ref_or": (torch.logical_or, ("ref_loss", "ref_entropy")),
-}
 
 # --------------------------------------------------------------------------------------------------
 # 2. Selection: the top k of each group of valid tokens.
@@ -129,8 +163,8 @@ def keep_top(scores, valid, k, together=None):
     a valid score is not finite. On a GPU that check would cost a synchronisation: there the
     trainer looks once a step (training/meter.py).
     """
-    if scores.is_cpu and not torch.isfinite(scores[valid]).all():
-        bad = (~torch.isfinite(scores[valid])).sum()
+    if scores.is_cpu and not scores[valid].isfinite().all():
+        bad = (~scores[valid].isfinite()).sum()
         raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
     n_groups = len(scores) // (together or len(scores))
     ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
@@ -139,6 +173,17 @@ def keep_top(scores, valid, k, together=None):
     rank = torch.empty_like(order).scatter_(1, order, places)  # of each position
     kept = rank < n_keep(valid.view_as(ranked).sum(1, keepdim=True), k)
     return kept.view_as(valid)
+
+
+def weights_of(values, valid):
+    """The factors that a `Weight` gave, 0 where a token is not valid; a set stays one. (B, T)."""
+    if values.dtype == torch.bool:
+        return values & valid
+    bad = (values < 0) | ~values.isfinite()
+    if values.is_cpu and bad[valid].any():
+        wrong = f"{bad[valid].sum()} of {valid.sum()} weights"
+        raise UserError(f"{wrong} are below 0 or not finite; look at the weight's function")
+    return torch.where(bad | ~valid, 0.0, values)
 
 
 @dataclass(frozen=True)
@@ -153,50 +198,70 @@ class Selection:
     score: str = "excess"
     scope: str = "micro"
     rank_windows: int | None = None
+    settings: tuple = ()  # ((name, value), ...) of the score's function
+
+    @property
+    def method(self):
+        """The `Score` or `Weight`; None: every token is kept."""
+        method = SCORES.get(self.score)
+        if self.k == 1 and not isinstance(method, Weight):
+            return None
+        if method is None:
+            raise UserError(f"--score: got {self.score}, wanted one of {', '.join(SCORES)}")
+        return method
 
     @property
     def together(self):
         """How many windows are ranked together; None: all that `mask` is given."""
-        return {"sequence": 1, "micro": self.rank_windows, "batch": None}[self.scope]
+        return {"sequence": 1, "micro": self.rank_windows}.get(self.scope)
 
     @property
     def needs(self):
         """The fields of `Tokens` that have to be there."""
-        if self.k == 1:
-            return ()
-        if self.score in COMBINED:
-            return COMBINED[self.score][1]
-        return SCORES[self.score].needs
+        return self.method.needs if self.method else ()
+
+    @property
+    def wants(self):
+        """Those of them that the head makes beside the loss."""
+        return tuple(name for name in self.needs if name in PREDICTION)
 
     @property
     def static(self):
-        return "loss" not in self.needs
+        return self.method is None or self.method.static
 
     @property
-    def combined(self):
-        """Are two choices combined? Then the masks alone do not tell how many are kept."""
-        return self.score in COMBINED
+    def counted(self):
+        """What says how many are kept: the "masks", "stored" values, or the student's "losses"."""
+        if self.method is None:
+            return "masks"
+        ranked = not isinstance(self.method, Weight) and self.method.choose is None
+        if ranked and self.scope != "set":
+            return "masks"
+        return "stored" if self.static else "losses"
 
     def count(self, valid):
-        """How many of the tokens `valid` (B, T), a numpy mask, `mask` will keep."""
+        """How many of the tokens `valid` (B, T), a numpy mask, `mask` will keep, by the "masks"."""
         of_windows = valid.sum(1).reshape(-1, self.together or len(valid))
         return sum(n_keep(n, self.k) for n in of_windows.sum(1).tolist())
 
     def mask(self, tokens, valid):
-        """Which tokens are kept, (B, T) bool."""
-        if self.k == 1:
+        """Which tokens are kept, (B, T) bool; of a `Weight`: how much each counts."""
+        if self.method is None:
             return valid
-        if self.score in COMBINED:
-            combine, names = COMBINED[self.score]
-            choices = [replace(self, score=name).mask(tokens, valid) for name in names]
-            return combine(*choices)
-        return keep_top(self.ranked(tokens), valid, self.k, self.together)
+        values = self.values(tokens, valid)
+        if isinstance(self.method, Weight):
+            return weights_of(values, valid)
+        choose = self.method.choose or keep_top
+        return choose(values, valid, self.k, self.together)
 
-    def ranked(self, tokens):
-        """The values that are ranked, (B, T); None where there is no single ranking."""
-        if self.k == 1 or self.score in COMBINED:
-            return None
-        return SCORES[self.score].function(tokens)
+    def values(self, tokens, valid):
+        """What the score's function gives."""
+        return self.method.function(self.seen(tokens, valid), **dict(self.settings))
+
+    def seen(self, tokens, valid):
+        """The tokens as a score sees them."""
+        always = {"valid": valid, "together": self.together or len(valid)}
+        return Tokens(**{**vars(tokens), **always})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -214,36 +279,39 @@ def logits_of(hidden, weight):
         return F.linear(hidden.to(wide), weight.to(hidden.dtype).to(wide))
 
 
-def head_full(hidden, weight, targets, select):
+def head_full(hidden, weight, targets, select, wants=()):
     """The plainest exact form: all logits, the loss of every token, the sum over the kept ones.
 
-    hidden (N, C), weight (V, C), targets (N,). `select` gets the losses (N,) without gradient and
-    returns which are kept, (N,) bool. Returns the sum of the kept losses (scalar), all losses (N,)
-    detached, kept (N,).
+    hidden (N, C), weight (V, C), targets (N,). `select` gets the losses (N,) without gradient and,
+    by name, what `wants` asks for of PREDICTION; it returns which are kept, (N,) bool, or weights.
+    Returns the sum of the kept losses (scalar), all losses (N,) detached, kept (N,).
     """
     logits = logits_of(hidden, weight)  # (N, V)
     losses = F.cross_entropy(logits, targets, reduction="none")
-    kept = select(losses.detach())
-    return torch.where(kept, losses, 0.0).sum(), losses.detach(), kept
+    kept = select(losses.detach(), **of_predictions(logits.detach(), wants))
+    return torch.where(kept != 0, kept * losses, 0.0).sum(), losses.detach(), kept
+
+
+def of_predictions(logits, wants):
+    """{name: (N,)} of logits (N, V)."""
+    log_p = logits.log_softmax(-1) if wants else None
+    return {name: PREDICTION[name](log_p) for name in wants}
 
 
 @torch.no_grad()
-def token_losses(hidden, weight, targets, entropy=False, chunk=1024):
+def token_losses(hidden, weight, targets, wants=(), chunk=1024):
     """-log P(x_i | x_<i) of every target, (N,) fp32, without ever holding all logits.
 
-    With `entropy` also -sum p log p of each prediction (appendix H): (losses, entropies).
-    For scoring, validation and the first pass of the batch scope.
+    With `wants`, such as ("entropy",), a list: the losses, then these (appendix H). For scoring,
+    validation and the first pass of the batch scope.
     """
-    losses, entropies = [], []
+    parts = []
     for i in range(0, len(targets), chunk):
         logits = logits_of(hidden[i : i + chunk], weight)  # (chunk, V)
-        losses.append(F.cross_entropy(logits, targets[i : i + chunk], reduction="none"))
-        if entropy:
-            log_p = logits.log_softmax(-1)
-            entropies.append(-(log_p.exp() * log_p).sum(-1))
-    if entropy:
-        return torch.cat(losses), torch.cat(entropies)
-    return torch.cat(losses)
+        losses = F.cross_entropy(logits, targets[i : i + chunk], reduction="none")
+        parts.append([losses, *of_predictions(logits, wants).values()])
+    columns = [torch.cat(column) for column in zip(*parts)]
+    return columns if wants else columns[0]
 
 
 class WithLoss(nn.Module):
@@ -251,7 +319,7 @@ class WithLoss(nn.Module):
     that DDP's and FSDP's hooks fire.
 
     forward(x, y, select) -> (sum of kept losses, losses (B, T), kept (B, T)).
-    forward(x, y) -> losses (B, T); with `entropy` (losses, entropies).
+    forward(x, y) -> losses (B, T); with `wants` a list of them and of what is wanted.
     """
 
     def __init__(self, model, head=head_full):
@@ -259,15 +327,17 @@ class WithLoss(nn.Module):
         self.lm = model
         self.head = head
 
-    def forward(self, x, y, select=None, entropy=False):
+    def forward(self, x, y, select=None, wants=()):
         hidden = self.lm(x).flatten(0, 1)
         targets = y.flatten()
         if select is None:
-            out = token_losses(hidden, self.lm.head_weight, targets, entropy)
-            return tuple(part.view_as(y) for part in out) if entropy else out.view_as(y)
+            out = token_losses(hidden, self.lm.head_weight, targets, wants)
+            return [part.view_as(y) for part in out] if wants else out.view_as(y)
 
-        def select_flat(losses):
-            return select(losses.view_as(y)).flatten()
+        def choose(losses, **also):
+            also = {name: values.view_as(y) for name, values in also.items()}
+            return select(losses.view_as(y), **also).flatten()
 
-        total, losses, kept = self.head(hidden, self.lm.head_weight, targets, select_flat)
+        weight = self.lm.head_weight
+        total, losses, kept = self.head(hidden, weight, targets, choose, wants=wants)
         return total, losses.view_as(y), kept.view_as(y)

@@ -15,15 +15,15 @@ from common.device import Env  # first: it sets how torch's threads wait
 from tqdm import tqdm
 
 import demo.chain
-import slm
-from common.command_line import Parser, share, whole
+from common.command_line import Parser
 from common.errors import cli
 from data import Loader, TokenSet
 from hf import models
 from training import parallel
 from training.arguments import add_arguments, parse, settle
-from training.loss import BACKWARD, FastLoss
+from training.loss import FastLoss
 from training.meter import Meter
+from training.method_flags import add_method, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
@@ -32,30 +32,9 @@ from training.validation import is_due, validate, validation_sets
 
 def arguments(argv=None):
     parser = Parser(__doc__)
-    group = parser.add_argument_group("selection")
-    group.add_argument("--k", type=share, default=0.6, help="share of the tokens that is kept")
-    group.add_argument("--ref-loss", metavar="FILE", help="the stored losses, from score.py")
-    scores = [*slm.SCORES, *slm.COMBINED]
-    group.add_argument(
-        "--score", default="excess", choices=scores, help="what tokens are ranked by"
-    )
-    scopes = ["micro", "sequence", "batch"]
-    group.add_argument(
-        "--scope", default="micro", choices=scopes, help="what they are ranked within"
-    )
-    group.add_argument(
-        "--rank-windows",
-        type=whole(1),
-        help="micro: windows ranked together; default: those of a forward pass",
-    )
-    group.add_argument(
-        "--backward",
-        default="exact",
-        choices=BACKWARD,
-        help="pruned is approximate (training/pruned.py)",
-    )
+    add_method(parser)
     add_arguments(parser)
-    return parse(parser, argv)
+    return settle_method(parse(parser, argv))
 
 
 def main():
@@ -68,12 +47,11 @@ def main():
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
-    selection = slm.Selection(args.k, args.score, args.scope, args.rank_windows)
-    selector = Selector(selection, args, data, env)
+    selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
-    inputs = {"data": data.hash, "init": init, **selector.references}
+    inputs = {"data": data.hash, "init": init, **selector.started_from(init)}
     reference_loss = selector.reference_loss_on(val[0] if val else None)
-    run = Run(args, inputs, env, model, tokenizer_from, reference_loss)
+    run = Run(args, inputs, env, model, tokenizer_from, reference_loss, selector)
     if not run.summary:
         train(args, env, run, data, val, loader, model, selector)
     run.show_summary()
@@ -98,8 +76,7 @@ def train(args, env, run, data, val, loader, model, selector):
         mine = range(env.rank, len(micro_batches), env.world)
         # How many tokens carry loss is known before any gradient. Dividing by it, over all
         # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
-        counts = selector.counts(student, step, micro_batches)
-        n_kept = max(1, sum(counts))
+        counts, n_kept = selector.counts(student, step, micro_batches)
         meter = Meter(env, data.kinds, args.score, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
@@ -108,10 +85,11 @@ def train(args, env, run, data, val, loader, model, selector):
 
             parallel.sync_gradients(student, last=i == mine[-1])
             with env.autocast():
-                total, losses, kept = student(x, y, choice.keep, count=counts[i])
+                total, losses, kept = student(x, y, choice.keep, choice.wants, counts[i])
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
             (total * (env.world / n_kept)).backward()
             meter.add(losses, valid, kept, data.labels(windows, T), choice.ranked())
+        selector.finish(student)  # where the losses told how many
         grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import methods  # noqa: F401  more scores, by name
+import slm
 from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
@@ -22,6 +24,7 @@ BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"
 REFERENCE = "--steps 400 --lr 2e-3 --eval-every 0"
 STUDENT = "--steps 1200"
 K = 0.6
+CONTEXT = 32  # tokens of the short context, a quarter of the demo's window
 
 
 def roots(seed):
@@ -53,6 +56,16 @@ def commands(seed):
     ]
 
 
+def more_losses(seed):
+    """{field of slm.Tokens: the same of what other methods need}."""
+    data, out = roots(seed)
+    score = f"score.py --model {out}/base --data {data}/corpus --out {out}"
+    return {
+        "base_loss": (out / "base_loss.json", f"{score}/base_loss.bin"),
+        "short_loss": (out / "short_loss.json", f"{score}/short_loss.bin --context {CONTEXT}"),
+    }
+
+
 def flags_of(text):
     """{"--flag": "value"} of a command line in which every flag has one value."""
     words = text.split()
@@ -69,7 +82,7 @@ def finished(path, command):
     if command.startswith("prepare.py"):
         return True
     flags = flags_of(command.split(maxsplit=1)[1])
-    if path.name == "ref_loss.json":
+    if command.startswith("score.py"):
         again = shell_line(*command.split(), "--overwrite")
         saved = vars(read_record(path, Note, "reference losses", again))
     else:
@@ -77,7 +90,7 @@ def finished(path, command):
     got = {**saved, **saved.get("inputs", {})}
     wanted = {"data": TokenSet(flags["--data"]).hash}
     if "--model" in flags:
-        if not knows_validation(saved, flags["--val"]):
+        if "--val" in flags and not knows_validation(saved, flags["--val"]):
             return False
         wanted["reference"] = checkpoint.model_hash(flags["--model"])
         wanted["n_scored"] = -(-(saved["count"] - 1) // saved["seq_len"])
@@ -129,7 +142,11 @@ def ensure(args, stage):
     seed = getattr(args, "seed", 0)
     data, out = roots(seed)
     before = {"ref": _reference, "score": _scores, "slm": _student}[stage](args, data, out)
-    for path, command in commands(seed)[:before]:
+    todo = commands(seed)[:before]
+    if stage == "slm":
+        more = more_losses(seed)
+        todo += [more[name] for name in selection_of(args).needs if name in more]
+    for path, command in todo:
         if not finished(path, command):
             run(command)
 
@@ -165,20 +182,33 @@ def _student(args, data, out):
     args.out = args.out or str(out / run_name(args))
     if args.steps is None and args.epochs is None:
         args.steps = int(flags_of(STUDENT)["--steps"])
-    if args.k == 1:  # the baseline itself: no reference, no scores
+    selection = selection_of(args)
+    if selection.method is None:  # the baseline itself: no reference, no scores
         return 2
     args.ref_loss = args.ref_loss or f"{out}/ref_loss.bin"
+    if "base_loss" in selection.needs:
+        args.base_loss = args.base_loss or f"{out}/base_loss.bin"
+    if "short_loss" in selection.needs:
+        args.short_loss = args.short_loss or f"{out}/short_loss.bin"
     return 5
+
+
+def selection_of(args):
+    return slm.Selection(args.k, args.score)
 
 
 def run_name(args):
     """The folder of a student: clm, slm, random, slm-k0.7, ref_loss-k0.5-batch ..."""
-    if args.k == 1:
+    method = selection_of(args).method
+    if method is None:
         return "clm"
     parts = ["slm" if args.score == "excess" else args.score]
-    if args.k != K:
+    parts += [setting.replace("=", "") for setting in args.set or ()]
+    if args.k_schedule:
+        parts.append("k" + args.k_schedule.replace(":", "-").replace("@", "at"))
+    elif args.k != K and not isinstance(method, slm.Weight):
         parts.append(f"k{args.k:g}")
-    if args.scope != "micro":
+    if args.scope != method.scope:
         parts.append(args.scope)
     if args.rank_windows:
         parts.append(f"rank{args.rank_windows}")

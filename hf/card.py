@@ -39,6 +39,7 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     inputs = record["inputs"]
     scratch = args["init"] == "scratch"
     k = args.get("k", 1.0)
+    score = args.get("score") if k < 1 or record.get("source") else None
     base = "random weights" if scratch else args["init"]
     if not scratch and args["revision"]:
         base += f" at revision {args['revision']}"
@@ -48,10 +49,10 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
         "training data": args["data"],
         "training data, sha256": inputs["data"],
         "reference, sha256 of its tensors": reference_hash(inputs),
-        "k": k,
-        "score": args.get("score") if k < 1 else None,
-        "scope": args.get("scope") if k < 1 else None,
-        "windows ranked together": args.get("rank_windows") if k < 1 else None,
+        "k": args.get("k_schedule") or k,
+        "score": score,
+        "scope": args.get("scope") if score else None,
+        "windows ranked together": args.get("rank_windows") if score else None,
         "window": f"{args['seq_len']} tokens",
         "batch": f"{args['batch_size']} windows",
         "steps": f"{step} of {args['steps']}",
@@ -62,9 +63,9 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
         "type of the weights": "float32, as the optimiser held them",
     }
     return CARD.format(
-        metadata=metadata(args["init"], k).to_yaml(),
+        metadata=metadata(args["init"], score).to_yaml(),
         title=Path(args["out"]).name,
-        method=method(k, args.get("score")),
+        method=method(k, score),
         rows="\n".join(
             f"| {name} | {value} |" for name, value in rows.items() if value is not None
         ),
@@ -75,7 +76,7 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     )
 
 
-def metadata(init, k):
+def metadata(init, score):
     """What the hub reads; a base is named where it is a hub id."""
     from huggingface_hub import ModelCardData  # up to 0.2 s to import
 
@@ -84,14 +85,16 @@ def metadata(init, k):
         library_name="transformers",
         pipeline_tag="text-generation",
         base_model=init if on_hub else None,
-        tags=["selective-language-modeling"] if k < 1 else None,
+        tags=["selective-language-modeling"] if score else None,
     )
 
 
 def method(k, score):
     """One sentence on the loss."""
-    if k >= 1:
+    if score is None:
         return "Plain causal language modelling: the loss was taken on every token."
+    if k == 1:
+        return f"Every token was read; the loss of each was weighed by `{score}` (methods.py)."
     return (
         "Selective Language Modeling (Rho-1, arXiv:2404.07965): every token was read, the loss was "
         f"taken on the {k:.0%} of them that the score `{score}` ranks first."

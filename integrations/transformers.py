@@ -180,10 +180,12 @@ class SelectiveMixin:
     """
 
     def __init__(self, *args, selection, **kwargs):
-        if selection.scope == "batch" or selection.combined:
+        others = set(selection.needs) - {"loss", "noise", *STORED}
+        if selection.scope in ("batch", "set") or selection.counted != "masks" or others:
             raise UserError(
                 f"SelectiveMixin: got scope {selection.scope!r}, score {selection.score!r}; wanted "
-                f"scope micro or sequence and a single score; train_slm.py has the others"
+                f"scope micro or sequence and a top k by loss, ref_loss, ref_entropy or noise; "
+                f"train_slm.py has the others"
             )
         self.selection = selection
         # A Trainer would drop the columns without a word. They are kept, and sorted out below.

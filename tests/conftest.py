@@ -41,6 +41,14 @@ builds_cpp = pytest.mark.skipif(
 )
 
 
+def pytest_xdist_auto_num_workers(config):
+    """The whole fast suite runs in two processes where there are two cores; a part of it in one."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not whole or config.option.markexpr != "not slow":
+        return 0
+    return min(2, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
+
+
 @pytest.fixture
 def stage(monkeypatch, tmp_path, capsys):
     """stage(module, "--flag value ...") runs a stage here: (exit code, stdout, stderr)."""

@@ -285,9 +285,9 @@ def test_matrices_that_are_cast_once_give_the_same_losses(tied):
     model = M.initialise(M.Transformer(M.Config(tie_word_embeddings=tied, **shape)), 0)
     x, y = torch.randint(50, (2, 3, 40))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        each_time = slm.WithLoss(model)(x, y, entropy=True)
+        each_time = slm.WithLoss(model)(x, y, wants=("entropy",))
         model.cast_products(torch.bfloat16)
-        once = slm.WithLoss(model)(x, y, entropy=True)
+        once = slm.WithLoss(model)(x, y, wants=("entropy",))
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert model.model.embed_tokens.weight.dtype == torch.float32
     for a, b in zip(each_time, once):

@@ -70,10 +70,10 @@ for name, module in sys.modules.items():
             if inspect.ismodule(value):
                 assert value.__name__.split(".")[0] not in ours, (name, value)
 
-from slm_kit import slm, train_slm
+from slm_kit import score, slm
 from slm_kit.common.errors import UserError
 
-assert train_slm.slm is slm
+assert score.slm is slm
 assert inspect.getsource(slm.excess).startswith("def excess(t):")
 try:
     slm.excess(slm.Tokens())

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import methods  # noqa: F401  ref_and, ref_or
 import slm
 import train_slm
 from common.errors import UserError
@@ -109,18 +110,20 @@ def test_k_out_of_range_is_refused(k):
 
 
 def test_a_score_says_what_it_needs():
-    with pytest.raises(UserError, match="'entropy' is not known, wanted some of"):
-        slm.Score(slm.excess, needs=("loss", "entropy"))
     silent = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss",))
     with pytest.raises(UserError, match=r"reads t.ref_entropy, which was not loaded.*needs="):
         silent.function(slm.Tokens(loss=torch.zeros(1, 2)))
-    with pytest.raises(UserError, match="reads t.los, wanted some of loss"):
+    with pytest.raises(UserError, match="reads t.los, wanted some of loss.*--stored NAME=FILE"):
         _ = slm.Tokens().los
     assert copy.copy(slm.Tokens(loss=1)).loss == 1
-    static = [name for name, score in slm.SCORES.items() if score.static]
-    assert static == ["random", "ref_loss", "ref_entropy"]
+    static = {name for name, score in slm.SCORES.items() if score.static}
+    stored_alone = {"ref_loss", "ref_entropy", "ref_and", "ref_or"}
+    assert static == {"random", "clean", "document", "document_ref"} | stored_alone
     assert slm.Selection(0.6, "ref_and").needs == ("ref_loss", "ref_entropy")
     assert slm.Selection(1.0, "excess").needs == ()
+    assert slm.Selection(1.0, "dft").needs == ("loss",)  # a weight has no k
+    with pytest.raises(UserError, match="--score: got exces, wanted one of excess, loss"):
+        slm.Selection(0.6, "exces").mask(slm.Tokens(), torch.ones(1, 2, dtype=torch.bool))
 
 
 def test_each_score_keeps_what_the_paper_says():
@@ -229,7 +232,7 @@ def test_token_losses_and_entropy_are_those_of_full_logits():
     model, x, y, _, _ = tiny(torch.float32)
     with torch.no_grad():
         logits = model.logits(x).double()
-    losses, entropy = slm.WithLoss(model)(x, y, entropy=True)
+    losses, entropy = slm.WithLoss(model)(x, y, wants=("entropy",))
     p = logits.softmax(-1)
     assert torch.allclose(losses.double(), -p.log().gather(2, y[..., None])[..., 0], atol=1e-5)
     assert torch.allclose(entropy.double(), -(p * p.log()).sum(-1), atol=1e-5)

@@ -21,7 +21,8 @@ def open_file(source, **options):
     """
     try:
         return pyarrow.parquet.ParquetFile(source.file, buffer_size=BUFFER, **options)
-    except (pyarrow.ArrowException, OSError) as error:
+    # UnicodeDecodeError: a column's name is damaged.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{source.path}: not a whole parquet file ({first_line(error)}); copy it again"
         ) from None

@@ -17,7 +17,7 @@ SHOWN = {  # a column's title: a key of summary.json, how it is written
     "minutes": ("seconds", None),
     "tokens/s": ("tok_per_s", "{:,}"),
 }
-LEFT_OUT = ("format", "inputs", "numerics")
+LEFT_OUT = ("format", "inputs", "numerics", "source", "made")
 
 
 def arguments(argv=None):
@@ -74,10 +74,16 @@ def by_set(summary):
 
 
 def differing(runs):
-    """{argument: its value in each run} where not all are equal; inputs are named by their hash."""
+    """{argument: its value in each run} where not all are equal.
+
+    Inputs, the code of the score and the kit's commit are named by their hash.
+    """
     flat = []
     for saved, _ in runs.values():
         inputs = {f"hash of {key}": str(value)[:12] for key, value in saved["inputs"].items()}
+        made = saved.get("made", {})
+        code = {"code of the score": saved.get("source"), "commit": made.get("commit")}
+        inputs |= {key: value[:12] for key, value in code.items() if value}
         flat.append({**{k: v for k, v in saved.items() if k not in LEFT_OUT}, **inputs})
     keys = dict.fromkeys(key for run in flat for key in run)
     found = {}

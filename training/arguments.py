@@ -13,7 +13,8 @@ from training import finished, track
 from training.heads import HEADS
 from training.moments import FORMS, refuse_missing
 
-READ = ("data", "val", "init", "ref_loss")  # arguments that name what a run reads
+# Arguments that name what a run reads.
+READ = ("data", "val", "init", "ref_loss", "base_loss", "short_loss")
 
 
 def add_arguments(parser):
@@ -173,6 +174,8 @@ def earlier_arguments(argv):
     if "inputs" not in saved or "steps" not in saved:
         raise UserError(f"--from {path}: is not the args.json of a run; name RUN/args.json")
     as_record(saved, finished.Arguments, f"--from: {path}")
+    if saved.get("k_schedule"):  # train_slm.py's: as it was written
+        saved["k"] = saved["k_schedule"]
     if "--steps" in argv or saved.get("epochs") is None:
         saved.pop("epochs", None)
     else:  # the steps follow from them

@@ -8,7 +8,8 @@
 
 Nobody needs this file to understand the method: slm.py holds it whole. A head has head_full's
 arguments and results, and is told how many tokens will be kept (`count`, known from the masks
-before any forward pass), so that no shape has to be read back from the device.
+before any forward pass), so that no shape has to be read back from the device. Where only the
+losses tell (`count` None) a GPU is asked once. A row of weight 0 is a dropped row.
 """
 
 import torch
@@ -20,18 +21,18 @@ import slm
 CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}
 
 
-def head_full(hidden, weight, targets, select, count=None):
-    return slm.head_full(hidden, weight, targets, select)
+def head_full(hidden, weight, targets, select, count=None, wants=()):
+    return slm.head_full(hidden, weight, targets, select, wants)
 
 
-def head_kept(hidden, weight, targets, select, count=None):
+def head_kept(hidden, weight, targets, select, count=None, wants=()):
     """Holds the logits (N, V) in fp32 until the loss is known."""
-    return Head.apply(hidden, weight, targets, select, count, True)
+    return Head.apply(hidden, weight, targets, select, count, wants, True)
 
 
-def head_lean(hidden, weight, targets, select, count=None):
+def head_lean(hidden, weight, targets, select, count=None, wants=()):
     """Makes the logits in chunks, twice for kept rows: once to choose, once for the gradient."""
-    return Head.apply(hidden, weight, targets, select, count, False)
+    return Head.apply(hidden, weight, targets, select, count, wants, False)
 
 
 HEADS = {"full": head_full, "kept": head_kept, "lean": head_lean}
@@ -46,7 +47,7 @@ class Head(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, select, count, hold):
+    def forward(ctx, hidden, weight, targets, select, count, wants, hold):
         device = hidden.device.type
         N, V = len(targets), len(weight)
         dtype = hidden.dtype
@@ -58,19 +59,24 @@ class Head(torch.autograd.Function):
             h = hidden.to(factor)
             w = weight.to(dtype).to(factor)
             losses = torch.empty(N, device=hidden.device, dtype=wide)
+            also = {name: torch.empty_like(losses) for name in wants}
             d_hidden = torch.zeros_like(hidden)
             d_weight = torch.zeros_like(weight, dtype=wide)
 
             logits = None
             kept = None
+            weights = None  # None: 1 in each kept row
             parts = chunks
             if count != N:  # choose first
-                if hold:
+                if hold and count is None:
+                    logits = in_chunks(h, w, chunks)
+                elif hold:
                     logits = product(h, w.T)  # (N, V)
                 for part in chunks:
                     z = product(h[part], w.T) if logits is None else logits[part]
-                    losses[part] = _losses(z, targets[part])
-                kept = select(losses)
+                    measure(z, targets[part], part, losses, also)
+                kept = select(losses, **also)
+                weights = None if kept.dtype == torch.bool else kept
                 parts = rows_of(kept, count).split(size)
 
             for part in parts:
@@ -80,11 +86,13 @@ class Head(torch.autograd.Function):
                 else:
                     z = logits.index_select(0, part)
                 if kept is None:
-                    losses[part] = _losses(z, y_part)
+                    measure(z, y_part, part, losses, also)
                 d_logits = z.softmax(-1)
                 del z  # as large as d_logits: no more than two of a chunk are held
                 minus_one = torch.full_like(d_logits[:, :1], -1.0)
                 d_logits = d_logits.scatter_add_(1, y_part[:, None], minus_one)
+                if weights is not None:
+                    d_logits.mul_(weights[part][:, None])
                 d_logits = d_logits.to(dtype).to(factor)
                 d_hidden[part] = product(d_logits, w).to(hidden.dtype)
                 if factor == wide:
@@ -94,16 +102,17 @@ class Head(torch.autograd.Function):
                 del d_logits  # before the next chunk's are made
 
         if kept is None:
-            kept = select(losses)
+            kept = select(losses, **also)
+            assert kept.dtype == torch.bool  # every row was kept: there is no count for weights
         ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses, kept)
-        return torch.where(kept, losses, 0.0).sum(), losses, kept
+        return torch.where(kept != 0, kept * losses, 0.0).sum(), losses, kept
 
     @staticmethod
     def backward(ctx, grad, *_):
         d_hidden, d_weight = ctx.saved_tensors
         # In place: a second backward pass raises.
-        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None, None
+        return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None, None, None
 
 
 def factor_dtype(hidden):
@@ -127,12 +136,31 @@ def product(a, b):
     return a @ b
 
 
-def _losses(logits, targets):
-    return F.cross_entropy(logits, targets, reduction="none")
+def in_chunks(h, w, chunks):
+    """product(h, w.T), (N, V), to the bit what one pass over chunks makes: weights of 1 are then
+    plain training."""
+    if len(chunks) == 1:
+        return product(h, w.T)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    logits = torch.empty(len(h), len(w), device=h.device, dtype=wide)
+    for part in chunks:
+        logits[part] = product(h[part], w.T)
+    return logits
+
+
+def measure(logits, targets, part, losses, also):
+    """Fill in `part` of the losses, and of each of `also`, {name of slm.PREDICTION: (N,)}."""
+    if not also:
+        losses[part] = F.cross_entropy(logits, targets, reduction="none")
+        return
+    log_p = logits.log_softmax(-1)
+    losses[part] = F.nll_loss(log_p, targets, reduction="none")
+    for name, values in also.items():
+        values[part] = slm.PREDICTION[name](log_p)
 
 
 def rows_of(kept, count):
-    """The positions of the kept rows, ascending.
+    """The positions of the kept rows, or of those with a weight, ascending.
 
     With `count` a GPU need not be asked how many there are.
     """

@@ -15,8 +15,8 @@ class FastLoss(slm.WithLoss):
     `backward` "exact": the last block alone, where the result is the same. "pruned": every block,
     an approximation (pruned.py). Parameters keep their names.
 
-    forward(x, y, select, count=number of tokens that `select` will keep); without `count` the
-    plain backward pass.
+    forward(x, y, select, count=number of tokens that `select` will keep); without `count`, where
+    it weighs them or the losses tell how many, the plain backward pass.
     """
 
     def __init__(self, model, head="kept", backward="exact"):
@@ -31,7 +31,7 @@ class FastLoss(slm.WithLoss):
         for block in layers if backward == "pruned" else layers[-1:]:
             self.parts += see_kept_rows(block)
 
-    def forward(self, x, y, select=None, entropy=False, count=None):
+    def forward(self, x, y, select=None, wants=(), count=None):
         # One index per micro-batch, empty until the losses are known: each layer's backward pass
         # holds on to its own.
         rows = None
@@ -40,15 +40,17 @@ class FastLoss(slm.WithLoss):
         for part in self.parts:
             part.rows = rows
         if select is None:
-            return super().forward(x, y, entropy=entropy)
+            return super().forward(x, y, wants=wants)
 
-        def choose(losses):
-            kept = select(losses.view_as(y)).flatten()
+        def choose(losses, **also):
+            also = {name: values.view_as(y) for name, values in also.items()}
+            kept = select(losses.view_as(y), **also).flatten()
             if rows is not None:
                 # .data: autograd shall not take this for a change of its input.
                 rows.data.copy_(rows_of(kept, count))
             return kept
 
         hidden = self.lm(x).flatten(0, 1)
-        total, losses, kept = self.head(hidden, self.lm.head_weight, y.flatten(), choose, count)
+        weight = self.lm.head_weight
+        total, losses, kept = self.head(hidden, weight, y.flatten(), choose, count, wants)
         return total, losses.view_as(y), kept.view_as(y)

@@ -23,15 +23,20 @@ class Meter:
         self.env = env
         self.kinds = kinds or []
         self.histogram = histogram
-        size = 5 + 2 * len(self.kinds) + (BINS if histogram else 0)
+        size = 6 + 2 * len(self.kinds) + (BINS if histogram else 0)
         self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
+        self.weighted = False
 
     def add(self, losses, valid, kept, kind=None, scores=None):
-        """losses, valid, kept (B, T); `kind` (B, T) labels (numpy); `scores` what was ranked."""
-        sums = [torch.where(mask, losses, 0.0).sum() for mask in (valid, kept)]
-        bad = 0 * kept.sum() if scores is None else (valid & ~scores.isfinite()).sum()
-        sums += [valid.sum(), kept.sum(), bad]
+        """losses, valid, kept (B, T), or weights; `kind` (B, T) labels (numpy).
+
+        `scores`: what was ranked, or the weights; not finite where one is wrong.
+        """
+        self.weighted = kept.dtype != torch.bool
+        sums = [torch.where(w != 0, w * losses, 0.0).sum() for w in (valid, kept)]
+        bad = 0 * valid.sum() if scores is None else (valid & ~scores.isfinite()).sum()
+        sums += [valid.sum(), (kept != 0).sum(), kept.sum(), bad]
         parts = [torch.stack([value.double() for value in sums])]
         if kind is not None:
             kind = self.env.tensor(kind).flatten()
@@ -40,7 +45,7 @@ class Meter:
             parts.append(self._in_bins(scores, valid))
         self.sums += torch.cat(parts)
         if scores is not None:
-            lowest = torch.where(kept, scores, math.inf).min()
+            lowest = torch.where(kept != 0, scores, math.inf).min()
             self.threshold = torch.minimum(self.threshold, lowest)
 
     def _by_kind(self, kind, mask):
@@ -58,13 +63,26 @@ class Meter:
     def read(self):
         """The step's record: number kept, mean losses, lowest kept score, share kept by kind.
 
+        Of weights: the number above 0, the weighted mean loss, the mean weight of each kind.
         "histogram": (counts of the scores, edges of the bins), where it was asked for.
 
-        Raises UserError where a score is not finite: then nothing was ranked rightly.
+        Raises UserError where a score or weight is wrong, or all weights are 0.
         """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
-        loss, selected, n_valid, n_kept, bad, *counts = self.env.total(self.sums).tolist()
+        sums = self.env.total(self.sums).tolist()
+        loss, selected, n_valid, n_kept, weight, bad, *counts = sums
+        if self.weighted and n_valid and not weight and not bad:
+            raise UserError(
+                f"--score {self.score}: the weights of all {n_valid:.0f} targets of a batch are 0; "
+                f"look at its function, or at what it reads; the last saved state is kept"
+            )
+        if bad and self.weighted:
+            raise UserError(
+                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} weights of a batch are below 0 "
+                f"or not finite; look at its function, or at what it reads; the last saved state "
+                f"is kept"
+            )
         if bad:
             raise UserError(
                 f"--score {self.score}: {bad:.0f} of {n_valid:.0f} scores of a batch are not "
@@ -74,7 +92,7 @@ class Meter:
         record = {
             "tokens_selected": int(n_kept),
             "loss": loss / max(n_valid, 1),
-            "loss_selected": selected / max(n_kept, 1),
+            "loss_selected": selected / weight if weight else 0.0,
             "threshold": threshold if math.isfinite(threshold) else None,
         }
         if self.kinds:

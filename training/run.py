@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import aside, files, locks, owned
+from common import aside, files, locks, owned, provenance
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
 from common.json_files import parse, read_json
@@ -45,6 +45,7 @@ NOT_IDENTITY = {
     "chain",
     "track",
 }
+SEPARATE = ("numerics", "source", "made")  # compared in ways of their own
 LENGTH = {"steps", "epochs"}
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
@@ -92,8 +93,13 @@ class Run:
     reference_loss: the reference's validation loss in nats, where it is known.
     """
 
-    def __init__(self, args, inputs, env, model, tokenizer_from, reference_loss=None):
+    def __init__(
+        self, args, inputs, env, model, tokenizer_from, reference_loss=None, selector=None
+    ):
+        """`selector`: has `source`, a hash of the method's code, with which alone the run goes on,
+        and `kept`, {name: tensor} that a checkpoint holds beside weights and optimiser."""
         self.folder = Path(args.out)
+        self.kept = selector.kept if selector else {}
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
@@ -101,6 +107,8 @@ class Run:
         identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
         record = {"format": FORMAT, **identity, "inputs": inputs}
         record["numerics"] = numerics(args, env, args.micro_batch_size)
+        record["source"] = selector.source if selector else None
+        record["made"] = provenance.made_by(record["numerics"]["device"], env.world)
         self.record = json.loads(json.dumps(record, default=str))
         self.summary = env.from_main(self._claim)
         self.states = states.States(self.folder, env, args.save_minutes)
@@ -141,8 +149,10 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
         saved = read_json(path, "run", START_OVER)
-        others = [k for k, v in self.record.items() if saved.get(k) != v and k != "numerics"]
+        others = [k for k, v in self.record.items() if saved.get(k) != v and k not in SEPARATE]
         differing = [f"{k} {saved.get(k)!r} -> {self.record[k]!r}" for k in others]
+        if saved.get("source", self.record["source"]) != self.record["source"]:
+            differing.append("the code of its score")
         before = saved.get("numerics", {})
         as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
         now = self.record["numerics"]
@@ -157,8 +167,12 @@ class Run:
             write_atomic(path, json.dumps(self.record, indent=1))
         if (self.folder / "summary.json").exists():
             return self._finished()
-        if self._begun() and (said := notice(path, before, now)):
-            print(said)
+        if self._begun():
+            made = provenance.differences(saved.get("made", {}), self.record["made"])
+            if made:
+                print(f"note: {path} was begun by another kit or machine ({made})")
+            if said := notice(path, before, now):
+                print(said)
         return None
 
     def _refuse_foreign(self):
@@ -235,7 +249,7 @@ class Run:
         From here on SIGTERM ends the run behind a step, see `save_if_due`.
         """
         if self.state:
-            states.restore(student, optimizer, self.state)
+            states.restore(student, optimizer, self.state, self.kept)
             self.state = None  # as large as the weights and the optimiser
             self.env.wait()
         self.stop.watch()
@@ -348,7 +362,7 @@ class Run:
             "tokenizer_from": str(self.tokenizer_from),
             "card": self.card(),
         }
-        self.states.save(student, optimizer, record)
+        self.states.save(student, optimizer, record, self.kept)
 
     def save_model(self, student, folder):
         """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""

@@ -1,50 +1,79 @@
-"""slm.Selection on a run's data: it loads what the score needs and says which tokens are kept."""
+"""slm.Selection on a run's data: which tokens of each micro-batch carry loss, and how much."""
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from common.errors import UserError
-from common.numerics import notice, numerics
-from data import Stored, score_command
-from slm import Tokens
+from data import score_command
+from slm import Tokens, Weight
+from training.columns import Columns
+from training.method_flags import k_at, selection_of
+from training.source import source_hash
 
-STORED = ("ref_loss", "ref_entropy")
+WINDOWS = 256  # read at a time where the whole set is ranked
 
 
 class Selector:
-    """Which tokens of each micro-batch carry loss.
+    """What the slm.Selection that the flags mean keeps of a run's micro-batches.
 
-    `references`: {name of the stored values: hash of the model that they come from}.
+    `source`: a hash of the score's code. `kept`: {name: tensor} that belongs to a checkpoint.
     Raises UserError where the score needs values that are missing or do not fit.
     """
 
-    def __init__(self, selection, args, data, env):
-        self.selection = selection
+    def __init__(self, args, data, env):
         self.args = args
         self.data = data
         self.env = env
-        self.now = numerics(args, env, args.micro_batch_size)
-        self.stored = {}
-        for name in STORED:
-            if name in selection.needs:
-                self.stored[name] = self._open(name)
-        self.references = {name: values.meta["reference"] for name, values in self.stored.items()}
+        self.selection = selection_of(args)
+        method = self.selection.method
+        self.source = source_hash(method)
+        self.columns = Columns(method, args, data, env)
+        self.memory = self.columns.memory
+        self.kept = {"memory": self.memory.values} if self.memory else {}
+        self.of_set = self._choose_from_set() if method and args.scope == "set" else None
+        self.micro_batches = []
         self.settled = {}  # masks that are known before the forward pass, by micro-batch
+        self.choices = []  # of this step, on this rank
+        self.divisor = 1  # of the sum of losses
+        self.exact = True  # is it what it shall be? Else `finish` corrects the gradient
 
-    def _open(self, name):
-        args = self.args
-        now = self.now
-        if not args.ref_loss:
-            remedy = score_command("FILE", self.data, args.seq_len, now)
+    def started_from(self, init):
+        """{name: hash} of the models and arrays that the score reads, for a run's identity.
+
+        `init`: the hash of the model that training starts from. Raises UserError where the stored
+        losses of that model are another's.
+        """
+        references = self.columns.references
+        got = references.get("base_loss", init)
+        if got != init:
+            args = self.args
             raise UserError(
-                f"--ref-loss: --score {args.score} needs the reference's losses; make them with "
-                f"{remedy}{' --entropy' if name == 'ref_entropy' else ''}"
+                f"--base-loss {args.base_loss}: holds the losses of model {got[:12]}, --init "
+                f"{args.init} is {init[:12]}; make them with {self.columns.command('base_loss')}"
             )
-        stored = Stored(args.ref_loss, self.data, args.seq_len, name == "ref_entropy", now)
-        said = notice(args.ref_loss, stored.meta, now)
-        if said and self.env.main:
-            print(said)
-        return stored
+        return references
+
+    def _choose_from_set(self):
+        """--scope set: which tokens are kept, (count,) bool: a mask of all windows, made once.
+
+        Everything is ranked at once: about 40 bytes a token are held for a moment.
+        """
+        T = self.args.seq_len
+        windows = np.arange(self.data.n_windows(T))
+        parts = []
+        for start in range(0, len(windows), WINDOWS):
+            some = windows[start : start + WINDOWS]
+            valid = self.data.valid(some, T)
+            tokens = self.columns.tokens(0, some, valid)
+            parts.append({**vars(tokens), "valid": self.env.tensor(valid)})
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        valid = whole.pop("valid")
+        mask = mask_of(self.selection, Tokens(**whole), valid)
+        kept = np.zeros(len(windows) * T + 1, bool)
+        kept[1:] = mask.flatten().cpu().numpy()
+        return kept[: self.data.count]
 
     def reference_loss_on(self, val):
         """The reference's mean loss on the token set `val`, in nats; None where it is not known.
@@ -54,13 +83,14 @@ class Selector:
         """
         if val is None or not {"loss", "ref_loss"}.issubset(self.selection.needs):
             return None
-        known = self.stored["ref_loss"].meta["validation"]
+        meta = self.columns.stored["ref_loss"].meta
+        known = meta["validation"]
         for validation in known:
             if validation["data"] == val.hash:
                 return validation["loss"]
         if known and self.env.main:
             names = ", ".join(validation["name"] for validation in known)
-            meta, now = self.stored["ref_loss"].meta, self.now
+            now = self.columns.now
             again = score_command(self.args.ref_loss, self.data, self.args.seq_len, now, meta)
             print(
                 f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
@@ -68,69 +98,119 @@ class Selector:
             )
         return None
 
+    # ----------------------------------------------------------------------------------------------
+    # before the gradient
+
     def counts(self, student, step, micro_batches):
-        """How many tokens of each micro-batch will be kept, before any gradient.
+        """How many tokens of each micro-batch will be kept, and what the summed loss is divided by.
 
         The masks tell, but in two cases the choice itself has to be made first: where the
-        micro-batches of all ranks are ranked together (--scope batch), and where two choices are
-        combined (ref_and, ref_or).
+        micro-batches of all ranks are ranked together (--scope batch), and where stored values
+        decide (as with ref_and). Where the student's losses decide, the counts are None, and the
+        divisor is the number of valid targets, until `finish`.
         """
         self.settled = {}
+        self.choices = []
+        self.micro_batches = micro_batches
+        self._set_k(k_at(step, self.args))
         selection = self.selection
+        valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
         together = selection.scope == "batch" and len(micro_batches) > 1
-        if selection.k == 1 or not (together or selection.combined):
-            return [selection.count(self.data.valid(w, self.args.seq_len)) for w in micro_batches]
-        masks = self._settle(student, step, micro_batches, together)
-        self.settled = dict(enumerate(masks))
-        return torch.stack([mask.sum() for mask in masks]).tolist()
+        counts = [None] * len(micro_batches)
+        if selection.method and (together or selection.counted == "stored"):
+            masks = self._settle(student, step, micro_batches, together)
+            self.settled = dict(enumerate(masks))
+            if masks[0].dtype == torch.bool:
+                counts = torch.stack([mask.sum() for mask in masks]).tolist()
+        elif selection.counted == "masks":
+            counts = [selection.count(mask) for mask in valid]
+        per = selection.method.per if selection.method else "kept"
+        by_kept = per == "kept" and counts[0] is not None
+        self.exact = by_kept or per == "valid"
+        known = counts if by_kept else [int(mask.sum()) for mask in valid]
+        self.divisor = max(1, sum(known))
+        return counts, self.divisor
+
+    def _set_k(self, k):
+        """A step of a schedule of k; what is ranked once, the whole set, is ranked anew."""
+        if k == self.selection.k:
+            return
+        self.selection = replace(self.selection, k=k)
+        if self.of_set is not None and self.selection.method:
+            self.of_set = self._choose_from_set()
 
     def _settle(self, student, step, micro_batches, together):
-        """The mask of each micro-batch, (B, T) bool."""
+        """The mask of each micro-batch, (B, T) bool or weights."""
+        if self.of_set is not None:
+            T = self.args.seq_len
+            cut = [self.data.cut(self.of_set, windows, T, fill=0) for windows in micro_batches]
+            return [self.env.tensor(mask) for mask in cut]
         if not together:
             return [self._mask(step, windows) for windows in micro_batches]
-        losses = None
+        predicted = {}
         if not self.selection.static:
-            losses = self._first_pass(student, micro_batches)
-        mask = self._mask(step, np.concatenate(micro_batches), losses)
+            predicted = self._first_pass(student, micro_batches)
+        mask = self._mask(step, np.concatenate(micro_batches), predicted)
         return mask.split(self.args.micro_batch_size)
 
-    def _mask(self, step, windows, losses=None):
-        tokens = self._known(step, windows)
-        if losses is not None:
-            tokens.loss = losses
-        valid = self.env.tensor(self.data.valid(windows, self.args.seq_len))
-        return mask_of(self.selection, tokens, valid)
+    def _mask(self, step, windows, predicted=()):
+        valid = self.data.valid(windows, self.args.seq_len)
+        tokens = self.columns.tokens(step, windows, valid)
+        for name in predicted:
+            setattr(tokens, name, predicted[name])
+        return mask_of(self.selection, tokens, self.env.tensor(valid))
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
-        """The student's losses on the whole batch of all ranks, (windows, T), in its order."""
+        """The student's losses, and what else the score wants, on the batch of all ranks.
+
+        {name: (windows, T)}, in the batch's order.
+        """
         env, T = self.env, self.args.seq_len
-        losses = []
+        wants = self.selection.wants
+        parts = []
         for windows in micro_batches[env.rank :: env.world]:
             x, y, _ = map(env.tensor, self.data.batch(windows, T))
             with env.autocast():
-                losses.append(student(x, y))
-        return env.interleave(torch.stack(losses)).view(-1, T)
-
-    def _known(self, step, windows):
-        """What is known of the windows' targets before the forward pass."""
-        T = self.args.seq_len
-        valid = self.data.valid(windows, T)
-        tokens = Tokens()
-        for name, values in self.stored.items():
-            setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
-        if "noise" in self.selection.needs:
-            tokens.noise = self.env.tensor(self._noise(step, windows))
-        return tokens
-
-    def _noise(self, step, windows):
-        """(B, T): a function of seed, step and window, and so the same on any rank."""
-        rows = [np.random.RandomState([self.args.seed, step, int(w)]) for w in windows]
-        return np.stack([row.rand(self.args.seq_len) for row in rows]).astype(np.float32)
+                out = student(x, y, wants=wants)
+            parts.append(out if wants else [out])
+        columns = [env.interleave(torch.stack(column)).view(-1, T) for column in zip(*parts)]
+        return dict(zip(("loss", *wants), columns))
 
     def choice(self, step, i, windows, valid):
         """What `keep` and `ranked` need for micro-batch i; `valid` (B, T) on the device."""
-        return Choice(self.selection, self._known(step, windows), valid, self.settled.get(i))
+        known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
+        choice = Choice(self.selection, known, valid, self.settled.get(i))
+        if not self.exact or self.memory:
+            self.choices.append(choice)
+        return choice
+
+    # ----------------------------------------------------------------------------------------------
+    # behind the last backward pass of a step
+
+    def finish(self, student):
+        """Correct the gradient where the divisor is known only now: one sum over all ranks.
+
+        And remember what the score wants to know of these tokens the next time.
+        """
+        if not self.exact:
+            sums = torch.stack([choice.amount() for choice in self.choices])
+            true = self.env.total(sums.sum())
+            # Nothing kept: no gradient. All weights 1: the factor is exactly 1.
+            scale_gradients(student, torch.where(true > 0, self.divisor / true, 0.0))
+        if self.memory and self.selection.method:
+            mine = torch.stack([choice.remembered() for choice in self.choices])
+            for windows, values in zip(self.micro_batches, self.env.interleave(mine)):
+                self.memory.put(windows, values)
+
+
+def scale_gradients(module, factor):
+    """Multiply all gradients, or this rank's shards of them, by a scalar tensor."""
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            grad = parameter.grad
+            local = grad.to_local() if hasattr(grad, "to_local") else grad
+            local.mul_(factor)
 
 
 def mask_of(selection, tokens, valid):
@@ -149,15 +229,41 @@ class Choice:
         self.tokens = tokens
         self.valid = valid
         self.settled = settled
+        self.wants = selection.wants  # what the head makes beside the losses
+        self.kept = None
 
-    def keep(self, losses):
-        """Which tokens are kept, (B, T) bool, given the student's losses (B, T)."""
+    def keep(self, losses, **also):
+        """Which tokens are kept, (B, T) bool, or their weights.
+
+        `losses`: the student's (B, T); `also`: what the score wants beside them.
+        """
         if "loss" in self.selection.needs:
             self.tokens.loss = losses
-        if self.settled is not None:
-            return self.settled
-        return mask_of(self.selection, self.tokens, self.valid)
+        for name, values in also.items():
+            setattr(self.tokens, name, values)
+        self.kept = self.settled
+        if self.kept is None:
+            self.kept = mask_of(self.selection, self.tokens, self.valid)
+        return self.kept
+
+    def amount(self):
+        """What the loss is divided by, as far as this micro-batch goes: a number or sum kept."""
+        if self.selection.method.per == "kept":
+            return (self.kept != 0).double().sum()
+        return self.kept.double().sum()
+
+    def remembered(self):
+        """What `remember` gives of these tokens, (B, T)."""
+        return self.selection.method.remember(self.selection.seen(self.tokens, self.valid)).float()
 
     def ranked(self):
-        """The values that were ranked, (B, T), after `keep`; None where there are none."""
-        return self.selection.ranked(self.tokens)
+        """What was ranked, or the weights, (B, T), after `keep`; None where there is no ranking."""
+        method = self.selection.method
+        if method is None or method.choose is not None:
+            return None
+        values = self.selection.values(self.tokens, self.valid)
+        if values.dtype == torch.bool:
+            return None
+        if isinstance(method, Weight):  # the meter looks for what is not finite
+            return torch.where(values < 0, torch.nan, values)
+        return values

@@ -72,30 +72,31 @@ class States:
     # ----------------------------------------------------------------------------------------------
     # out
 
-    def save(self, student, optimizer, record):
+    def save(self, student, optimizer, record, kept):
         """Write a state. On several ranks it is not on the disk before `wait`.
 
-        record: KEYS and what else it holds. All ranks must call it.
+        record: KEYS and what else it holds. kept: {name: tensor}, the same on all ranks. All ranks
+        must call it.
         """
         self.wait()
         if self.env.world == 1:
-            self._save_file(student, optimizer, record)
+            self._save_file(student, optimizer, record, kept)
         else:
-            self._save_folder(student, optimizer, record)
+            self._save_folder(student, optimizer, record, kept)
         self.saved_at = time.perf_counter()
 
-    def _save_file(self, student, optimizer, record):
+    def _save_file(self, student, optimizer, record, kept):
         model_state, optimizer_state = parallel.full_state(student, optimizer)
         path = self.folder / STATE
         if self.newest == path:
             self.newest = self.folder / BEFORE
             files.rename(path, self.newest)
         with files.renamed_when_whole(path) as temporary:
-            state = {**record, "model": model_state, "optimizer": optimizer_state}
+            state = {**record, **kept, "model": model_state, "optimizer": optimizer_state}
             torch.save(state, temporary)
         self._is_whole(path)
 
-    def _save_folder(self, student, optimizer, record):
+    def _save_folder(self, student, optimizer, record, kept):
         from training import checkpoints
 
         if self.group is None:
@@ -104,7 +105,7 @@ class States:
         self.saving = checkpoints.start_saving(
             self.folder / NEW,
             path,
-            parallel.tensors(student, optimizer),
+            {**parallel.tensors(student, optimizer), **kept},
             record,
             self.env,
             self.group,
@@ -245,14 +246,16 @@ def keep_one(folder):
         remove(folder / BEFORE)
 
 
-def restore(student, optimizer, state):
-    """Load a state into the wrapped model and its optimiser, on any number of ranks."""
+def restore(student, optimizer, state, kept):
+    """Load a state into the wrapped model, its optimiser and `kept`, on any number of ranks."""
     if "parts" in state:
         from training import checkpoints
 
-        checkpoints.load(state["parts"], parallel.tensors(student, optimizer))
-    else:
-        parallel.restore(student, optimizer, state)
+        checkpoints.load(state["parts"], {**parallel.tensors(student, optimizer), **kept})
+        return
+    parallel.restore(student, optimizer, state)
+    for name, tensor in kept.items():
+        tensor.copy_(state[name])
 
 
 def weights(state):

@@ -17,7 +17,7 @@ def students(**changes):
     """Arguments of train_slm.py that name no input and no output, as for the demo."""
     nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs"))
     defaults = {"k": 0.6, "score": "excess", "scope": "micro", "backward": "exact", "seed": 0}
-    defaults["rank_windows"] = None
+    defaults |= dict.fromkeys(("rank_windows", "set", "k_schedule", "base_loss", "short_loss"))
     return argparse.Namespace(**{**nothing, **defaults, **changes})
 
 
@@ -44,6 +44,10 @@ def scripts(commands):
         ({"backward": "pruned"}, "slm-pruned"),
         ({"rank_windows": 4}, "slm-rank4"),
         ({"score": "ref_loss", "scope": "batch"}, "ref_loss-batch"),
+        ({"score": "dft", "k": 1.0}, "dft"),
+        ({"score": "mile", "k": 1.0, "set": ["gamma=2"]}, "mile-gamma2"),
+        ({"score": "clean", "scope": "set"}, "clean"),
+        ({"k_schedule": "1.0:0.6@0.3"}, "slm-k1.0-0.6at0.3"),
     ],
 )
 def test_each_setting_has_its_folder(changes, name):

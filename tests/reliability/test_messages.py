@@ -87,13 +87,13 @@ def test_a_token_set_that_is_missing(run):
 
 
 def test_losses_that_are_missing(run):
-    refused_until_followed(run, train_slm, SLM, then=f"{SLM} --ref-loss made.bin")
+    refused_until_followed(run, train_slm, SLM, then=f"{SLM} --ref-loss ref_loss.bin")
     refused_until_followed(run, train_slm, f"{SLM} --out again --ref-loss other.bin")
 
 
 def test_losses_and_entropies_that_are_missing(run):
     args = f"{SLM} --score ref_entropy"
-    refused_until_followed(run, train_slm, args, then=f"{args} --ref-loss made.bin")
+    refused_until_followed(run, train_slm, args, then=f"{args} --ref-loss ref_loss.bin")
     refused_until_followed(
         run, train_slm, f"{SLM} --out again --score ref_entropy --ref-loss other.bin"
     )
@@ -197,7 +197,7 @@ CASES = {
     ("hf/models.py", "check_vocabulary"),
     ("tools/decontaminate.py", "main"),
     ("tools/results/__main__.py", "main"),
-    ("training/selector.py", "_open"),
+    ("training/columns.py", "command"),
     ("training/selector.py", "reference_loss_on"),
     ("training/validation.py", "validation_sets"),
 }

@@ -1,6 +1,7 @@
 """Inputs that hang, confuse or crash other readers: each is read, or is one line."""
 
 import gzip
+import io
 import json
 import os
 
@@ -35,6 +36,13 @@ def skippable(n):
 def with_dictionary(content):
     samples = [json.dumps({"text": f"sum {i} of {i * i}"}).encode() for i in range(500)]
     return zst(content, dict_data=zstandard.train_dictionary(1000, samples))
+
+
+def odd_column():
+    """A parquet file whose column's name is not UTF-8."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), file)
+    return file.getvalue().replace(b"text", b"\x80ext", 1)
 
 
 READ = {  # name: (bytes, the documents)
@@ -87,6 +95,7 @@ REFUSED = {  # name: (bytes, what the line says)
     "skipped.jsonl.zst": (skippable(900)[:-1], "the compressed data ends too early"),
     "magic.parquet": (b"PAR1" + b"\0" * 9 + b"PAR1", "not a whole parquet file"),
     "encrypted.parquet": (b"PARE" + b"\0" * 90 + b"\x20\0\0\0PARE", "not a whole parquet file"),
+    "column.parquet": (odd_column(), "not a whole parquet file"),
 }
 
 

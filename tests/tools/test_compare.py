@@ -30,9 +30,10 @@ def test_repeated_with_one_change(runs, stage, capsys):
     differing = {
         key for key in record(runs / "a") if record(runs / "a")[key] != record(runs / "b")[key]
     }
-    assert differing == {"k", "score"}
+    assert differing == {"k", "score", "source"}
     code, out, _ = stage(compare, "a b")
     assert code == 0 and "| k " in out and "| score " in out and "| lr " not in out
+    assert "| code of the score " in out and "| source " not in out
     summaries = [json.loads((runs / name / "summary.json").read_text()) for name in "ab"]
     for summary in summaries:
         assert f"{summary['tokens_selected']:,}" in out

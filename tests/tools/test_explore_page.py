@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import slm
+from common.errors import UserError
 from data import Stored, TokenSet
 from explored import call, env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
@@ -127,16 +128,18 @@ def kept_by_slm(run, snapshot, score_name, scope, k):
     """Positions in the page that slm.Selection keeps, from the model's and the stored values."""
     data, T = TokenSet(run / "data"), 32
     saved = finished.arguments(run / "slm")
-    micro_batches, batch = page_file.choose_windows(saved, data, 48)
+    micro_batches, batch, steps = page_file.choose_windows(saved, data, 48)
     model = slm.WithLoss(checkpoint.load(explore_run.snapshots(run / "slm")[snapshot][1]))
     losses = [model(*map(torch.from_numpy, data.batch(m, T)[:2])) for m in micro_batches]
     if scope == "batch":
         micro_batches = [np.concatenate(micro_batches[i : i + 2]) for i in range(0, len(batch), 2)]
         losses = [torch.cat(losses[i : i + 2]) for i in range(0, len(batch), 2)]
     kept = []
-    for windows, loss in zip(micro_batches, losses):
+    for windows, loss, step in zip(micro_batches, losses, steps):
         valid = data.valid(windows, T)
         tokens = slm.Tokens(loss=loss)
+        rows = [np.random.RandomState([saved["seed"], step, w]).rand(T) for w in windows]
+        tokens.noise = torch.from_numpy(np.stack(rows).astype(np.float32))
         for name in ("ref_loss", "ref_entropy"):
             stored = Stored(run / "ref_loss.bin", data, T, entropy=name == "ref_entropy")
             setattr(tokens, name, torch.from_numpy(stored.batch(windows, valid)))
@@ -165,6 +168,44 @@ def test_the_page_keeps_what_slm_keeps(page, run):
         assert kept == kept_by_slm(run, snapshot, name, scope, k), (snapshot, name, scope, k)
         seen.add(frozenset(kept))
     assert len(seen) == 9
+
+
+def test_a_run_that_ranked_by_another_score_shows_that_one(run, browser, monkeypatch):
+    """A random score, and one of the reader's own, which the page cannot compute by itself."""
+    middle = slm.Score(lambda t: -(t.loss - t.ref_loss).abs(), needs=("loss", "ref_loss"))
+    monkeypatch.setitem(slm.SCORES, "middle", middle)
+    file = run / "slm/args.json"
+    saved = json.loads(file.read_text())
+    try:
+        for name in ("random", "middle", "loss"):
+            file.write_text(json.dumps({**saved, "score": name}))
+            call(
+                tools_explore,
+                f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
+                f"--out {run}/{name}.html --windows 48 --threads 1",
+            )
+            shown = browser.new_page()
+            shown.goto((run / f"{name}.html").as_uri())
+            assert shown.evaluate("document.querySelector('#score').value") == name
+            assert kept_in(shown) == kept_by_slm(run, 2, name, "micro", 0.6)
+            shown.close()
+        file.write_text(json.dumps({**saved, "score": "nobody's"}))
+        with pytest.raises(UserError, match="ranked by nobody's, which SCORES of slm.py does not"):
+            call(
+                tools_explore,
+                f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
+                f"--out {run}/none.html --windows 48 --threads 1",
+            )
+    finally:
+        file.write_text(json.dumps(saved))
+
+
+def test_a_score_whose_values_are_missing_is_said(capsys):
+    known = {"ref_loss": 1.0, "ref_entropy": None}
+    assert page_file.score_shown(0.6, "ref_and", known) == "excess"
+    assert "ranked by ref_and; without its ref_entropy the page" in capsys.readouterr().out
+    assert page_file.score_shown(0.6, "ref_loss", known) == "ref_loss"
+    assert page_file.score_shown(1, "nobody's", known) == "excess"
 
 
 def test_the_controls_change_what_is_shown(page, run):

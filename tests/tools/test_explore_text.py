@@ -45,13 +45,15 @@ def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
 def test_the_windows_shown_are_micro_batches_of_the_run(run, vocabulary, tmp_path):
     saved, data = finished.arguments(run / "slm"), TokenSet(run / "data")
     loader = Loader(data.n_windows(32), 6, 0)
-    shown, batch = page_file.choose_windows(saved, data, 12)
+    shown, batch, steps = page_file.choose_windows(saved, data, 12)
     assert np.array_equal(shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)])
-    assert batch == [0, 0, 1, 1]
-    shown, batch = page_file.choose_windows(saved, data, 3)  # less than a batch: no batch scope
+    assert batch == [0, 0, 1, 1] and steps == [0, 0, 7, 7]
+    shown, batch, steps = page_file.choose_windows(
+        saved, data, 3
+    )  # less than a batch: no batch scope
     assert np.array_equal(shown, loader.micro_batches(7, 3)[:1])
-    assert batch is None
+    assert batch is None and steps == [7]
     other = write_set(tmp_path / "other", vocabulary, 300)
-    shown, batch = page_file.choose_windows(saved, other, 7)
+    shown, batch, _ = page_file.choose_windows(saved, other, 7)
     assert [list(s) for s in shown] == [[0, 1, 2], [3, 4, 5], [6]]
     assert batch == [0, 0, 1]

@@ -3,7 +3,6 @@
 import pytest
 
 from common.errors import UserError
-from conftest import ROOT
 from model import Config
 from tools.bench import __main__ as bench
 from tools.bench import memory as bench_memory
@@ -163,15 +162,47 @@ def test_one_command_without_an_out_is_planned(capsys):
     assert "4 states of 8.8 GB, 8.8 a rank; training stands still 0.6 minutes in all" in shown
 
 
-def test_a_recipe_that_knows_no_plan_is_not_run(tmp_path):
-    recipe = tmp_path / "r.sh"
-    recipe.write_text(f"touch {tmp_path}/ran\n")
-    with pytest.raises(UserError, match="does not know PLAN=1"):
-        commands_of(recipe, 1)
+SOMEBODYS = r"""#!/bin/bash
+#SBATCH --gpus 8
+# train_slm.py --data of-a-comment: it isn't run
+touch {ran}
+. lib/common.sh
+DATA=data/mine   # its tokens
+export COMMON="--seq-len 2048 --batch-size 512 --micro-batch-size 4"
+cp train_slm.py old/ && echo "train_slm.py --k 0.6"
+for k in 0.6; do
+    CUDA_VISIBLE_DEVICES=0 torchrun --nproc-per-node ${{GPUS:-8}} kit/train_slm.py --data $DATA \
+        --init {init} ${{COMMON}} --steps ${{STEPS:-${{LONG:-1000}}}} --k $K --out "out/k $K" 2>&1 \
+        | tee out/log && python eval_math.py --model out/slm
+done
+"""
+
+
+def test_anyones_shell_file_is_read_and_not_run(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine.sh"
+    file.write_text(SOMEBODYS.format(ran=tmp_path / "ran", init=TINY))
+    monkeypatch.setenv("K", "0.7")
+    # What bash makes of the line, but for the launcher, the log and the loop.
+    wanted = (
+        f"CUDA_VISIBLE_DEVICES=0 torchrun --nproc-per-node 8 kit/train_slm.py --data data/mine "
+        f"--init {TINY} --seq-len 2048 --batch-size 512 --micro-batch-size 4 --steps 1000 --k 0.7 "
+        f"--out"
+    )
+    assert commands_of(file, 8) == [[*wanted.split(), "out/k 0.7"]]
+    plan.main([str(file), "--gpu", "h100"])
+    assert "out/k 0.7" in capsys.readouterr().out
+    monkeypatch.delenv("K")
+    with pytest.raises(UserError, match=r"mine.sh, line 10: \$K is known only when the file runs"):
+        commands_of(file, 8)
     assert not (tmp_path / "ran").exists()
-    for name in ("demo.sh", "ablations.sh", "real_text.sh", "equal_time.sh", "slurm.sh"):
-        with pytest.raises(UserError, match="does not know PLAN=1"):
-            commands_of(ROOT / "runs" / name, 1)
+
+
+def test_a_file_without_a_stage_is_not_run_either(tmp_path):
+    empty = tmp_path / "r.sh"
+    empty.write_text(f"touch {tmp_path}/ran\n")
+    with pytest.raises(UserError, match="holds no command of prepare.py, train_ref.py"):
+        commands_of(empty, 1)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.slow

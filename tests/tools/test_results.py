@@ -8,7 +8,7 @@ import train_slm
 from common.errors import UserError
 from conftest import write_model, write_set
 from tools.results import __main__ as results
-from tools.results import files, pages, tables
+from tools.results import demo, files, pages, tables
 from tools.results.collect import collected
 
 CLM_CURVE = [[100, 0.6], [200, 0.5], [300, 0.4]]
@@ -165,11 +165,11 @@ def cells_of(lines):
 def test_the_demo_s_rows_and_differences_have_intervals():
     """Two seeds: the half of an interval is 12.71 times half of their distance."""
     made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
-    rows = cells_of(tables.demo(made))
+    rows = cells_of(demo.by_seed(made))
     assert rows[0] == ["", "seed 0", "seed 1", "mean, 95 % interval"]
     assert ["SLM k 0.6, exact match", "0.700", "0.900", "0.800 ± 1.271"] in rows
     assert ["CLM, validation loss", "0.4000", "0.4000", "0.4000 ± 0.0000"] in rows
-    assert cells_of(tables.demo_differences(made))[2:] == [
+    assert cells_of(demo.differences(made))[2:] == [
         ["CLM, validation loss", "-0.2000", "-0.2000", "-0.2000 ± 0.0000"],
         ["the reference itself, validation loss", "-0.1000", "-0.1000", "-0.1000 ± 0.0000"],
         ["CLM, exact match", "+0.500", "+0.700", "+0.600 ± 1.271"],
@@ -180,13 +180,13 @@ def test_the_demo_s_rows_and_differences_have_intervals():
 def test_a_seed_without_all_four_runs_is_left_out():
     made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
     made.runs = [run for run in made.runs if (run.method, run.seed) != ("ref", 0)]
-    assert cells_of(tables.demo(made))[0] == ["", "seed 1", "mean, 95 % interval"]
+    assert cells_of(demo.by_seed(made))[0] == ["", "seed 1", "mean, 95 % interval"]
 
 
 def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     """CLM reads 300 tokens, SLM 150 until there, or 60; a reference costs 50 and 100 of scoring."""
     fast = [[60, 0.4], [300, 0.2]]
-    rows = cells_of(tables.demo_tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
+    rows = cells_of(demo.tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
     # Logarithms of 2 and 5: their mean is that of 10, halved; the half is 12.71 times ln(2.5) / 2.
     spread = 2.5 ** (12.71 / 2)
     within = f"3.2, {10**0.5 / spread:.1f} to {10**0.5 * spread:.1f}"
@@ -194,7 +194,7 @@ def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     assert rows[3][:4] == ["its reference and scoring counted", "1.0", "1.4", "1.2"]
 
     slow = [[300, 0.5]]
-    rows = cells_of(tables.demo_tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
+    rows = cells_of(demo.tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
     assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
 
 

@@ -267,7 +267,7 @@ def test_states_by_time(stage, inputs, monkeypatch):
     monkeypatch.setattr(
         states.States,
         "save",
-        lambda self, *args: saved.append(args[-1]["step"]) or write(self, *args),
+        lambda self, *args: saved.append(args[2]["step"]) or write(self, *args),
     )
     assert stage(train_ref, f"{REF} --steps 4 --out never")[0] == 0
     assert saved == [4]

@@ -5,8 +5,10 @@ round's baseline.
 
     python -m tools.bench all --json bench.json          # CPU, a 25M model, T = 512
     python -m tools.bench train --device cuda --preset tinyllama-1b    # a GPU, T = 2048, bf16
+    python -m tools.bench train --rows clm,excess,entropy,deft   # methods, by --score's names
     python -m tools.bench train --grow                   # time and memory against T, V and batch
     python -m tools.bench memory                         # measured peaks beside tools.plan's
+    python -m tools.bench trainers                       # the drop-in beside a Trainer's own loss
     python -m tools.bench generate --model out/slm --data-dir data/math    # beside transformers
     python -m tools.bench prepare --model mistral --data-dir data --sizes 10 1000
 
@@ -25,11 +27,12 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 
+import slm
 from common.command_line import Parser, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.owned import refuse_taken
-from tools.bench import memory, text, train
+from tools.bench import memory, text, train, trainers
 from tools.bench.rows import PRESETS, ROWS, memory_of
 
 PARTS = ("tokenizer", "train", "score", "loader", "prepare", "generate")  # in the order of `all`
@@ -39,13 +42,13 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     parser.usage = "python -m tools.bench WHAT... [--FLAG VALUE ...]"
     add = parser.add_argument
-    add("what", nargs="+", choices=[*PARTS, "memory", "all"], help="what is measured")
+    add("what", nargs="+", choices=[*PARTS, "memory", "trainers", "all"], help="what is measured")
     add("--json", help="write the results here too (FILE)")
     add("--preset", default="cpu-30m", choices=[*PRESETS], help="model and batch")
     add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
     add("--batch-size", type=whole(1), help="windows per step; default: the preset's")
     add("--vocab-size", type=whole(1), help="V; default: the preset's")
-    add("--rows", help=f"of train, by comma: {','.join(ROWS)}")
+    add("--rows", help=f"of train, by comma: {','.join(ROWS)}, or values of --score")
     add("--grow", action="store_true", help="train: against T, V and windows per step")
     add("--checkpointing", action="store_true", help="our rows recompute activations")
     add("--k", type=share, default=0.6, help="share of the tokens that is kept")
@@ -83,9 +86,12 @@ def arguments(argv=None):
 def rows_of(text):
     """The rows that --rows names, by comma; all of them without it."""
     rows = text.split(",") if text else list(ROWS)
-    unknown = sorted(set(rows) - set(ROWS))
+    unknown = sorted(set(rows) - {*ROWS, *slm.SCORES})
     if unknown:
-        raise UserError(f"--rows: got {', '.join(unknown)}, wanted some of {', '.join(ROWS)}")
+        raise UserError(
+            f"--rows: got {', '.join(unknown)}, wanted some of {', '.join(ROWS)}, or of --score's "
+            f"values: {', '.join(slm.SCORES)}"
+        )
     return rows
 
 
@@ -146,6 +152,7 @@ def measure(part, args, env):
         "score": train.bench_score,
         "loader": train.bench_loader,
         "memory": memory.bench_memory,
+        "trainers": trainers.bench_trainers,
         "tokenizer": text.tokenizer,
         "prepare": text.prepare,
         "generate": text.generate,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import methods  # noqa: F401  more scores, by name
 import slm
 from common.numerics import is_compiled
 from model import Config, Transformer, initialise
@@ -23,6 +24,7 @@ from text.writing import TokenSetWriter
 from training import parallel
 from training.loss import FastLoss
 from training.optimizer import make_optimizer
+from training.selector import Choice, scale_gradients
 
 
 class Preset(NamedTuple):
@@ -109,6 +111,8 @@ class Rows:
         """A function of no arguments that takes one step of a row."""
         if row in OURS:
             return partial(self.our_step, *OURS[row])
+        if row in slm.SCORES:
+            return partial(self.method_step, row)
         return getattr(self, row)
 
     # ----------------------------------------------------------------------------------------------
@@ -189,6 +193,34 @@ class Rows:
             total, _, _ = module(self.x, self.y, select, count=count)
         self.finish(total / count, optimizer)
 
+    def method_step(self, name):
+        """A step of `--score NAME`, as train_slm.py makes it with the head "kept"."""
+        module, optimizer = self.ours("kept")
+        weight = isinstance(slm.SCORES[name], slm.Weight)
+        selection = slm.Selection(1.0 if weight else self.args.k, name)
+        stored = self.once("stored", self.stored_values)
+        settled, count = None, None
+        if selection.counted == "masks":
+            count = self.n_kept
+        if selection.counted == "stored":  # the choice is made before the forward pass
+            settled = selection.mask(slm.Tokens(**stored), self.valid)
+            count = int(settled.sum())
+        choice = Choice(selection, slm.Tokens(**stored), self.valid, settled)
+        with self.env.autocast():
+            total, _, _ = module(self.x, self.y, choice.keep, choice.wants, count)
+        (total / (count or self.n)).backward()
+        if count is None and selection.method.per != "valid":
+            scale_gradients(module, self.n / choice.amount().clamp(min=1e-9))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def stored_values(self):
+        """{name: (B, T)}: what is known of each token beside the student."""
+        values = {name: self.ref_loss.roll(i) for i, name in enumerate(slm.STORED)}
+        document = torch.arange(self.n, device=self.x.device).view_as(self.x) // 100
+        noise = self.ref_loss / 5
+        return {**values, "document": document, "noise": noise, "memory": noise}
+
     def clm_transformers(self):
         model, optimizer = self.theirs("student")
         with self.env.autocast():
@@ -234,6 +266,7 @@ class Rows:
             seq_len=self.args.seq_len,
             batch_size=self.args.batch_size,
             entropy=False,
+            context=None,
         )
         note = {"n_scored": 0, "checksums": {}}
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bar

@@ -136,8 +136,10 @@ def prepare(args, env):
         rows.append(row)
         print(
             "prepare ({megabytes:.0f} MB): {prepared:.1f} MB/s, {prepared_ratio:.2f} of the bare "
-            "tokenizer's rate, peak {prepared_peak_bytes:.2e} bytes; with --decontaminate "
-            "{clean:.1f} MB/s, {clean_ratio:.2f}, {clean_peak_bytes:.2e} bytes".format(**row),
+            "tokenizer's rate, peak {GB[0]:.2f} GB; with --decontaminate {clean:.1f} MB/s, "
+            "{clean_ratio:.2f}, {GB[1]:.2f} GB".format(
+                **row, GB=[row[f"{name}_peak_bytes"] / 1e9 for name in ("prepared", "clean")]
+            ),
             flush=True,
         )
     return rows
@@ -240,8 +242,9 @@ def generate(args, env, n=8, new_tokens=32):
         rows.append(row)
         print(
             "generate ({variant}): {tok_per_s:.1f} tok/s, {ratio:.2f}x ({low:.2f}-{high:.2f}), "
-            "{identical} of {prompts} texts identical, peak {peak_memory_bytes:.2e} bytes above "
-            "the models".format(**row)
+            "{identical} of {prompts} texts identical, peak {GB:.2f} GB above the models".format(
+                **row, GB=row["peak_memory_bytes"] / 1e9
+            )
         )
     return rows
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
 from common.records import read_json, read_record
@@ -20,6 +21,9 @@ from hf import checkpoint
 from hf.config import config_from_hf
 from tools.explore.runs import snapshots
 from training import finished
+
+# Of scoring with a model of the student's size; a short context is made in overlapping pieces.
+PASSES = {"base_loss": 1, "short_loss": 2}
 
 
 class Line:
@@ -51,7 +55,7 @@ class Line:
             self.costs.append((fixed_cost(folder, saved, i, references), cost_per_token(saved)))
 
     def selects(self):
-        return self.saved[0].get("k", 1) < 1
+        return selection_of(self.saved[0]).method is not None
 
     def curve(self, read):
         """(tokens, read(record)) of the log records, each (seeds, points); None if there are none.
@@ -97,8 +101,14 @@ def selection_of(saved):
 
 def fixed_cost(folder, saved, i, references):
     """Cost of the reference and of scoring for the i-th seed's run, in tokens of the student."""
-    if not {"ref_loss", "ref_entropy"}.intersection(selection_of(saved).needs):
-        return 0.0
+    needs = set(selection_of(saved).needs)
+    cost = 0.0
+    for name, passes in PASSES.items():
+        if name in needs:
+            note = Path(saved[name]).with_suffix(".json")
+            cost += passes * read_record(note, Note, "stored losses").count / 3
+    if not {"ref_loss", "ref_entropy"}.intersection(needs):
+        return cost
     if references:
         reference = references[min(i, len(references) - 1)]
     else:
@@ -106,7 +116,7 @@ def fixed_cost(folder, saved, i, references):
     note = Path(saved["ref_loss"]).with_suffix(".json")
     scored = read_record(note, Note, "reference losses").count
     trained = finished.summary(reference, "reference")["tokens_seen"]
-    return (trained + scored / 3) * parameters(reference) / parameters(folder)
+    return cost + (trained + scored / 3) * parameters(reference) / parameters(folder)
 
 
 def parameters(folder):

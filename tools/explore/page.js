@@ -6,7 +6,7 @@ const valid = unpack(D.valid, Uint8Array), token = unpack(D.token, Uint16Array),
 const refLoss = unpack(D.ref_loss, Float32Array), refEntropy = unpack(D.ref_entropy, Float32Array);
 const snaps = D.snapshots.map(s => ({
   step: s.step, loss: unpack(s.loss, Float32Array), entropy: unpack(s.entropy, Uint8Array),
-  id: unpack(s.top_id, Uint16Array), p: unpack(s.top_p, Uint8Array),
+  own: unpack(s.own, Float32Array), id: unpack(s.top_id, Uint16Array), p: unpack(s.top_p, Uint8Array),
 }));
 const state = {
   k: D.k < 1 ? D.k : 0.6, snap: snaps.length - 1, mode: "excess", score: "excess", scope: D.scope, source: -1,
@@ -31,6 +31,8 @@ const SCORES = {
   excess: (s, i) => Math.fround(s.loss[i] - refLoss[i]), loss: (s, i) => s.loss[i],
   ref_loss: (s, i) => -refLoss[i], ref_entropy: (s, i) => -refEntropy[i],
 };
+// A score of the run that only slm.py can compute.
+if (snaps[0].own) SCORES[D.score] = (s, i) => s.own[i];
 const COMBINED = { ref_and: (a, b) => a && b, ref_or: (a, b) => a || b };
 const groupOf = { micro: row => D.micro[row], sequence: row => row, batch: row => D.batch[row] };
 let rankings, kept = new Uint8Array(N);
@@ -285,7 +287,7 @@ function options(id, entries) {
 const withEntropy = [["ref_entropy", "lowest reference entropy"], ["ref_and", "both of these"],
   ["ref_or", "either of these"]];
 options("score", [["excess", "excess loss"], ["loss", "student's loss"], ["ref_loss", "lowest reference loss"],
-  ...(refEntropy ? withEntropy : [])]);
+  ...(refEntropy ? withEntropy : []), ...(snaps[0].own ? [[D.score, `the run's own: ${D.score}`]] : [])]);
 options("scope", [["micro", "micro-batch"], ["sequence", "window"], ...(D.batch ? [["batch", "batch"]] : [])]);
 options("source", [[-1, "all"], ...D.sources.map((name, i) => [i, name])]);
 $("source_label").hidden = D.sources.length < 2;

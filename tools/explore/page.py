@@ -19,8 +19,11 @@ from pathlib import Path
 from common.device import Env
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+import methods  # noqa: F401  more scores, by name
+import slm
 from common.errors import UserError
 from common.files import write_atomic
 from data import Loader, Stored, TokenSet, entropy_path
@@ -29,8 +32,11 @@ from tools.explore import passage
 from tools.explore.runs import batched, look, snapshots, spaced
 from tools.explore.spelling import spell
 from training.finished import arguments
+from training.noise import noise
 
 TOP = 3  # predictions shown
+PAGE_SCORES = ("excess", "loss", "ref_loss", "ref_entropy", "ref_and", "ref_or")  # in page.js
+SCOPES = ("micro", "sequence", "batch")  # that the page can show
 BUDGET = 2_900_000  # bytes of the page up to which it holds every snapshot's predictions
 
 
@@ -48,7 +54,7 @@ def main(args):
     if losses.meta["entropy"] and entropy_path(args.ref_loss).exists():
         entropies = Stored(args.ref_loss, data, seq_len, entropy=True)
     models = spaced(snapshots(args.run), args.models)
-    micro_batches, batch_of = choose_windows(saved, data, args.windows)
+    micro_batches, batch_of, step_of = choose_windows(saved, data, args.windows)
     mask = saved.get("document_mask", False)
     seen = []
     total = len(models) * sum(map(len, micro_batches))
@@ -71,9 +77,15 @@ def main(args):
         "kind": None if labels is None else packed(labels, "u1"),
         **text_of(data, windows, seq_len, seen),
     }
+    known = {"ref_loss": ref_loss, "ref_entropy": ref_entropy}
+    by_step = zip(micro_batches, step_of)
+    known["noise"] = np.concatenate([noise(saved["seed"], s, w, seq_len) for w, s in by_step])
+    page["score"] = score_shown(page["k"], page["score"], known)
     if args.passage:
-        draw_passage(args, page, steps[0], seen[0]["loss"], ref_loss, valid, micro_batches)
+        tokens = tokens_of(known, seen[0]["loss"])
+        draw_passage(args, page, steps[0], tokens, valid, micro_batches)
     page["token"] = packed(page["token"], "<u2")
+    put_ranking(page, known, valid, seen)
     put_models(page, seen)
     html = fill(page)
     write_atomic(args.out, html)
@@ -92,7 +104,7 @@ def settings(args, saved, data, steps):
         "k": saved.get("k", 1.0),
         "top": TOP,
         "score": saved.get("score", "excess"),
-        "scope": saved.get("scope", "micro"),
+        "scope": saved["scope"] if saved.get("scope") in SCOPES else "micro",
         "snapshots": [{"step": step} for step in steps],
         "kinds": data.kinds,
         "sources": [source["name"] for source in sources] or ["all"],
@@ -107,6 +119,48 @@ def groups(micro_batches, batch_of):
         "batch": batch_of and np.repeat(batch_of, sizes).tolist(),
         "micro": np.repeat(np.arange(len(sizes)), sizes).tolist(),
     }
+
+
+def tokens_of(known, loss):
+    """slm.Tokens of all windows: the student's loss (windows, T), and what is known beside it."""
+    tokens = slm.Tokens(loss=torch.from_numpy(loss))
+    for name, values in known.items():
+        if values is not None:
+            setattr(tokens, name, torch.from_numpy(values))
+    return tokens
+
+
+def score_shown(k, name, known):
+    """What the page ranks by at first: the run's own score, where all that it reads is known.
+
+    `known`: {field of slm.Tokens: its values or None}. Raises UserError for a score that the kit
+    does not have.
+    """
+    if k == 1:  # it ranked nothing
+        return "excess"
+    if name not in slm.SCORES:
+        raise UserError(f"--run: it ranked by {name}, which SCORES of slm.py does not hold")
+    method = slm.SCORES[name]
+    missing = [field for field in method.needs if field != "loss" and known.get(field) is None]
+    if missing:
+        print(f"note: the run ranked by {name}; without its {missing[0]} the page ranks by excess")
+        return "excess"
+    chooses = isinstance(method, slm.Weight) or method.choose
+    if chooses and name not in PAGE_SCORES:
+        print(f"note: the run chose by {name}, which is no ranking; the page ranks by excess")
+        return "excess"
+    return name
+
+
+def put_ranking(page, known, valid, seen):
+    """Where the run ranked by something that the page cannot compute: each token's value of it."""
+    name = page["score"]
+    if name in PAGE_SCORES:
+        return
+    for shown, found in zip(page["snapshots"], seen):
+        selection = slm.Selection(page["k"], name)
+        values = selection.values(tokens_of(known, found["loss"]), torch.from_numpy(valid))
+        shown["own"] = packed(values.numpy(), "<f4")
 
 
 def put_models(page, seen):
@@ -127,14 +181,16 @@ def put_models(page, seen):
         shown["top_p"] = packed(np.rint(found["top_p"] * 255), "u1")
 
 
-def draw_passage(args, page, step, loss, ref_loss, valid, micro_batches):
+def draw_passage(args, page, step, tokens, valid, micro_batches):
     """`--passage`: the documents `--documents` as the first model shown sees them.
 
-    loss, ref_loss, valid (windows, T). The batch scope is ranked within micro-batches instead.
+    tokens: slm.Tokens of (windows, T), as is valid. Kept is what the run's own score keeps, or the
+    excess where it kept every token. The batch scope is ranked within micro-batches instead.
     """
-    k = page["k"] if page["k"] < 1 else 0.6
+    k, score = (page["k"], page["score"]) if page["k"] < 1 else (0.6, "excess")
     scope = page["scope"] if page["scope"] != "batch" else "micro"
-    kept = passage.kept_tokens(micro_batches, valid, loss, ref_loss, k, scope)
+    kept = passage.kept_tokens(micro_batches, valid, tokens, slm.Selection(k, score, scope))
+    excess = (tokens.loss - tokens.ref_loss).numpy()
     documents = []
     for n in args.documents:
         if not 1 <= n <= len(page["pieces"]):
@@ -144,12 +200,12 @@ def draw_passage(args, page, step, loss, ref_loss, valid, micro_batches):
         for j in range(start, end):
             text = page["words"][page["token"][row, j]]
             text = page["spelt"].get(row * page["T"] + j, text)
-            excess = loss[row, j] - ref_loss[row, j]
-            document.append((text, excess, kept[row, j], valid[row, j]))
+            document.append((text, excess[row, j], kept[row, j], valid[row, j]))
         documents.append(document)
+    by = "" if score == "excess" else f" by {score}"
     note = (
         f"Excess loss after {step} steps: orange, the reference knows it better; "
-        f"blue, it knows it less. Underlined: kept at k = {k:g}."
+        f"blue, it knows it less. Underlined: kept at k = {k:g}{by}."
     )
     passage.draw(args.passage, documents, note)
 
@@ -157,8 +213,8 @@ def draw_passage(args, page, step, loss, ref_loss, valid, micro_batches):
 def choose_windows(saved, data, wanted):
     """Which windows are shown: whole micro-batches, as near to `wanted` windows as they come.
 
-    Returns (lists of window numbers, the optimiser batch that each list belongs to). The second is
-    None where the batches are not whole, so that the batch scope cannot be computed.
+    Returns (lists of window numbers, the optimiser batch that each list belongs to, its step). The
+    second is None where the batches are not whole, so that the batch scope cannot be computed.
 
     On the run's own data they are micro-batches that the run trained on, of evenly spaced steps; on
     another token set windows in order, cut to the same size.
@@ -169,17 +225,20 @@ def choose_windows(saved, data, wanted):
     if saved["inputs"]["data"] != data.hash:
         micro_batches = batched(np.arange(min(wanted, n)), size)
         per_batch = max(1, batch // size)
-        return micro_batches, [i // per_batch for i in range(len(micro_batches))]
+        batch_of = [i // per_batch for i in range(len(micro_batches))]
+        return micro_batches, batch_of, batch_of
     loader = Loader(n, batch, saved["seed"])
     steps = spaced(range(saved["steps"]), max(1, min(wanted, n) // batch))
     if batch > wanted:
-        return loader.micro_batches(steps[0], size)[: max(1, wanted // size)], None
-    micro_batches, batch_of = [], []
+        micro_batches = loader.micro_batches(steps[0], size)[: max(1, wanted // size)]
+        return micro_batches, None, [steps[0]] * len(micro_batches)
+    micro_batches, batch_of, step_of = [], [], []
     for i, step in enumerate(steps):
         of_step = loader.micro_batches(step, size)
         micro_batches += of_step
         batch_of += [i] * len(of_step)
-    return micro_batches, batch_of
+        step_of += [step] * len(of_step)
+    return micro_batches, batch_of, step_of
 
 
 def text_of(data, windows, seq_len, seen):

@@ -20,21 +20,17 @@ GAP = 1.55  # lines from one document to the next
 MARGIN = 14
 
 
-def kept_tokens(micro_batches, valid, loss, ref_loss, k, scope):
-    """What slm.py keeps of the windows by excess loss, (N, T) bool.
+def kept_tokens(micro_batches, valid, tokens, selection):
+    """What an slm.Selection keeps of the windows, (N, T) bool; tokens: slm.Tokens of (N, T).
 
     Ranked within each micro-batch or window; `micro_batches`: lists of windows, N in all.
     """
-    selection = slm.Selection(k, "excess", scope)
     kept = []
     start = 0
     for windows in micro_batches:
         part = slice(start, start + len(windows))
-        tokens = slm.Tokens(
-            loss=torch.from_numpy(loss[part]),
-            ref_loss=torch.from_numpy(ref_loss[part]),
-        )
-        kept.append(selection.mask(tokens, torch.from_numpy(valid[part])))
+        here = slm.Tokens(**{name: values[part] for name, values in vars(tokens).items()})
+        kept.append(selection.mask(here, torch.from_numpy(valid[part])))
         start = part.stop
     return torch.cat(kept).numpy()
 

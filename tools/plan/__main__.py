@@ -4,12 +4,14 @@ Parameters, tokens, FLOPs, memory per GPU, disk, hours, money.
 
     python -m tools.plan runs/rho_math_1b.sh --gpu h100 --n-gpus 32 --price-per-hour 2.50
     python -m tools.plan runs/rho_math_1b.sh --gpu 4090 --n-gpus 1 --mfu 0.4
+    K=0.7 python -m tools.plan my_runs.sh --gpu a100 --tokens data/corpus=2e9
     python -m tools.plan --command "train_slm.py --init TinyLlama/TinyLlama_v1.1 --data d --k 0.6 \\
         --seq-len 2048 --batch-size 512 --micro-batch-size 4" --tokens d=1e9 --gpu h100
 
-Reads the commands that the recipe would run with the stages' own parsers (PLAN=1 bash RECIPE prints
-them, and nothing runs). TinyLlama's, Mistral-7B's, Llama-2-7B's and Rho-1's shapes are known here;
-of other hub ids config.json is fetched.
+Reads the commands that a shell file would run with the stages' own parsers; nothing runs. The kit's
+recipes print them (PLAN=1 bash RECIPE). In any other file each command that stands there counts
+once, with the variables that the file or the environment sets. TinyLlama's, Mistral-7B's,
+Llama-2-7B's and Rho-1's shapes are known here; of other hub ids config.json is fetched.
 
 Hours follow from the MFU that you state: it is an assumption, not a measurement. What selection
 saves in the backward pass, preparing text and evaluation are not counted.
@@ -37,7 +39,7 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     parser.usage = "python -m tools.plan [RECIPE] [--FLAG VALUE ...]"
     add = parser.add_argument
-    add("recipe", nargs="?", help="a recipe of runs/ that knows PLAN=1; or:")
+    add("recipe", nargs="?", help="a recipe of runs/, or a shell file of your own; or:")
     add(
         "--command",
         action="append",
@@ -64,7 +66,8 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     if not args.recipe and not args.command:
         raise UserError(
-            "tools.plan: got neither a recipe nor --command; name one, such as runs/rho_math_1b.sh"
+            "tools.plan: got neither a shell file nor --command; name one, such as "
+            "runs/rho_math_1b.sh"
         )
     return args
 

@@ -1,4 +1,4 @@
-"""A recipe's commands, read with the stages' own parsers; nothing runs."""
+"""A shell file's commands, read with the stages' own parsers; nothing runs."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import score
 import train_ref
 import train_slm
 from common.errors import UserError
+from tools.plan.shell import commands_in
 from training.arguments import settle
 
 STAGES = {
@@ -24,17 +25,19 @@ STAGES = {
 
 
 def commands_of(recipe, n_gpus):
-    """The stages' commands that a recipe would run, [[script, flag, ...]].
+    """The stages' commands of a shell file, [[script, flag, ...]].
 
-    PLAN=1 makes a recipe print them. Raises UserError where it fails, or does not know PLAN.
+    PLAN=1 makes the kit's recipes print them. Any other file is read, for it would run instead.
+    Raises UserError where the commands cannot be told.
     """
-    if not Path(recipe).exists():
-        raise UserError(f"{recipe}: no such recipe; they are in runs/")
-    knows_plan = re.search(r"\bPLAN\b|/common\.sh", Path(recipe).read_text())
-    if not knows_plan:  # it would run instead
-        raise UserError(
-            f"{recipe}: does not know PLAN=1; only the recipes of the paper's experiments do"
-        )
+    if not Path(recipe).is_file():
+        raise UserError(f"{recipe}: no such file; the kit's recipes are in runs/")
+    text = Path(recipe).read_text(errors="replace")
+    if not re.search(r"\$\{?PLAN\b", text) and not is_of_the_kit(recipe, text):
+        commands = commands_in(recipe, text, STAGES)
+        if not commands:
+            raise UserError(f"{recipe}: holds no command of {', '.join(STAGES)}")
+        return commands
     done = subprocess.run(
         ["bash", recipe],
         capture_output=True,
@@ -48,6 +51,12 @@ def commands_of(recipe, n_gpus):
     if not lines:
         raise UserError(f"{recipe}: prints no commands under PLAN=1")
     return [shlex.split(line.removeprefix("$ ")) for line in lines]
+
+
+def is_of_the_kit(recipe, text):
+    """Is it a recipe of runs/ that knows PLAN through the file beside it?"""
+    runs = Path(__file__).parents[2] / "runs"
+    return Path(recipe).resolve().parent == runs and "/common.sh" in text
 
 
 def stage_of(words):

@@ -1,80 +1,21 @@
 """The tables of README and docs, each a function of one experiment. Markdown, as lines."""
 
-import math
 import statistics
 
 from common.errors import UserError
 from tools.compare import table
-
-
-def runs_of(experiment, variant):
-    """{(method, seed): run} of one variant."""
-    return {(run.method, run.seed): run for run in experiment.runs if run.variant == variant}
-
-
-def seeds_of(experiment):
-    return sorted({run.seed for run in experiment.runs})
-
-
-def reached(curve, target):
-    """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
-
-    Interpolated between two validations, as demo/chain.py does; the start does not count.
-    """
-    before = None
-    for tokens, loss in curve:
-        if loss <= target and tokens > 0:
-            if before is None or before[1] <= target:
-                return tokens
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (tokens - before[0])
-        before = (tokens, loss)
-    return None
-
-
-def times_fewer(student, clm):
-    """CLM's tokens over those that a student reads until CLM's final loss; None: never there."""
-    tokens = reached(student.curve, clm.curve[-1][1])
-    return clm.numbers["tokens_seen"] / tokens if tokens else None
-
-
-def number(value, form):
-    return "–" if value is None else format(value, form)
-
-
-def span(values, form):
-    """The lowest and the highest, as text."""
-    return f"{format(min(values), form)} to {format(max(values), form)}"
-
-
-MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def estimate(values):
-    """(mean, half of its 95 % interval by Student's t).
-
-    The half is None where it is not known: of one value, or of more than ten.
-    """
-    t = T95.get(len(values) - 1)
-    if t is None:
-        return statistics.mean(values), None
-    half = t * statistics.stdev(values) / len(values) ** 0.5
-    return statistics.mean(values), half
-
-
-def paired(values, base):
-    """The `estimate` of the differences of two lists, seed by seed."""
-    return estimate([a - b for a, b in zip(values, base, strict=True)])
-
-
-def interval(mean, half, form):
-    """As "0.3012 ± 0.0030"; `form` may ask for a sign."""
-    if half is None:
-        return format(mean, form)
-    return f"{format(mean, form)} ± {format(half, form.lstrip('+'))}"
-
+from tools.results import demo, pays
+from tools.results.seeds import (
+    MEASURES,
+    interval,
+    number,
+    paired,
+    reached,
+    runs_of,
+    seeds_of,
+    span,
+    times_fewer,
+)
 
 # --------------------------------------------------------------------------------------------------
 # runs/roundings.sh
@@ -134,76 +75,6 @@ def roundings_not_run(experiment):
 
 
 # --------------------------------------------------------------------------------------------------
-# runs/demo.sh
-
-DEMO = {"base": "base", "ref": "the reference itself", "clm": "CLM", "slm": "SLM k 0.6"}
-
-
-def demo_seeds(experiment):
-    """The runs as `runs_of` has them, and the seeds that have every method of DEMO."""
-    runs = runs_of(experiment, "")
-    seeds = [s for s in seeds_of(experiment) if all((method, s) in runs for method in DEMO)]
-    return runs, seeds
-
-
-def demo(experiment):
-    """A row for each method and measure: every seed, then the mean and its interval."""
-    runs, seeds = demo_seeds(experiment)
-    rows = [["", *(f"seed {seed}" for seed in seeds), "mean, 95 % interval"]]
-    for key, (name, form) in MEASURES.items():
-        for method, label in DEMO.items():
-            values = [runs[method, seed].numbers[key] for seed in seeds]
-            cells = [format(value, form) for value in values]
-            rows.append([f"{label}, {name}", *cells, interval(*estimate(values), form)])
-    return table(rows).splitlines()
-
-
-def demo_differences(experiment):
-    """SLM less CLM, and less its reference, seed by seed."""
-    runs, seeds = demo_seeds(experiment)
-    rows = [["SLM less", *(f"seed {seed}" for seed in seeds), "mean, 95 % interval"]]
-    for key, (name, form) in MEASURES.items():
-        for method in ("clm", "ref"):
-            values = [runs["slm", seed].numbers[key] for seed in seeds]
-            base = [runs[method, seed].numbers[key] for seed in seeds]
-            cells = [format(a - b, "+" + form) for a, b in zip(values, base, strict=True)]
-            mean = interval(*paired(values, base), "+" + form)
-            rows.append([f"{DEMO[method]}, {name}", *cells, mean])
-    return table(rows).splitlines()
-
-
-def demo_tokens(experiment):
-    """How many times fewer tokens than CLM SLM reads until CLM's final loss.
-
-    The second row adds what the reference costs: its training, and a pass of scoring over what CLM
-    reads, at a third of a training step's cost.
-    """
-    runs, seeds = demo_seeds(experiment)
-    rows = [["", *(f"seed {seed}" for seed in seeds), "median", "geometric mean, 95 % interval"]]
-    alone = [times_fewer(runs["slm", seed], runs["clm", seed]) for seed in seeds]
-    whole = []
-    for seed, ratio in zip(seeds, alone, strict=True):
-        read = runs["clm", seed].numbers["tokens_seen"]
-        cost = runs["ref", seed].numbers["tokens_seen"] + read / 3
-        whole.append(read / (read / ratio + cost) if ratio else None)
-    for label, ratios in (("SLM k 0.6", alone), ("its reference and scoring counted", whole)):
-        cells = [format(ratio, ".1f") if ratio else "never" for ratio in ratios]
-        median = statistics.median(ratio or 0.0 for ratio in ratios)
-        rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
-    return table(rows).splitlines()
-
-
-def geometric(ratios):
-    """The geometric mean, and the interval that `estimate` gives of the logarithms."""
-    if None in ratios:
-        return "–"
-    mean, half = estimate([math.log(ratio) for ratio in ratios])
-    if half is None:
-        return format(math.exp(mean), ".1f")
-    return f"{math.exp(mean):.1f}, {math.exp(mean - half):.1f} to {math.exp(mean + half):.1f}"
-
-
-# --------------------------------------------------------------------------------------------------
 # runs/moments.sh
 
 FORMS = {"float32": 8, "bfloat16": 4, "int8": 2}  # bytes a parameter, without int8's scales
@@ -224,9 +95,7 @@ def moments(experiment):
                     continue
                 cells = [str(size), str(len(seeds)), format(statistics.mean(values), form)]
                 base = [whole[method, seed].numbers[key] for seed in seeds]
-                difference = (
-                    "–" if kind == "float32" else interval(*paired(values, base), "+" + form)
-                )
+                difference = "–" if kind == "float32" else interval(*paired(values, base), form)
                 rows.append([f"{METHODS[method]}, {name}", kind, *cells, difference])
     return table(rows).splitlines()
 
@@ -279,9 +148,11 @@ def _continued(runs, method, seed):
 # the names that pages use
 
 TABLES = {
-    "demo": demo,
-    "demo differences": demo_differences,
-    "demo tokens": demo_tokens,
+    "demo": demo.by_seed,
+    "demo differences": demo.differences,
+    "demo tokens": demo.tokens,
+    "when-it-pays": pays.by_reference,
+    "when-it-pays others": pays.others,
     "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,

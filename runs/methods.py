@@ -1,0 +1,206 @@
+"""What runs/methods.sh needs beside the stages: variants, the choice among them, table and figure.
+
+python -m runs.methods names
+python -m runs.methods table --names clm excess dft --seeds 71 72 73 --steps 1200
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from common.device import Env  # noqa: F401  first: it sets how torch's threads wait
+
+import methods  # noqa: F401  more scores, by name
+import slm
+from common.errors import UserError, cli
+from common.files import write_atomic
+from demo.chain import roots, tokens_to_reach
+from demo.table import print_head, print_row, spread
+from tools.explore.figures import plotting, save_figure
+from tools.explore.lines import PASSES
+from training import finished
+
+KNOBS = {  # a method's one number, and three values of it; the published one is among them
+    "mile": ("gamma", (0.5, 1, 2)),
+    "profit": ("tau", (0.03, 0.1, 0.3)),
+    "memft": ("tau", (0.3, 0.5, 0.7)),
+    "ent": ("tau", (1.2, 1.3, 1.4)),
+    "eaft": ("power", (0.5, 1, 2)),
+    "soft_excess": ("floor", (0.25, 0.5, 0.75)),
+    "sigmoid_excess": ("tau", (0.3, 1, 3)),
+    "longce": ("most", (2, 5, 10)),
+}
+SHARES = (0.4, 0.6, 0.8)  # k, the knob of those that rank
+SHOWN = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # kinds of text
+LAST = 100  # records of the log over which a share kept is averaged
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("names", help="of all methods")
+    for name in ("variants", "choose", "chosen", "table"):
+        add = commands.add_parser(name).add_argument
+        add("--name", help="a method, or clm")
+        add("--names", nargs="+", help="methods, and clm")
+        add("--rates", nargs="+", default=["1e-3"], help="learning rates")
+        add("--seeds", type=int, nargs="+", help="seeds whose runs are finished")
+        add("--steps", type=int, default=1200, help="of the students")
+        add("--out", default="out/methods.json", help="what was chosen")
+        add("--figures", default="figures", help="folder of the figure")
+    args = parser.parse_args()
+    globals()[f"show_{args.command}"](args)
+
+
+def variants(name, rates):
+    """{folder: flags} of a method's variants."""
+    found = {}
+    for rate in rates:
+        for knob in knobs_of(name):
+            text = knob.replace("--set ", "").replace("--k ", "k").replace("=", "")
+            folder = "-".join(part for part in (name, text, rate) if part)
+            score = "--k 1.0" if name == "clm" else f"--score {name}"
+            found[folder] = f"{score} {knob} --lr {rate}".replace("  ", " ")
+    return found
+
+
+def knobs_of(name):
+    """The flags for each value of a method's knob; one empty text where it has none."""
+    if name == "clm":
+        return [""]
+    if name in KNOBS:
+        knob, values = KNOBS[name]
+        return [f"--set {knob}={value:g}" for value in values]
+    if isinstance(slm.SCORES[name], slm.Weight):
+        return [""]
+    return [f"--k {k}" for k in SHARES]
+
+
+def folder_of(name, seed, steps):
+    return roots(seed)[1] / f"methods{steps}" / name
+
+
+def show_names(args):
+    print(*slm.SCORES)
+
+
+def show_variants(args):
+    for folder, flags in variants(args.name, args.rates).items():
+        print(folder, flags)
+
+
+def show_choose(args):
+    """Of each method's variants the one with the lowest mean validation loss."""
+    chosen = {}
+    for name in args.names:
+        losses = {}
+        for folder, flags in variants(name, args.rates).items():
+            runs = [folder_of(f"tune/{folder}", seed, args.steps) for seed in args.seeds]
+            losses[flags] = statistics.mean(finished.summary(run)["val_loss"] for run in runs)
+        best = min(losses, key=losses.get)
+        chosen[name] = {"flags": best, "losses": losses}
+        print(f"{name}: {best}")
+    write_atomic(args.out, json.dumps(chosen, indent=1))
+
+
+def show_chosen(args):
+    chosen = json.loads(Path(args.out).read_text())
+    if args.name not in chosen:
+        raise UserError(
+            f"{args.out}: has no {args.name}; delete it, runs/methods.sh makes it again"
+        )
+    print(chosen[args.name]["flags"])
+
+
+# --------------------------------------------------------------------------------------------------
+# the table and the figure
+
+
+def show_table(args):
+    """A row for each method; a figure of loss against total cost."""
+    print_head("flags", "validation loss", "exact match", "tokens to CLM's loss", *SHOWN, "passes")
+    points = {}
+    for name in args.names:
+        runs = [folder_of(name, seed, args.steps) for seed in args.seeds]
+        baselines = [folder_of("clm", seed, args.steps) for seed in args.seeds]
+        summaries = [finished.summary(run, name) for run in runs]
+        losses = [summary["val_loss"] for summary in summaries]
+        matches = [s["exact_match"] for s in summaries if s["exact_match"] is not None]
+        reached = [
+            tokens_to_reach(run, finished.summary(clm)["val_loss"])
+            for run, clm in zip(runs, baselines)
+        ]
+        kept = [share_of(runs, kind) for kind in SHOWN]
+        print_row(
+            name,
+            flags_of(runs[0]),
+            spread(losses),
+            spread(matches) if matches else "-",
+            reach(reached),
+            *kept,
+            f"{passes_of(name):g}",
+        )
+        points[name] = (cost_of(name, runs[0], args), losses)
+    draw(args, points)
+
+
+def flags_of(run):
+    saved = finished.arguments(run)
+    k = [] if saved["k"] == 1 else [f"k {saved['k']:g}"]
+    return ", ".join([*k, *(saved.get("set") or ()), f"lr {saved['lr']:g}"])
+
+
+def reach(tokens):
+    """The mean of those that reach it, and how many do not."""
+    there = [n for n in tokens if n is not None]
+    if not there:
+        return "never"
+    never = f", {len(tokens) - len(there)} never" if len(there) < len(tokens) else ""
+    return f"{statistics.mean(there):,.0f}{never}"
+
+
+def share_of(runs, kind):
+    """What was kept of a kind of text, or its mean weight, at the end of the runs."""
+    shares = []
+    for run in runs:
+        for record in finished.steps(run)[-LAST:]:
+            if kind in record.get("kept", {}):
+                shares.append(record["kept"][kind])
+    return f"{statistics.mean(shares):.2f}" if shares else "-"
+
+
+def passes_of(name):
+    """Forward passes over the corpus beside training, by models of the student's size."""
+    needs = set() if name == "clm" else set(slm.SCORES[name].needs)
+    stored = sum(passes for field, passes in PASSES.items() if field in needs)
+    return stored + bool(needs & {"ref_loss", "ref_entropy"})
+
+
+def cost_of(name, run, args):
+    """In tokens of training: what was read, a third for each pass, and the reference's training."""
+    saved = finished.arguments(run)
+    corpus = saved["steps"] * saved["batch_size"] * saved["seq_len"]
+    cost = finished.summary(run)["tokens_seen"] + passes_of(name) * corpus / 3
+    if name != "clm" and {"ref_loss", "ref_entropy"} & set(slm.SCORES[name].needs):
+        cost += finished.summary(roots(args.seeds[0])[1] / "ref")["tokens_seen"]
+    return cost
+
+
+def draw(args, points):
+    plt = plotting()
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for name, (cost, losses) in points.items():
+        middle = statistics.mean(losses)
+        error = statistics.stdev(losses) if len(losses) > 1 else 0
+        axes.errorbar(cost / 1e6, middle, yerr=error, fmt="o", capsize=2)
+        axes.annotate(name, (cost / 1e6, middle), xytext=(4, 3), textcoords="offset points")
+    axes.set_xlabel("total cost, millions of tokens of training (scoring and reference included)")
+    axes.set_ylabel("validation loss, nats")
+    save_figure(figure, Path(args.figures) / "methods")
+
+
+if __name__ == "__main__":
+    cli(main)

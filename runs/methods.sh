@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Every method of slm.py and methods.py, like for like, on the demo: one table and one figure.
+#
+#   bash runs/methods.sh                                 # tune on two seeds, then five fresh ones
+#   bash runs/methods.sh "excess dft mile"               # some of them; CLM is always there
+#   TUNE_SEEDS="61 62" SEEDS="71 72 73" bash runs/methods.sh
+#
+# Each method's learning rate, and its knob where it has one, are the best of three on TUNE_SEEDS, by
+# the mean validation loss; CLM's rate likewise. They are written to CHOICES and then fixed. A student
+# takes one to two minutes on a slow core: 22 methods with 3 rates, 9 with knobs, make some 250
+# runs for tuning and 115 for the table. Interrupted, the same command goes on. For a trial:
+# STEPS=20 BASE_STEPS=20 REF_STEPS=20 EVALUATE=0 RATES=1e-3
+set -euo pipefail
+cd "${WHERE:-$(dirname "$0")/..}"
+KIT=${KIT:-.}
+export OMP_NUM_THREADS=1 PYTHONPATH=$KIT
+STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-900} REF_STEPS=${REF_STEPS:-400}
+TUNE_SEEDS=${TUNE_SEEDS:-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
+RATES=${RATES:-"5e-4 1e-3 2e-3"} CHOICES=${CHOICES:-out/methods.json}
+NAMES=${1:-$(python -m runs.methods names)}
+
+common() {                              # seed: data, base, reference, all stored losses
+  S=$1 D=data/demo-seed$1 O=out/demo-seed$1 M=out/demo-seed$1/methods$STEPS
+  local trained="--val $D/val --eval-every 0 --seed $S --threads 1"
+  [ -e "$D/val/meta.json" ] || python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
+  python "$KIT/train_ref.py" --data "$D/base" --init scratch --steps "$BASE_STEPS" --lr 3e-3 \
+    --schedule constant --out "$O/base" $trained
+  python "$KIT/train_ref.py" --data "$D/curated" --init "$O/base" --steps "$REF_STEPS" --lr 2e-3 \
+    --out "$O/ref" $trained
+  local scored="--data $D/corpus --threads 1"
+  python "$KIT/score.py" --model "$O/ref" --out "$M/ref_loss.bin" --entropy $scored
+  python "$KIT/score.py" --model "$O/base" --out "$M/base_loss.bin" $scored
+  python "$KIT/score.py" --model "$O/base" --out "$M/short_loss.bin" --context 32 $scored
+}
+student() {                             # folder, flags of the method
+  python "$KIT/train_slm.py" --data "$D/corpus" --val "$D/val" --init "$O/base" --steps "$STEPS" \
+    --ref-loss "$M/ref_loss.bin" --base-loss "$M/base_loss.bin" --short-loss "$M/short_loss.bin" \
+    --seed "$S" --threads 1 --out "$1" "${@:2}"
+}
+
+for seed in $TUNE_SEEDS; do
+  common "$seed"
+  for name in clm $NAMES; do
+    python -m runs.methods variants --name "$name" --rates $RATES | while read -r folder flags; do
+      student "$M/tune/$folder" $flags < /dev/null
+    done
+  done
+done
+python -m runs.methods choose --names clm $NAMES --seeds $TUNE_SEEDS --steps "$STEPS" \
+  --rates $RATES --out "$CHOICES"
+
+for seed in $SEEDS; do
+  common "$seed"
+  for name in clm $NAMES; do
+    student "$M/$name" $(python -m runs.methods chosen --name "$name" --out "$CHOICES")
+    [ "$EVALUATE" = 0 ] ||
+      python "$KIT/eval_math.py" --model "$M/$name" --tasks "$D/test.jsonl" --threads 1
+  done
+done
+mkdir -p figures
+python -m runs.methods table --names clm $NAMES --seeds $SEEDS --steps "$STEPS"

@@ -1,0 +1,65 @@
+"""runs/methods.sh: every variant is a command that train_slm.py takes; and a shrunken run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slm
+import train_slm
+from conftest import ROOT
+from runs import methods as table
+
+
+@pytest.mark.parametrize("name", ["clm", *slm.SCORES])
+def test_every_variant_is_what_the_trainer_takes(name):
+    found = table.variants(name, ["5e-4", "1e-3"])
+    assert len(found) in (2, 6)
+    for folder, flags in found.items():
+        args = train_slm.arguments(flags.split())
+        assert args.score == ("excess" if name == "clm" else name) and "/" not in folder
+        assert (args.k == 1) == (name == "clm" or isinstance(slm.SCORES[name], slm.Weight))
+    for knob, values in table.KNOBS.values():
+        assert len(values) == 3 and knob.isidentifier()
+
+
+def test_published_values_are_among_the_knobs():
+    """A knob's default, which is the paper's where it names one, is always tried."""
+    for name, (knob, values) in table.KNOBS.items():
+        defaults = slm.SCORES[name].function.__defaults__
+        assert defaults[0] in values, (name, knob)
+
+
+@pytest.mark.slow
+def test_shrunken(tmp_path):
+    """Three methods with a few steps each: tuned, trained, in a table and a figure."""
+    small = {
+        "STEPS": "6",
+        "BASE_STEPS": "6",
+        "REF_STEPS": "6",
+        "EVALUATE": "0",
+        "RATES": "1e-3",
+        "TUNE_SEEDS": "61",
+        "SEEDS": "71 72",
+        "WHERE": str(tmp_path),
+        "KIT": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["bash", str(ROOT / "runs/methods.sh"), "mile longce document"]
+    done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[-4:]] == [
+        "| clm",
+        "| mile",
+        "| longce",
+        "| document",
+    ]
+    assert [row.split(" | ")[-1] for row in rows[-4:]] == ["0 |", "0 |", "2 |", "2 |"]
+    assert (tmp_path / "figures/methods.png").stat().st_size > 10_000
+    chosen = json.loads((tmp_path / "out/methods.json").read_text())
+    assert set(chosen) == {"clm", "mile", "longce", "document"}
+    assert len(chosen["mile"]["losses"]) == 3

@@ -1,0 +1,500 @@
+"""train_slm.py with other methods: normalisers, what they read, schedules, a fork's own scores."""
+
+import importlib.util
+import json
+import re
+import sys
+
+from common.device import Env
+
+import numpy as np
+import pytest
+import torch
+
+import score
+import slm
+import train_slm
+from common import provenance
+from conftest import finish, launch, write_model, write_set
+from data import TokenSet
+from hf import checkpoint
+from training import arrays
+from training.run import Run
+from training.selector import Selector
+from training.source import source_hash
+
+TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
+SLM = f"--data d --init m {TINY}"
+FILES = "--ref-loss ref_loss.bin --base-loss base_loss.bin"
+SCORING = "--data d --seq-len 16 --device cpu --threads 1"
+
+
+@pytest.fixture
+def inputs(vocabulary, tmp_path):
+    """A corpus d of documents, most windows of `sparse` without a valid target, models m and r."""
+    rng = np.random.RandomState(0)
+    tokens = rng.randint(0, vocabulary.n_vocab, 1500)
+    tokens[rng.rand(1500) < 0.04] = vocabulary.eos_id
+    write_set(tmp_path / "d", vocabulary, tokens=tokens)
+    mask = np.zeros(1500, np.uint8)
+    mask[5::64] = mask[7::128] = 1
+    write_set(tmp_path / "sparse", vocabulary, tokens=tokens, loss_mask=mask)
+    write_model(tmp_path / "m", vocabulary)
+    write_model(tmp_path / "r", vocabulary, seed=5)
+    return tmp_path
+
+
+@pytest.fixture
+def scored(stage, inputs):
+    for model, out in (("r", "ref_loss"), ("m", "base_loss")):
+        code, _, err = stage(score, f"--model {model} {SCORING} --out {out}.bin --entropy")
+        assert code == 0, err
+    return inputs
+
+
+def tensors(folder):
+    paths = checkpoint.weight_files(folder)
+    return {name: tensor for path in paths for name, tensor in checkpoint.read_tensors(path)}
+
+
+def distance(a, b):
+    a, b = tensors(a), tensors(b)
+    return max(((a[name] - b[name]).norm() / b[name].norm()).item() for name in a)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def trained(stage, flags):
+    code, out, err = stage(train_slm, f"{SLM} {flags}")
+    assert code == 0, err
+    return out
+
+
+# Those whose divisor is known from the losses alone, from weights, and from masks.
+NORMALISERS = [
+    "--score profit --set tau=0.0033",
+    "--score mile",
+    "--score dft",
+    "--score soft_excess --scope sequence",
+    "--score document",
+    "--score ref_or --scope sequence",
+]
+
+
+@pytest.mark.parametrize("flags", NORMALISERS)
+def test_one_micro_batch_equals_four(stage, scored, flags):
+    trained(stage, f"{FILES} --steps 4 {flags} --out one")
+    trained(stage, f"{FILES} --steps 4 {flags} --out four --micro-batch-size 1")
+    assert distance(scored / "one", scored / "four") < 1e-5
+    assert distance(scored / "one", scored / "m") > 1e-4
+    counts = [[r["tokens_selected"] for r in log(scored / out)] for out in ("one", "four")]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--score profit --set tau=0.0033",
+        "--score mile",
+        "--score deft",
+        "--score document_ref --ref-loss sparse.bin",
+    ],
+)
+def test_ranks_agree_where_most_have_no_valid_target(stage, inputs, flags, parallel):
+    """1 rank = 2 = 4, a window each at a time; three of four have nothing to learn from."""
+    if "sparse.bin" in flags:
+        scoring = SCORING.replace("--data d", "--data sparse")
+        assert stage(score, f"--model r {scoring} --out sparse.bin")[0] == 0
+    args = f"train_slm.py {SLM} --data sparse --steps 4 --micro-batch-size 1 {flags}"
+    runs = [launch(f"{args} --out one", inputs)]
+    for n in (2, 4):
+        runs.append(launch(f"{args} --parallel {parallel} --out ranks{n}", inputs, ranks=n))
+    for run in runs:
+        finish(run)
+    for n in (2, 4):
+        assert distance(inputs / "one", inputs / f"ranks{n}") < 1e-5
+
+
+@pytest.mark.parametrize("name, flag", [("rel", "base"), ("longce", "short")])
+def test_a_missing_file_is_named_with_the_command_that_makes_it(stage, inputs, name, flag):
+    code, _, err = stage(train_slm, f"{SLM} --steps 2 --score {name} --out a")
+    assert code == 2 and f"--{flag}-loss: --score {name} needs" in err
+    command = re.search(r"score\.py (.*)$", err.strip())[1].replace("MODEL", "m")
+    code, _, err = stage(score, f"{command} --device cpu --threads 1")
+    assert code == 0, err
+    given = f"--{flag}-loss {flag}_loss.bin"
+    trained(stage, f"--steps 2 --score {name} --out a {given}")
+    other = {"base": "longce", "short": "rel"}[flag]  # the losses of one are not those of the other
+    wrong = given.replace(f"--{flag}-loss", {"base": "--short-loss", "short": "--base-loss"}[flag])
+    code, _, err = stage(train_slm, f"{SLM} --steps 2 --score {other} --out b {wrong}")
+    assert code == 2 and "was scored with" in err and "name another file" in err
+
+
+def test_losses_of_another_start_are_refused(stage, scored):
+    code, _, err = stage(train_slm, f"{SLM} --steps 2 --score rel --base-loss ref_loss.bin --out a")
+    assert code == 2 and "holds the losses of model" in err and "score.py --model m" in err
+    assert not (scored / "a").exists()
+
+
+def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
+    """Against a forward pass of each piece of 8 tokens: its second half, of the first one all."""
+    args = f"--model m {SCORING} --out short_loss.bin"
+    assert stage(score, f"{args} --context 8")[0] == 0
+    code, _, err = stage(score, args)
+    assert code == 2 and "context 8 -> None" in err
+    for wrong in (7, 16):
+        code, _, err = stage(score, f"{args} --context {wrong} --overwrite")
+        assert code == 2 and f"--context: got {wrong}, wanted an even number below" in err
+    found = np.fromfile(inputs / "short_loss.bin", "<f2").astype(np.float32)
+    tokens = torch.from_numpy(np.array(TokenSet(inputs / "d").tokens, np.int64))
+    model = checkpoint.load(inputs / "m")
+    for window in (0, 5):
+        for start in (0, 4, 8):
+            at = window * 16 + start
+            with torch.no_grad():
+                logits = model.logits(tokens[None, at : at + 8])[0]
+            losses = torch.nn.functional.cross_entropy(
+                logits, tokens[at + 1 : at + 9], reduction="none"
+            )
+            first = 0 if start == 0 else 4
+            stored = torch.from_numpy(found[at + 1 + first : at + 9])
+            assert (losses[first:] - stored).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--score exces", "--score"),
+        ("--score dft --k 0.5", "--k: got 0.5 with --score dft, which weighs each token"),
+        ("--score dft --k 1.0:0.5@0.5", "--k: got 1.0:0.5@0.5 with --score dft"),
+        ("--k 1.0:0.6", "wanted K:K@SHARE"),
+        ("--k 1.0:0.6@0.5:0.4@0.3", "wanted K:K@SHARE"),
+        ("--k 1.0:60@0.5", "--k: got 60, wanted a share"),
+        ("--scope set", "--scope set: --score excess looks at the student, wanted one that is the"),
+        ("--score mile --set gama=2", "--set: got gama=2 with --score mile, wanted one of gamma"),
+        ("--score dft --set p=2", "--set: got p=2 with --score dft, which takes none"),
+        ("--score mile --set gamma", "--set: got gamma, wanted NAME=NUMBER"),
+        ("--score loss --stored quality", "--stored: got quality, wanted NAME=FILE"),
+        ("--score loss --stored loss=x.bin", "t.loss is something else already"),
+        ("--score document", "--base-loss: --score document needs the losses of the model that"),
+        ("--score negative", "64 of 64 weights are below 0 or not finite"),
+        ("--score nothing", "the weights of all 64 targets of a batch are 0"),
+        ("--score unknown", "--score unknown needs t.quality, wanted one of loss, entropy"),
+        ("--score unknown --stored quality=x.bin", "--stored quality: x.bin does not exist"),
+    ],
+)
+def test_bad_lines(stage, inputs, monkeypatch, flags, message):
+    needs = ("loss",)
+    for name, value in (("negative", -1.0), ("nothing", 0.0)):
+        weight = slm.Weight(lambda t, value=value: torch.full_like(t.loss, value), needs=needs)
+        monkeypatch.setitem(slm.SCORES, name, weight)
+    monkeypatch.setitem(slm.SCORES, "unknown", slm.Score(lambda t: t.quality, needs=("quality",)))
+    code, _, err = stage(train_slm, f"{SLM} --steps 2 --out a {flags}")
+    assert code == 2 and message in err.splitlines()[-1], err
+
+
+def test_a_schedule_switches_k(stage, inputs):
+    trained(stage, "--score loss --k 1.0:0.5@0.5 --steps 4 --out a")
+    counts = [record["tokens_selected"] for record in log(inputs / "a")]
+    assert counts == [64, 128, 160, 192]
+    assert stage(train_slm, "--from a/args.json --out b")[0] == 0
+    assert distance(inputs / "a", inputs / "b") == 0
+
+
+def test_a_schedule_may_end_with_every_token(stage, scored):
+    trained(stage, f"{FILES} --k 0.5:1.0@0.5 --steps 4 --out a")
+    counts = [record["tokens_selected"] for record in log(scored / "a")]
+    assert counts == [32, 64, 128, 192]
+
+
+def test_a_schedule_ranks_the_whole_set_anew(scored, monkeypatch):
+    monkeypatch.chdir(scored)
+    found = selector(f"{FILES} --score clean --k 0.8:0.4@0.5:1.0@0.75")
+    n_targets = len(found.of_set) - 1
+    everything = [np.arange(found.data.n_windows(16))]
+    shares = [found.counts(None, step, everything)[1] / n_targets for step in range(4)]
+    assert shares == pytest.approx([0.8, 0.8, 0.4, 1.0], abs=1 / n_targets)
+
+
+@pytest.mark.parametrize("per", ["kept", "valid", "weights"])
+def test_weights_of_one_are_plain_training(stage, inputs, vocabulary, monkeypatch, per):
+    """Bit for bit, where no window is padded: 4 windows of 16 tokens, and the last target."""
+    ones = slm.Weight(lambda t: torch.ones_like(t.loss), needs=("loss",), per=per)
+    monkeypatch.setitem(slm.SCORES, "ones", ones)
+    write_set(inputs / "full", vocabulary, 4 * 16 + 1)
+    trained(stage, "--data full --k 1.0 --steps 3 --out plain")
+    trained(stage, "--data full --score ones --steps 3 --out weighed")
+    assert distance(inputs / "plain", inputs / "weighed") == 0
+
+
+def selector(flags):
+    args = train_slm.arguments(f"{SLM} {flags}".split())
+    args.micro_batch_size = 4
+    args.steps = 4
+    return Selector(args, TokenSet("d"), Env(args))
+
+
+def test_the_document_control_keeps_whole_documents_and_as_many_tokens(scored, monkeypatch):
+    monkeypatch.chdir(scored)
+    for name in ("document", "document_ref"):
+        kept = selector(f"{FILES} --score {name} --k 0.4").of_set[1:]
+        tokens = np.array(TokenSet("d").tokens)
+        end = np.flatnonzero(tokens == ends_of(scored))
+        numbers = np.searchsorted(end, np.arange(1, len(tokens)))
+        losses = {n: np.fromfile(f"{n}_loss.bin", "<f2").astype(float)[1:] for n in ("ref", "base")}
+        value = -losses["ref"] + (losses["base"] if name == "document" else 0)
+        means = {n: value[numbers == n].mean() for n in np.unique(numbers)}
+        shares = {n: kept[numbers == n].mean() for n in means}
+        assert set(shares.values()) == {0.0, 1.0}
+        in_set = [means[n] for n, share in shares.items() if share]
+        out_of_set = [means[n] for n, share in shares.items() if not share]
+        assert min(in_set) > max(out_of_set)
+        longest = max((numbers == n).sum() for n in means)
+        assert abs(kept.sum() - 0.4 * len(kept)) <= longest / 2
+
+
+def ends_of(folder):
+    from hf.tokenizer import Tokenizer
+
+    return Tokenizer.load(folder / "d").eos_id
+
+
+def test_the_whole_set_is_ranked_at_once(scored, monkeypatch):
+    monkeypatch.chdir(scored)
+    kept = selector(f"{FILES} --score clean --k 0.3").of_set[1:]
+    base, ref = (np.fromfile(f"{n}_loss.bin", "<f2")[1:].astype("f4") for n in ("base", "ref"))
+    best = np.argsort(-(base - ref), kind="stable")[: int(0.3 * len(kept) + 0.5)]
+    assert set(np.flatnonzero(kept)) == set(best)
+
+
+def test_an_array_of_ones_own_is_checked_like_stored_losses(stage, inputs, monkeypatch):
+    best = slm.Score(lambda t: t.quality, needs=("quality",))
+    monkeypatch.setitem(slm.SCORES, "best", best)
+    data = TokenSet(inputs / "d")
+    quality = np.random.RandomState(1).rand(data.count)
+    arrays.save(inputs / "q.bin", quality, data)
+    given = "--score best --k 0.5 --scope set --stored quality=q.bin --steps 2"
+    trained(stage, f"{given} --out a")
+    record = json.loads((inputs / "a/args.json").read_text())
+    assert record["inputs"]["quality"]
+    kept = selector(given).of_set
+    assert kept[1:].sum() == (data.count - 1 + 1) // 2
+    assert quality[1:][kept[1:]].min() > quality[1:][~kept[1:]].max()
+
+    content = bytearray((inputs / "q.bin").read_bytes())
+    content[100] ^= 1
+    (inputs / "q.bin").write_bytes(content)
+    code, _, err = stage(train_slm, f"{SLM} {given} --out b")
+    assert code == 2 and "its checksum differs" in err
+    arrays.save(inputs / "q.bin", quality, TokenSet(inputs / "sparse"))
+    note = json.loads((inputs / "q.json").read_text())
+    (inputs / "q.json").write_text(json.dumps(note | {"data": "another"}))
+    code, _, err = stage(train_slm, f"{SLM} {given} --out b")
+    assert code == 2 and "--stored quality: q.bin has values of token set another" in err
+
+
+def test_another_reference_is_an_array_too(stage, scored, monkeypatch):
+    both = slm.Score(lambda t: t.loss - t.second, needs=("loss", "second"))
+    monkeypatch.setitem(slm.SCORES, "both", both)
+    trained(stage, "--score both --stored second=ref_loss.bin --steps 3 --out a")
+    trained(stage, f"{FILES} --score excess --steps 3 --out b")
+    assert distance(scored / "a", scored / "b") == 0
+
+
+# --------------------------------------------------------------------------------------------------
+# a fork goes on with the code that it began with
+
+MINE = '''
+SHARPNESS = 2.0
+
+
+def power(x):
+    """A helper."""
+    return x.abs() ** SHARPNESS  # sharper
+
+
+def mine(t):
+    return -power(t.loss - 5)
+'''
+
+
+def mine(folder, code):
+    path = folder / "mine.py"
+    path.write_text(code)
+    spec = importlib.util.spec_from_file_location("mine", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mine"] = module
+    import linecache
+
+    linecache.checkcache()
+    spec.loader.exec_module(module)
+    return slm.Score(module.mine, needs=("loss",))
+
+
+def test_a_run_goes_on_with_the_code_of_its_score_alone(stage, inputs, monkeypatch):
+    args = "--score mine --steps 2 --out a"
+    monkeypatch.setitem(slm.SCORES, "mine", mine(inputs, MINE))
+    trained(stage, args)
+    other_words = MINE.replace("A helper.", "The same.").replace("  # sharper", "")
+    monkeypatch.setitem(slm.SCORES, "mine", mine(inputs, other_words))
+    trained(stage, args)  # finished: shows its summary
+    for old, new in (("loss - 5", "loss - 4"), ("= 2.0", "= 3.0"), (".abs() **", ".square() **")):
+        assert old in MINE
+        monkeypatch.setitem(slm.SCORES, "mine", mine(inputs, MINE.replace(old, new)))
+        code, _, err = stage(train_slm, f"{SLM} {args}")
+        assert code == 2 and "a holds a run with other arguments (the code of its score)" in err
+    sys.modules.pop("mine")
+
+
+def test_what_has_no_source_is_known_by_its_code_or_version():
+    namespace = {}
+    exec("def f(t): return t.loss * 2", namespace)
+    first = source_hash(slm.Score(namespace["f"], needs=("loss",)))
+    exec("def f(t): return t.loss * 3", namespace)
+    assert source_hash(slm.Score(namespace["f"], needs=("loss",))) != first
+    built_in = slm.Score(torch.neg, needs=("loss",))
+    assert source_hash(built_in) == source_hash(slm.Score(torch.neg, needs=("loss",)))
+    assert source_hash(built_in) != source_hash(slm.Score(torch.abs, needs=("loss",)))
+    assert source_hash(None) is None
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """stopped(step) lets the next run end, as by Ctrl-C, when it has saved that step's state."""
+
+    step_to_stop = [None]
+    real = Run.save_state
+
+    def arm(step):
+        step_to_stop[0] = step
+
+        def save_state(self, done, *rest):
+            real(self, done, *rest)
+            if done == step_to_stop[0]:
+                self.states.wait()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Run, "save_state", save_state)
+
+    return arm
+
+
+def test_another_commit_is_named_and_not_refused(stage, inputs, monkeypatch, stopped):
+    args = f"{SLM} --score loss --steps 4 --save-every 2 --out a"
+    made = {"commit": "abc", "changed": []}
+    monkeypatch.setattr(provenance, "of_the_kit", lambda: made)
+    stopped(2)
+    assert stage(train_slm, args)[0] == 130
+    stopped(None)
+    made = {"commit": "def", "changed": ["slm.py"]}
+    code, out, err = stage(train_slm, args)
+    assert code == 0, err
+    said = "begun by another kit or machine (commit abc -> def; files changed since the commit: "
+    assert f"{said}none -> slm.py)" in out.replace("commit none", "commit: none")
+    assert json.loads((inputs / "a/args.json").read_text())["made"]["commit"] == "abc"
+    assert len(log(inputs / "a")) == 4
+
+
+# --------------------------------------------------------------------------------------------------
+# memory
+
+
+def surprise(t):
+    """Keep what is above its own mean so far."""
+    return t.loss - t.memory
+
+
+def mean_loss(t):
+    """Exponential; the first time the loss itself."""
+    return torch.where(t.memory == 0, t.loss, 0.9 * t.memory + 0.1 * t.loss)
+
+
+REMEMBERS = slm.Score(surprise, needs=("loss", "memory"), remember=mean_loss)
+
+
+def test_memory_is_what_the_score_wrote(stage, inputs, monkeypatch):
+    """One window a step, thrice through a set of two: by hand, from the losses of the log."""
+    seen = []
+
+    def watched(t):
+        seen.append((t.loss.clone(), t.memory.clone()))
+        return t.loss - t.memory
+
+    score = slm.Score(watched, needs=("loss", "memory"), remember=mean_loss)
+    monkeypatch.setitem(slm.SCORES, "watched", score)
+    flags = "--batch-size 1 --epochs 3 --seq-len 750 --score watched --out a"
+    trained(stage, flags)
+    calls = seen[::2]  # each step asks twice: to choose, and for the log
+    assert len(calls) == 6
+    order = [w for epoch in range(3) for w in np.random.RandomState([0, epoch]).permutation(2)]
+    kept = {0: torch.zeros(1, 750), 1: torch.zeros(1, 750)}
+    for window, (loss, memory) in zip(order, calls):
+        known = kept[window].half().float()
+        n = 750 if window == 0 else 749  # the last one is padded
+        assert torch.equal(memory[:, :n], known[:, :n])
+        kept[window] = torch.where(known == 0, loss, 0.9 * known + 0.1 * loss)
+
+
+def test_memory_belongs_to_the_checkpoint(stage, inputs, monkeypatch, stopped):
+    monkeypatch.setitem(slm.SCORES, "remembers", REMEMBERS)
+    args = "--score remembers --k 0.5 --steps 60 --save-every 20 --lr 1e-2"
+    trained(stage, f"{args} --out whole")
+    stopped(40)
+    assert stage(train_slm, f"{SLM} {args} --out cut")[0] == 130
+    stopped(None)
+    trained(stage, f"{args} --out cut")
+    assert distance(inputs / "whole", inputs / "cut") == 0
+    states = [torch.load(inputs / name / "train_state.pt") for name in ("whole", "cut")]
+    assert torch.equal(states[0]["memory"], states[1]["memory"])
+    assert states[0]["memory"].dtype == torch.float16 and (states[0]["memory"] != 0).sum() > 1000
+
+
+FORK = """
+import sys
+
+import torch
+
+sys.path.insert(0, {root!r})
+from slm_kit import slm, train_slm
+from slm_kit.common.errors import cli
+
+
+def surprise(t):
+    return t.loss - t.memory
+
+
+def mean_loss(t):
+    return torch.where(t.memory == 0, t.loss, 0.9 * t.memory + 0.1 * t.loss)
+
+
+slm.SCORES["remembers"] = slm.Score(surprise, needs=("loss", "memory"), remember=mean_loss)
+
+if __name__ == "__main__":
+    cli(train_slm.main)
+"""
+
+
+@pytest.mark.slow
+def test_memory_on_ranks_and_from_one_number_of_them_to_another(inputs):
+    """A state's folder of two ranks, gone on with by one: as one rank all the way."""
+    from conftest import ROOT
+
+    (inputs / "mine.py").write_text(FORK.format(root=str(ROOT / "package")))
+    script = inputs / "mine.py"
+    args = f"{SLM} --micro-batch-size 1 --score remembers --scope sequence --k 0.5 --save-every 10"
+    finish(launch([script, *f"{args} --steps 40 --out one".split()], inputs))
+    finish(launch([script, *f"{args} --steps 40 --out two".split()], inputs, ranks=2))
+    assert distance(inputs / "one", inputs / "two") < 1e-5
+    assert [r["tokens_selected"] for r in log(inputs / "one")] == [
+        r["tokens_selected"] for r in log(inputs / "two")
+    ]
+    one = torch.load(inputs / "one/train_state.pt")["memory"]
+    from training import checkpoints
+
+    two = torch.zeros_like(one)
+    checkpoints.load(inputs / "two/state-000040", {"memory": two})
+    assert (one.float() - two.float()).abs().max() < 0.01

@@ -1,0 +1,150 @@
+"""The tables of runs/when_it_pays.sh: what SLM gains, beside how far its reference is ahead.
+
+The lead of a reference is the validation loss of what stands beside it minus its own, in nats: of
+the base where students start, and of CLM's end. A gain is CLM's loss minus the student's, of the
+same seed. All tokens are tokens of plain training of the student.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+from tools.compare import table
+from tools.results.seeds import interval, number, paired, reached
+
+EARLY = 0.25  # the share of CLM's tokens at which the early gain is read
+OTHERS = {
+    "base": "base, where all start",
+    "clm": "CLM",
+    "random": "random 60 %",
+    "oracle": "CLM on what a parser cuts out",
+    "clm-tuned": "CLM, then fine-tuned on the curated set",
+}
+
+
+@dataclass
+class Point:
+    """SLM of one reference at one k."""
+
+    name: str  # of the reference
+    k: float
+    reference_loss: float
+    lead_at_start: float  # over the base
+    lead_at_end: float  # over CLM's end, mean over the seeds
+    losses: list[float]  # SLM's end, one a seed, as all that follows
+    clm: list[float]
+    early: list[float]
+    clm_early: list[float]
+    fewer: list[float]  # times fewer tokens to CLM's final loss; 0: it never gets there
+    cheaper: list[float]  # the same with the reference and scoring counted
+
+    @property
+    def gain(self):
+        """(mean, half of the 95 % interval or None) at the end."""
+        return paired(self.clm, self.losses)
+
+    @property
+    def early_gain(self):
+        return paired(self.clm_early, self.early)
+
+
+def at(curve, tokens):
+    """A curve's loss at so many tokens, between the two validations around them."""
+    before = curve[0]
+    for point in curve:
+        if point[0] >= tokens:
+            if point[0] == before[0]:
+                return point[1]
+            share = (tokens - before[0]) / (point[0] - before[0])
+            return before[1] + share * (point[1] - before[1])
+        before = point
+    return before[1]
+
+
+def points(experiment):
+    """A `Point` for each reference and k, the weakest reference first."""
+    runs = {(run.method, run.seed, run.variant): run for run in experiment.runs}
+    base = runs["base", 0, ""]
+    variants = sorted({run.variant for run in experiment.runs if run.method == "slm"})
+    found = []
+    for variant in variants:
+        slm = [run for run in experiment.runs if run.method == "slm" and run.variant == variant]
+        slm = [run for run in slm if ("clm", run.seed, "") in runs]
+        if slm:
+            clm = [runs["clm", run.seed, ""] for run in slm]
+            found.append(_point(base, clm, slm))
+    return sorted(found, key=lambda point: (-point.reference_loss, point.name, point.k))
+
+
+def _point(base, clm, slm):
+    """The `Point` of runs with one variant; clm: those of the same seeds."""
+    ends = [run.curve[-1] for run in clm]
+    references = [run.numbers["reference_loss"] for run in slm]  # one, or made for each seed
+    reference_loss = statistics.mean(references)
+    name, _, k = slm[0].variant.rpartition(" ")
+    fewer, cheaper = [], []
+    for run, (tokens, loss) in zip(slm, ends):
+        needed = reached(run.curve, loss)
+        fewer.append(tokens / needed if needed else 0.0)
+        cost = (needed or 0.0) + run.numbers["extra_tokens"]
+        cheaper.append(tokens / cost if needed else 0.0)
+    return Point(
+        name=name,
+        k=float(k),
+        reference_loss=reference_loss,
+        lead_at_start=base.numbers["val_loss"] - reference_loss,
+        lead_at_end=statistics.mean(loss for _, loss in ends) - reference_loss,
+        losses=[run.numbers["val_loss"] for run in slm],
+        clm=[loss for _, loss in ends],
+        early=[at(run.curve, EARLY * tokens) for run, (tokens, _) in zip(slm, ends)],
+        clm_early=[at(run.curve, EARLY * tokens) for run, (tokens, _) in zip(clm, ends)],
+        fewer=fewer,
+        cheaper=cheaper,
+    )
+
+
+def by_reference(experiment):
+    """A row for each reference and k, as Markdown lines."""
+    head = ["reference", "its loss", "lead over the base", "over CLM's end", "k", "seeds", "SLM"]
+    head += ["gain, 95 % interval", f"gain after {EARLY:.0%}", "times fewer tokens"]
+    rows = [[*head, "times less cost"]]
+    for point in points(experiment):
+        rows.append(
+            [
+                point.name,
+                number(point.reference_loss, ".3f"),
+                number(point.lead_at_start, "+.3f"),
+                number(point.lead_at_end, "+.3f"),
+                number(point.k, "g"),
+                str(len(point.losses)),
+                number(statistics.mean(point.losses), ".3f"),
+                interval(*point.gain, ".3f"),
+                interval(*point.early_gain, ".3f"),
+                times(point.fewer),
+                times(point.cheaper),
+            ]
+        )
+    return table(rows).splitlines()
+
+
+def times(ratios):
+    """The median over the seeds; a seed that never gets there counts as the worst."""
+    median = statistics.median(ratios)
+    return number(median, ".2f") if median else "never"
+
+
+def others(experiment):
+    """The runs without a reference's choice, and how they differ from CLM."""
+    rows = [["", "seeds", "validation loss", "gain over CLM, 95 % interval"]]
+    runs = {(run.method, run.seed): run for run in experiment.runs if run.variant == ""}
+    for method, label in OTHERS.items():
+        seeds = sorted(seed for name, seed in runs if name == method)
+        if not seeds:
+            continue
+        losses = [runs[method, seed].numbers["val_loss"] for seed in seeds]
+        gain = "–"
+        compared = method not in ("base", "clm")
+        if compared and all(("clm", seed) in runs for seed in seeds):
+            clm = [runs["clm", seed].numbers["val_loss"] for seed in seeds]
+            gain = interval(*paired(clm, losses), ".3f")
+        rows.append([label, str(len(seeds)), number(statistics.mean(losses), ".3f"), gain])
+    return table(rows).splitlines()

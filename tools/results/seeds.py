@@ -1,0 +1,69 @@
+"""What is read off an experiment's runs: by seed, along a curve, as a difference."""
+
+import statistics
+
+MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def runs_of(experiment, variant):
+    """{(method, seed): run} of one variant."""
+    return {(run.method, run.seed): run for run in experiment.runs if run.variant == variant}
+
+
+def seeds_of(experiment):
+    return sorted({run.seed for run in experiment.runs})
+
+
+def reached(curve, target):
+    """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
+
+    Interpolated between two validations, as demo/chain.py does; the start does not count.
+    """
+    before = None
+    for tokens, loss in curve:
+        if loss <= target and tokens > 0:
+            if before is None or before[1] <= target:
+                return tokens
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (tokens - before[0])
+        before = (tokens, loss)
+    return None
+
+
+def times_fewer(student, clm):
+    """CLM's tokens over those that a student reads until CLM's final loss; None: never there."""
+    tokens = reached(student.curve, clm.curve[-1][1])
+    return clm.numbers["tokens_seen"] / tokens if tokens else None
+
+
+def number(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def span(values, form):
+    """The lowest and the highest, as text."""
+    return f"{format(min(values), form)} to {format(max(values), form)}"
+
+
+def estimate(values):
+    """(mean, half of its 95 % interval by Student's t).
+
+    The half is None where it is not known: of one value, or of more than ten.
+    """
+    t = T95.get(len(values) - 1)
+    if t is None:
+        return statistics.mean(values), None
+    half = t * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), half
+
+
+def paired(values, base):
+    """The `estimate` of the differences of two lists, seed by seed."""
+    return estimate([a - b for a, b in zip(values, base, strict=True)])
+
+
+def interval(mean, half, form):
+    """As "+0.0012 ± 0.0030"."""
+    return f"{mean:+{form}}" if half is None else f"{mean:+{form}} ± {format(half, form)}"

@@ -1,0 +1,105 @@
+"""Arrays of one's own with a value for each token of a token set (`--stored NAME=FILE`).
+
+    from slm_kit.data import TokenSet
+    from slm_kit.training import arrays
+
+    data = TokenSet("data/corpus")
+    arrays.save("quality.bin", values, data)        # values[i] belongs to token i, len(data.tokens)
+
+A flat file, and beside it a note that names the token set and the file's checksums.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from common.checksums import Checked, Checksums
+from common.errors import UserError
+from common.files import write_atomic
+from common.json_files import regular_size
+from common.records import at_least, one_of, read_record
+from data import Stored
+
+DTYPES = ("<f2", "<f4", "|u1", "<i4", "<i8")
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class Note:
+    """NAME.json beside NAME.bin."""
+
+    format: Annotated[int, one_of(FORMAT)]
+    data: str  # the token set's hash
+    count: Annotated[int, at_least(0)]
+    dtype: Annotated[str, one_of(*DTYPES)]
+    checksums: list[int]
+
+
+def save(path, values, token_set):
+    """Write one value for each token of a token set. Raises UserError for what cannot be read."""
+    path = Path(path)
+    values = np.ascontiguousarray(values)
+    if values.dtype == np.float64:
+        values = values.astype("<f4")
+    if values.shape != (token_set.count,) or values.dtype.str not in DTYPES:
+        raise UserError(
+            f"{path}: got an array of shape {values.shape} and type {values.dtype}, wanted "
+            f"({token_set.count},) and one of {', '.join(DTYPES)}"
+        )
+    content = values.tobytes()
+    checksums = Checksums()
+    checksums.add(content)
+    write_atomic(path, content)
+    note = Note(FORMAT, token_set.hash, token_set.count, values.dtype.str, checksums.all())
+    write_atomic(path.with_suffix(".json"), json.dumps(dataclasses.asdict(note), indent=1))
+
+
+class Array:
+    """A file that `save` wrote, checked as stored losses are. Raises UserError."""
+
+    def __init__(self, name, path, token_set, seq_len):
+        self.path = Path(path)
+        self.set = token_set
+        self.seq_len = seq_len
+        self.what = f"--stored {name}"
+        again = "write it again with arrays.save of training/arrays.py"
+        size = regular_size(self.path, self.what, again)
+        note = read_record(self.path.with_suffix(".json"), Note, self.what, again)
+        wanted = token_set.count * np.dtype(note.dtype).itemsize
+        for thing, got, right in (
+            ("values of token set", note.data, token_set.hash),
+            ("a size in bytes of", size, wanted),
+        ):
+            if got != right:
+                raise UserError(
+                    f"{self.what}: {path} has {thing} {got}, this run has {right}; {again}"
+                )
+        self.checked = Checked(self.path, note.checksums, again)
+        self.values = np.memmap(self.path, note.dtype, "r")
+        self.hash = "-".join(f"{number:08x}" for number in note.checksums[:4])
+
+    def batch(self, windows, valid):
+        """The windows' values (B, T): fp32, or int64 of whole numbers; 0 where not valid."""
+        size = self.values.dtype.itemsize
+        for window in windows:
+            first = size * (int(window) * self.seq_len + 1)
+            self.checked.check(first, min(self.values.nbytes, first + size * self.seq_len))
+        out = self.set.cut(self.values, windows, self.seq_len, fill=0)
+        out = np.where(valid, out, 0)
+        if not np.isfinite(out).all():
+            raise UserError(f"{self.what}: {self.path} has values that are not finite in use")
+        whole = out.dtype.kind in "iu"
+        return out.astype(np.int64 if whole else np.float32)
+
+
+def opened(name, path, token_set, seq_len):
+    """A file of `save` or of score.py: (what has `batch`, its hash)."""
+    note = Path(path).with_suffix(".json")
+    if note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]:
+        stored = Stored(path, token_set, seq_len)
+        return stored, stored.meta["reference"]
+    array = Array(name, path, token_set, seq_len)
+    return array, array.hash

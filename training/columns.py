@@ -1,0 +1,131 @@
+"""What a score reads of each token beside the student: stored values, documents, noise, memory."""
+
+import numpy as np
+
+from common.errors import UserError
+from common.numerics import notice, numerics
+from data import Stored, score_command
+from hf.tokenizer import Tokenizer
+from slm import OWN, STORED, Tokens, known
+from training import arrays
+from training.memory import Memory
+from training.method_flags import arrays_of
+from training.noise import noise
+
+FLAGS = {"ref_entropy": "ref_loss"}  # whose file lies beside that of another flag
+WHOSE = {
+    "ref_loss": "the reference's losses",
+    "base_loss": "the losses of the model that training starts from",
+    "short_loss": "losses with a short context",
+}
+BLOCK = 1 << 22  # tokens searched at a time
+
+
+class Columns:
+    """The fields of slm.Tokens that a method needs, but the student's.
+
+    `references`: {name of the stored values: hash of the model that they come from, or of an array
+    of one's own}. Raises UserError where the method needs values that are missing or do not fit.
+    """
+
+    def __init__(self, method, args, data, env):
+        self.args = args
+        self.data = data
+        self.env = env
+        self.now = numerics(args, env, args.micro_batch_size)
+        self.needs = method.needs if method else ()
+        self.stored = {}
+        self.references = {}
+        files = arrays_of(args)
+        for name in self.needs:
+            if name in STORED:
+                self.stored[name] = self._open(name)
+                self.references[name] = self.stored[name].meta["reference"]
+            elif name in files:
+                opened = arrays.opened(name, files[name], data, args.seq_len)
+                self.stored[name], self.references[name] = opened
+            elif name not in known():
+                raise UserError(
+                    f"--score {args.score} needs t.{name}, wanted one of {', '.join(known())}, "
+                    f"{OWN.replace('NAME', name)}"
+                )
+        self.documents = Documents(data) if "document" in self.needs else None
+        self.memory = Memory(data, args.seq_len) if "memory" in self.needs else None
+
+    def _open(self, name):
+        """Stored losses or entropies. Raises UserError with the command that makes them."""
+        args = self.args
+        flag = FLAGS.get(name, name)
+        path = getattr(args, flag)
+        if not path:
+            raise UserError(
+                f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
+                f"with {self.command(name)}"
+            )
+        now = self.now
+        wanted = self._wanted(name)
+        entropy = name == "ref_entropy"
+        stored = Stored(path, self.data, args.seq_len, entropy, now, wanted)
+        if bool(stored.meta["context"]) != bool(wanted["context"]):
+            got = stored.meta["context"]
+            raise UserError(
+                f"--{flag.replace('_', '-')} {path}: was scored with "
+                f"{f'{got} tokens of context' if got else 'the whole window as context'}, --score "
+                f"{args.score} needs {WHOSE[flag]}; name another file"
+            )
+        said = notice(path, stored.meta, now)
+        if said and self.env.main:
+            print(said)
+        return stored
+
+    def command(self, name):
+        """How stored values are made, for a message."""
+        file = f"{FLAGS.get(name, name)}.bin"
+        entropy = " --entropy" if name == "ref_entropy" else ""
+        made = score_command(file, self.data, self.args.seq_len, self.now, self._wanted(name))
+        return f"{made}{entropy}"
+
+    def _wanted(self, name):
+        """What stored values have to be made with."""
+        models = {"base_loss": self.args.init, "short_loss": "MODEL"}
+        short = max(2, self.args.seq_len // 8 * 2)
+        context = short if name == "short_loss" else None
+        return {"model": models.get(name), "context": context}
+
+    def tokens(self, step, windows, valid):
+        """slm.Tokens of the windows' targets, before the forward pass; `valid` (B, T), numpy."""
+        tokens = Tokens()
+        for name, values in self.stored.items():
+            setattr(tokens, name, self.env.tensor(values.batch(windows, valid)))
+        if "noise" in self.needs:
+            drawn = noise(self.args.seed, step, windows, self.args.seq_len)
+            tokens.noise = self.env.tensor(drawn)
+        if self.memory:
+            tokens.memory = self.env.tensor(self.memory.batch(windows))
+        if self.documents:
+            tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
+        return tokens
+
+
+class Documents:
+    """Which document of a token set each token belongs to: one pass over all tokens, at the start.
+
+    A document ends with the end-of-text token. Raises UserError where the tokenizer has none.
+    """
+
+    def __init__(self, token_set):
+        end = Tokenizer.load(token_set.folder).eos_id
+        if end is None:
+            raise UserError(
+                f"document: the tokenizer of {token_set.folder} has no end-of-text token"
+            )
+        tokens = token_set.tokens
+        found = []
+        for start in range(0, len(tokens), BLOCK):
+            found.append(np.flatnonzero(tokens[start : start + BLOCK] == end) + start)
+        self.ends = np.concatenate(found)
+
+    def of(self, windows, seq_len):
+        """The numbers of the windows' targets' documents, (B, T) int64."""
+        targets = np.asarray(windows)[:, None] * seq_len + 1 + np.arange(seq_len)
+        return np.searchsorted(self.ends, targets)  # an end belongs to what it ends

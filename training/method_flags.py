@@ -1,0 +1,144 @@
+"""train_slm.py's flags of the method: what they are, and what they mean together."""
+
+import argparse
+import inspect
+
+import methods  # noqa: F401  more scores, by name
+import slm
+from common.command_line import SHOWN, share, whole
+from common.errors import UserError
+from training.loss import BACKWARD
+
+K = 0.6  # where --k says nothing, and the method has one
+SCOPES = ("micro", "sequence", "batch", "set")
+
+
+def add_method(parser):
+    """Add the flags that train_slm.py has and train_ref.py has not."""
+    add = parser.add_argument_group("selection").add_argument
+    add(
+        "--k",
+        type=share_or_schedule,
+        help=f"share of the tokens that is kept (default {K}); 1.0:0.6@0.3: 1.0 for the first "
+        f"30 %% of the steps, then 0.6",
+    )
+    add("--score", default="excess", choices=[*slm.SCORES], help="what tokens are ranked by")
+    add("--set", action="append", metavar="NAME=VALUE", help="a number of the score's function")
+    add("--scope", choices=SCOPES, help="what they are ranked within; default: the score's own")
+    add(
+        "--rank-windows",
+        type=whole(1),
+        help="micro: windows ranked together; default: those of a forward pass",
+    )
+    add(
+        "--backward",
+        default="exact",
+        choices=BACKWARD,
+        help="pruned is approximate (training/pruned.py)",
+    )
+    add = parser.add_argument_group("what it reads").add_argument
+    add("--ref-loss", metavar="FILE", help="the reference's stored losses, from score.py")
+    add("--base-loss", metavar="FILE", help="those of the model that --init names")
+    add("--short-loss", metavar="FILE", help="with a short context, from score.py --context")
+    add(
+        "--stored",
+        action="append",
+        metavar="NAME=FILE",
+        help="an array of the corpus' length, a score's t.NAME",
+    )
+
+
+def share_or_schedule(text):
+    """An argument type: a share, a float; or a schedule as it was written, a str."""
+    if ":" not in text:
+        return share(text)
+    steps_of(text)
+    return text
+
+
+def steps_of(schedule):
+    """[(share of the steps, the k from there on)] of a text such as "1.0:0.6@0.3".
+
+    It is a switch and no line: what was published ranks with one k at a time.
+    """
+    found = []
+    for part in schedule.split(":"):
+        k, _, start = part.partition("@")
+        found.append((share(start) if start else 0.0, share(k)))
+    starts = [start for start, _ in found]
+    if starts[0] != 0 or sorted(set(starts)) != starts:
+        raise argparse.ArgumentTypeError(
+            f"got {schedule[:SHOWN]}, wanted K:K@SHARE with shares of the steps that rise, such as "
+            f"1.0:0.6@0.3"
+        )
+    return found
+
+
+def settle_method(args):
+    """Fill in what follows from the method, and refuse what does not fit it. Returns `args`."""
+    method = slm.SCORES[args.score]
+    weight = isinstance(method, slm.Weight)
+    args.k_schedule = None
+    if isinstance(args.k, str):
+        args.k_schedule = args.k
+        args.k = min(k for _, k in steps_of(args.k))  # what is read follows from it
+    if args.k is None:
+        args.k = 1.0 if weight else K
+    if weight and (args.k != 1 or args.k_schedule):
+        raise UserError(
+            f"--k: got {args.k_schedule or args.k} with --score {args.score}, which weighs each "
+            f"token and has no k; leave it out"
+        )
+    args.scope = args.scope or method.scope
+    if args.scope == "set" and (weight or not method.static):
+        fixed = [name for name, other in slm.SCORES.items() if other.static]
+        raise UserError(
+            f"--scope set: --score {args.score} looks at the student, wanted one that is the same "
+            f"throughout: {', '.join(fixed)}"
+        )
+    args.set = sorted(args.set) if args.set else None
+    settings_of(args)
+    return args
+
+
+def settings_of(args):
+    """{name: value} of --set. Raises UserError for what the score's function does not take."""
+    taken = [*inspect.signature(slm.SCORES[args.score].function).parameters][1:]
+    found = {}
+    for text in args.set or ():
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"--set: got {text[:SHOWN]}, wanted NAME=NUMBER") from None
+        if name not in taken:
+            known = f"wanted one of {', '.join(taken)}" if taken else "which takes none"
+            raise UserError(f"--set: got {text[:SHOWN]} with --score {args.score}, {known}")
+    return found
+
+
+def arrays_of(args):
+    """{name: file} of --stored. Raises UserError."""
+    found = {}
+    for text in args.stored or ():
+        name, _, path = text.partition("=")
+        if not name.isidentifier() or not path:
+            raise UserError(f"--stored: got {text[:SHOWN]}, wanted NAME=FILE, a score's t.NAME")
+        if name in (*slm.known(), "valid", "together") or name in found:
+            raise UserError(f"--stored: got {text[:SHOWN]}, but t.{name} is something else already")
+        found[name] = path
+    return found
+
+
+def selection_of(args):
+    """The slm.Selection that the flags mean, with the smallest k of a schedule."""
+    settings = tuple(sorted(settings_of(args).items()))
+    return slm.Selection(args.k, args.score, args.scope, args.rank_windows, settings)
+
+
+def k_at(step, args):
+    """The k of step 0, 1, ..."""
+    if not args.k_schedule:
+        return args.k
+    passed = [k for start, k in steps_of(args.k_schedule) if step >= start * args.steps]
+    return passed[-1]
