@@ -1,4 +1,4 @@
-"""The tables of runs/demo.sh's main rows: base, reference, CLM and SLM, with intervals over seeds."""
+"""The tables of runs/demo.sh's main rows, base, reference, CLM and SLM, with intervals."""
 
 import math
 import statistics
