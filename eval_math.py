@@ -278,26 +278,27 @@ def evaluate_task(task, args, env, subject, out):
     refuse_fewer(earlier, args, out / name)
     # An answer's key: the place of its problem, and the number of the sample.
     keys = [(i, sample) for i in range(len(examples)) for sample in range(args.samples)]
-    texts = {key: earlier[key] for key in keys if key in earlier}
-    todo = [key for key in keys if key not in texts]
+    given = {key: earlier[key] for key in keys if key in earlier}
+    todo = [key for key in keys if key not in given]
     with Grader(task, examples) as grader:
-        for key, text in texts.items():
-            grader.add(key, text)
+        for key, known in given.items():
+            grader.add(key, known.text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
             path = unfinished.partial_file(out, name, env.rank)
-            with unfinished.progress_bar(name, n + len(texts), len(texts), env.main) as bar:
-                texts |= unfinished.keep(answers, path, settings, grader, bar)
+            with unfinished.progress_bar(name, n + len(given), len(given), env.main) as bar:
+                given |= unfinished.keep(answers, path, settings, grader, bar)
             env.wait()
         if env.main:
             answered = unfinished.read_answers(out, name)
             for key in keys:
-                if key in answered and key not in texts:  # by another rank
-                    texts[key] = answered[key]
-                    grader.add(key, texts[key])
+                if key in answered and key not in given:  # by another rank
+                    given[key] = answered[key]
+                    grader.add(key, given[key].text)
             verdicts = [grader.verdict(key) for key in keys]
-            ordered = [texts[key] for key in keys]
-            report.write_results(task, ordered, verdicts, out, settings, name, args.samples)
+            texts = [given[key].text for key in keys]
+            reasons = [given[key].finish_reason for key in keys]
+            report.write_results(task, texts, verdicts, out, settings, name, args.samples, reasons)
             unfinished.replaced(out, name)
             if tasks.check(task).own and not args.limit and args.temperature == 0:
                 note_exact_match(subject.folder, task, verdicts)
@@ -334,7 +335,7 @@ def settings_of(task, args, env, subject, prompts):
 
 
 def answer(task, args, env, subject, prompts, todo, settings):
-    """(a generator of (key, text, number of tokens), their number): this rank's part of `todo`."""
+    """(a generator of (key, Reply), their number): this rank's part of `todo`."""
 
     def encode(text):
         return encode_prompt(subject.tokenizer, text)

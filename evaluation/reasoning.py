@@ -1,7 +1,7 @@
 """The two ways in which a model answers: chain of thought, and reasoning with tools (section 3).
 
-    for i, text, tokens in chain_of_thought(decoder, {0: ids}): ...
-    for i, text, tokens in with_tools(decoder, {0: "How many ...?"}, encode): ...
+    for i, reply in chain_of_thought(decoder, {0: ids}): ...
+    for i, reply in with_tools(decoder, {0: "How many ...?"}, encode): ...
 
 With tools, a call of the model ends with a code block. Its program is run, the output appended, and
 the model goes on, for MAX_CALLS calls at most. Programs run beside the decoding.
@@ -19,13 +19,25 @@ FAILED = re.compile(r"error|exception|no algorithms|cannot|nan|\.\.\.", re.IGNOR
 SHOWN = 200  # characters from each end of a long output
 
 
+@dataclass
+class Reply:
+    """What was written about one problem, why it ended, and how many tokens were generated.
+
+    finish_reason: that of the last call (generate.Output), or "calls": there were too many.
+    """
+
+    text: str
+    finish_reason: str
+    tokens: int
+
+
 def chain_of_thought(decoder, prompts):
-    """Yields (i, text, number of tokens) of `prompts` {i: ids} as they end."""
+    """Yields (i, Reply) of `prompts` {i: ids} as they end."""
     for i, ids in prompts.items():
         decoder.add(i, ids)
     while decoder.busy:
         for i, output in decoder.step():
-            yield i, output.text.strip(), len(output.ids)
+            yield i, Reply(output.text.strip(), output.reason, len(output.ids))
 
 
 @dataclass
@@ -55,7 +67,7 @@ class Conversation:
 
 
 def with_tools(decoder, prompts, encode, strict=False):
-    """Yields (i, text, number of tokens) of `prompts` {i: text} as they end.
+    """Yields (i, Reply) of `prompts` {i: text} as they end.
 
     encode: text -> ids of a whole prompt. strict: see Sandbox.
     """
@@ -74,7 +86,7 @@ def with_tools(decoder, prompts, encode, strict=False):
                 if talk.hear_interpreter(future.result()[0]):
                     decoder.add(i, encode(talk.prompt + talk.text))
                 else:
-                    yield i, talk.text, talk.tokens
+                    yield i, Reply(talk.text, "calls", talk.tokens)
             if not decoder.busy:
                 continue
             for i, output in decoder.step():
@@ -82,7 +94,7 @@ def with_tools(decoder, prompts, encode, strict=False):
                 if talk.hear_model(output):
                     running[pool.submit(sandbox.run, [program_of(talk.text)])] = i
                 else:
-                    yield i, talk.text.strip(), talk.tokens
+                    yield i, Reply(talk.text.strip(), output.reason, talk.tokens)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -69,12 +69,15 @@ def read_entries(out_dir):
     return entries
 
 
-def write_results(task, texts, results, out_dir, settings, name=None, samples=1, **more):
+def write_results(
+    task, texts, results, out_dir, settings, name=None, samples=1, reasons=None, **more
+):
     """Write out_dir/NAME.jsonl, a line per answer, and enter NAME in out_dir/results.json.
 
     A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
-    graded again; also the truth as it was written, where gt is less, and the number of the sample,
-    where there are several `samples` of each problem. name: by default the task's.
+    graded again; also the truth as it was written, where gt is less, the number of the sample,
+    where there are several `samples` of each problem, and why the text ended, where that is known
+    (`reasons`, in the order of the texts). name: by default the task's.
     Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
@@ -83,7 +86,8 @@ def write_results(task, texts, results, out_dir, settings, name=None, samples=1,
     lines = []
     for place, (text, result) in enumerate(zip(texts, results)):
         number = {"sample": place % samples} if samples > 1 else {}
-        lines.append({"idx": place // samples, **number, **result, "text": text})
+        ended = {"finish_reason": reasons[place]} if reasons and reasons[place] else {}
+        lines.append({"idx": place // samples, **number, **result, **ended, "text": text})
     with taking_turns(out_dir):  # other tasks may be written by other processes
         entries = read_entries(out_dir) | {name: entry}
         write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
@@ -120,7 +124,10 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
         more, differences = compare(rows, results, workers)
         write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
     settings = settings or {"regraded": str(file)}
-    return write_results(task, texts, results, out_dir, settings, name, samples_in(rows), **more)
+    reasons = [row.get("finish_reason") for row in rows]  # in a file of ours
+    return write_results(
+        task, texts, results, out_dir, settings, name, samples_in(rows), reasons, **more
+    )
 
 
 def samples_in(rows):

@@ -9,7 +9,7 @@ import glob
 import json
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -49,6 +49,14 @@ class Answer:
     idx: Annotated[int, at_least(0)]
     text: str
     sample: Annotated[int, at_least(0)] = 0
+    finish_reason: str | None = None  # None: it was written before this was noted
+
+
+class Given(NamedTuple):
+    """An answer."""
+
+    text: str
+    finish_reason: str | None
 
 
 def partial_file(out, name, rank):
@@ -62,26 +70,26 @@ def partial_files(out, name):
 def keep(answers, path, settings, grader, bar):
     """Write each answer down as it comes, and show how far and how good it is.
 
-    answers: yields (key, text, number of tokens). Returns {key: text}.
+    answers: yields (key, reasoning.Reply). Returns {key: Given}.
     """
     locks.lock(path)
     size = whole_lines(path)
     file = files.Growing(path, size)
     if size == 0:
         file.write(line_of({"settings": settings}))
-    texts = {}
+    given = {}
     n_tokens = 0
     started = time.perf_counter()
-    for key, text, tokens in answers:
-        file.write(line_of({"idx": key[0], "sample": key[1], "text": text}))
-        grader.add(key, text)
-        texts[key] = text
-        n_tokens += tokens
+    for key, reply in answers:
+        given[key] = Given(reply.text, reply.finish_reason)
+        file.write(line_of({"idx": key[0], "sample": key[1], **given[key]._asdict()}))
+        grader.add(key, reply.text)
+        n_tokens += reply.tokens
         speed = n_tokens / (time.perf_counter() - started)
         bar.set_postfix_str(f"{grader.accuracy()} right, {speed:.0f} tok/s", refresh=False)
         bar.update()
     file.close()
-    return texts
+    return given
 
 
 def line_of(record):
@@ -99,12 +107,16 @@ def whole_lines(path):
 
 
 def read_answers(out, name):
-    """{key: text} of all ranks' unfinished files; a last line that a kill cut short is left out."""
-    texts = {}
+    """{key: Given} of all ranks' unfinished files, without a last line that a kill cut short."""
+    given = {}
     for path in partial_files(out, name):
         for row in list(records_of(path))[1:]:
-            texts[key_of(row)] = row["text"]
-    return texts
+            given[key_of(row)] = given_by(row)
+    return given
+
+
+def given_by(row):
+    return Given(row["text"], row.get("finish_reason"))
 
 
 def key_of(row):
@@ -153,7 +165,7 @@ def start_over(out, name):
 
 
 def earlier_answers(out, name, settings):
-    """{key: text} of what was answered before with these settings; the task is locked.
+    """{key: Given} of what was answered before with these settings; the task is locked.
 
     Raises UserError where it was made with other ones, and as `lock_task` does.
     """
@@ -171,21 +183,21 @@ def answers_on_disk(out, name, settings):
     finished = out / f"{name}.jsonl"
     for path in partial_files(out, name):
         check_same(path, saved_settings(path) or settings, settings)
-    texts = {}
+    given = {}
     entries = read_entries(out)
     # Answers whose results a kill kept from being written still stand in the unfinished files.
     if finished.exists() and name in entries:
         check_same(finished, entries[name].get("settings", {}), settings)
-        texts = finished_answers(finished)
-    return texts | read_answers(out, name)
+        given = finished_answers(finished)
+    return given | read_answers(out, name)
 
 
 def finished_answers(path):
-    """{key: text} of a finished file. Raises UserError where a line is broken."""
+    """{key: Given} of a finished file. Raises UserError where a line is broken."""
     rows = read_rows(path)
     for number, row in enumerate(rows, 1):
         as_record(row, Answer, f"{path}: answer {number}", MEND)
-    return {key_of(row): row["text"] for row in rows}
+    return {key_of(row): given_by(row) for row in rows}
 
 
 def set_aside(out, name):

@@ -271,7 +271,7 @@ def test_tool_loop_rebuilds_published_texts(folder, n, monkeypatch):
         and ("scipy" not in text or find_spec("scipy"))
     }
     prompts, decoder = {i: ask(published[i]["question"]) for i in texts}, Replay(texts)
-    got = {i: text for i, text, _ in reasoning.with_tools(decoder, prompts, encode=str)}
+    got = {i: reply.text for i, reply in reasoning.with_tools(decoder, prompts, encode=str)}
     assert {i: text.strip() for i, text in got.items()} == {
         i: text.strip() for i, text in texts.items()
     }
@@ -286,9 +286,10 @@ def test_tool_loop_ends_after_four_calls(monkeypatch):
             i, prompt = self.waiting.pop()
             return [(i, Output("```python\nprint(6 * 7)\n```\n", [1, 2], "stop"))]
 
-    ((i, text, tokens),) = reasoning.with_tools(Coder({}), {0: ask("What?")}, encode=str)
+    ((_, reply),) = reasoning.with_tools(Coder({}), {0: ask("What?")}, encode=str)
     block = "```python\nprint(6 * 7)\n```\n```output\n42\n```\n"
-    assert text == block * 4 + "\nReach max function call limit." and tokens == 8
+    assert reply.text == block * 4 + "\nReach max function call limit."
+    assert reply.tokens == 8 and reply.finish_reason == "calls"
 
 
 # --------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def small():
 
 def sampled(model, prompts, prefix=(), seed=0, **options):
     decoder = G.Decoder(model, Numbers(), 40, prefix=prefix, temperature=1.0, seed=seed, **options)
-    return {key: text for key, text, _ in reasoning.chain_of_thought(decoder, prompts)}
+    return {key: reply.text for key, reply in reasoning.chain_of_thought(decoder, prompts)}
 
 
 def test_a_sample_does_not_depend_on_what_is_decoded_beside_it(small):
@@ -264,7 +264,7 @@ def test_with_tools_a_sample_is_the_same_in_any_batch(small, monkeypatch):
         )
         asked = {key: f"{key[0]}|" for key in keys}
         found = reasoning.with_tools(decoder, asked, encode)
-        return {key: text for key, text, _ in found}
+        return {key: reply.text for key, reply in found}
 
     keys = [(i, sample) for i in range(4) for sample in range(2)]
     wanted = answers(20_000, keys)
