@@ -5,10 +5,10 @@
 #
 #   bash runs/demo.sh                       # seeds 21 to 25, about 40 minutes on two slow cores
 #   bash runs/demo.sh --seeds "1 2" --jobs 1
-#   bash runs/demo.sh --main                # CLM, SLM and the reference alone, half of the time
+#   bash runs/demo.sh --main                # CLM, SLM, random and the reference: half of the time
 #
 # Interrupted, the same command goes on. The table is printed at the end (python -m demo.table).
-# Base, reference, CLM and SLM are added to results/demo.json; their tables with intervals:
+# Base, reference, CLM, SLM and random go into results/demo.json; their tables with intervals:
 # python -m tools.results.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,8 +28,9 @@ one_seed() {
   local mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
   # The first makes data, base, reference, scores and CLM, too.
   python train_slm.py --k 0.6 --seed $S
-  [ -z "$MAIN" ] || return 0
   python train_slm.py --k 0.6 --score random --seed $S
+  python eval_math.py --model $O/random --tasks $D/test.jsonl
+  [ -z "$MAIN" ] || return 0
   python train_ref.py $tune --init $O/clm --out $O/clm-tuned
   python train_ref.py $tune --init $O/slm --out $O/slm-tuned
   python prepare.py --source $D/corpus $D/curated --out $D/mixed1
@@ -37,7 +38,7 @@ one_seed() {
                              $D/curated $D/curated $D/curated $D/curated --out $D/mixed8
   python train_ref.py --data $D/mixed1 $mix --out $O/mixed1
   python train_ref.py --data $D/mixed8 $mix --out $O/mixed8
-  for run in base ref clm slm random clm-tuned slm-tuned mixed1 mixed8; do
+  for run in base ref clm slm clm-tuned slm-tuned mixed1 mixed8; do
     python eval_math.py --model $O/$run --tasks $D/test.jsonl
   done
 }
@@ -48,7 +49,7 @@ runs=()
 for S in $SEEDS; do
   O=out/demo-seed$S
   [ "$S" != 0 ] || O=out/demo
-  for run in base ref clm slm; do runs+=(--run $run=$O/$run); done
+  for run in base ref clm slm random; do runs+=(--run $run=$O/$run); done
 done
 python -m tools.results --add demo --command "bash runs/demo.sh" "${runs[@]}"
 [ -n "$MAIN" ] || python -m demo.table --seeds $SEEDS

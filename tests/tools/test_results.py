@@ -154,6 +154,7 @@ def demo_runs(clm_curves, slm_curves):
         files.add(made, run("ref", seed, "", 0.5 + seed / 10, [[50, 0.3]]))
         made.runs[-1].numbers["tokens_seen"] = 50
         files.add(made, run("clm", seed, "", 0.2, clm))
+        files.add(made, run("random", seed, "", 0.1, clm))
         files.add(made, run("slm", seed, "", 0.7 + seed / 5, slm))
     return made
 
@@ -177,7 +178,7 @@ def test_the_demo_s_rows_and_differences_have_intervals():
     ]
 
 
-def test_a_seed_without_all_four_runs_is_left_out():
+def test_a_seed_without_all_its_runs_is_left_out():
     made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
     made.runs = [run for run in made.runs if (run.method, run.seed) != ("ref", 0)]
     assert cells_of(demo.by_seed(made))[0] == ["", "seed 1", "mean, 95 % interval"]
@@ -196,6 +197,14 @@ def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     slow = [[300, 0.5]]
     rows = cells_of(demo.tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
     assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
+
+
+def test_readme_s_table_gives_means_intervals_and_the_span_of_what_is_saved():
+    fast = [[60, 0.4], [300, 0.2]]
+    rows = cells_of(demo.first_screen(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
+    assert rows[2] == ["CLM, every token", "0.400 ± 0.000", "20% ± 0%", "", ""]
+    assert rows[4][0] == "**SLM, k = 0.6**"
+    assert rows[4][3:] == ["2.0 to 5.0 times fewer", "1.0 to 1.4 times fewer"]
 
 
 def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):

@@ -1,4 +1,4 @@
-"""The tables of runs/demo.sh's main rows, base, reference, CLM and SLM, with intervals."""
+"""The tables of runs/demo.sh's main rows: base, reference, CLM, random and SLM, with intervals."""
 
 import math
 import statistics
@@ -11,10 +11,23 @@ from tools.results.seeds import (
     paired,
     runs_of,
     seeds_of,
+    span,
     times_fewer,
 )
 
-METHODS = {"base": "base", "ref": "the reference itself", "clm": "CLM", "slm": "SLM k 0.6"}
+METHODS = {
+    "base": "base",
+    "ref": "the reference itself",
+    "clm": "CLM",
+    "random": "random 60 %",
+    "slm": "SLM k 0.6",
+}
+FIRST_SCREEN = {
+    "clm": "CLM, every token",
+    "random": "random 60 %",
+    "slm": "**SLM, k = 0.6**",
+    "ref": "the reference itself",
+}
 
 
 def complete(experiment):
@@ -50,6 +63,23 @@ def differences(experiment):
     return table(rows).splitlines()
 
 
+def first_screen(experiment):
+    """README's table: a row for each method, means with their intervals."""
+    runs, seeds = complete(experiment)
+    rows = [["", "validation loss", "exact match", "tokens to CLM's final loss"]]
+    rows[0].append("with all costs")
+    fewer = dict(zip(("slm", "costs"), ratios_of(runs, seeds)))
+    for method, label in FIRST_SCREEN.items():
+        cells = [label]
+        for key, form in (("val_loss", ".3f"), ("exact_match", ".0%")):
+            values = [runs[method, seed].numbers[key] for seed in seeds]
+            cells.append(plain(*estimate(values), form))
+        for ratios in fewer.values() if method == "slm" else ():
+            cells.append(f"{span(ratios, '.1f')} times fewer" if None not in ratios else "–")
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
+    return table(rows).splitlines()
+
+
 def tokens(experiment):
     """How many times fewer tokens than CLM SLM reads until CLM's final loss.
 
@@ -58,17 +88,23 @@ def tokens(experiment):
     """
     runs, seeds = complete(experiment)
     rows = [["", *(f"seed {seed}" for seed in seeds), "median", "geometric mean, 95 % interval"]]
+    alone, whole = ratios_of(runs, seeds)
+    for label, ratios in (("SLM k 0.6", alone), ("its reference and scoring counted", whole)):
+        cells = [format(ratio, ".1f") if ratio else "never" for ratio in ratios]
+        median = statistics.median(ratio or 0.0 for ratio in ratios)
+        rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
+    return table(rows).splitlines()
+
+
+def ratios_of(runs, seeds):
+    """CLM's tokens over SLM's, by seed: those that the student reads, and with all costs."""
     alone = [times_fewer(runs["slm", seed], runs["clm", seed]) for seed in seeds]
     whole = []
     for seed, ratio in zip(seeds, alone, strict=True):
         read = runs["clm", seed].numbers["tokens_seen"]
         cost = runs["ref", seed].numbers["tokens_seen"] + read / 3
         whole.append(read / (read / ratio + cost) if ratio else None)
-    for label, ratios in (("SLM k 0.6", alone), ("its reference and scoring counted", whole)):
-        cells = [format(ratio, ".1f") if ratio else "never" for ratio in ratios]
-        median = statistics.median(ratio or 0.0 for ratio in ratios)
-        rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
-    return table(rows).splitlines()
+    return alone, whole
 
 
 def geometric(ratios):

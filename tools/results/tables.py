@@ -151,6 +151,7 @@ TABLES = {
     "demo": demo.by_seed,
     "demo differences": demo.differences,
     "demo tokens": demo.tokens,
+    "demo first-screen": demo.first_screen,
     "when-it-pays": pays.by_reference,
     "when-it-pays others": pays.others,
     "real-model": real_model,
