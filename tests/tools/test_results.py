@@ -204,7 +204,7 @@ def test_readme_s_table_gives_means_intervals_and_the_span_of_what_is_saved():
     rows = cells_of(demo.first_screen(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
     assert rows[2] == ["CLM, every token", "0.400 ± 0.000", "20% ± 0%", "", ""]
     assert rows[4][0] == "**SLM, k = 0.6**"
-    assert rows[4][3:] == ["2.0 to 5.0 times fewer", "1.0 to 1.4 times fewer"]
+    assert rows[4][3:] == ["2.0 to 5.0", "1.0 to 1.4"]
 
 
 def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):

@@ -66,8 +66,7 @@ def differences(experiment):
 def first_screen(experiment):
     """README's table: a row for each method, means with their intervals."""
     runs, seeds = complete(experiment)
-    rows = [["", "validation loss", "exact match", "tokens to CLM's final loss"]]
-    rows[0].append("with all costs")
+    rows = [["", "validation loss", "exact match", "times fewer tokens", "with all costs"]]
     fewer = dict(zip(("slm", "costs"), ratios_of(runs, seeds)))
     for method, label in FIRST_SCREEN.items():
         cells = [label]
@@ -75,7 +74,7 @@ def first_screen(experiment):
             values = [runs[method, seed].numbers[key] for seed in seeds]
             cells.append(plain(*estimate(values), form))
         for ratios in fewer.values() if method == "slm" else ():
-            cells.append(f"{span(ratios, '.1f')} times fewer" if None not in ratios else "–")
+            cells.append(span(ratios, ".1f") if None not in ratios else "–")
         rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     return table(rows).splitlines()
 
