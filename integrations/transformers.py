@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
 from integrations.windows import IGNORED
@@ -56,19 +57,31 @@ def next_token_losses(logits, labels):
 
 
 def selective_loss(logits, labels, selection, n_kept=None, **stored):
-    """The mean loss of the kept tokens, and which they are (B, T - 1).
+    """The mean loss of the kept tokens, and which they are, or their weights (B, T - 1).
 
-    `stored`: what the score needs beside the student's loss, each (B, T) and indexed by the target
-    as `labels` are: ref_loss=..., ref_entropy=.... `n_kept`: what to divide by; by default the
-    number kept here.
+    `stored`: what the score needs beside the student's prediction, each (B, T) and indexed by the
+    target as `labels` are: ref_loss=..., ref_entropy=.... `n_kept`: what to divide by; by default
+    what the score divides by here (`per` of slm.Score).
     """
     losses, valid = next_token_losses(logits, labels)
     known = {name: values[:, 1:].float() for name, values in stored.items()}
     tokens = slm.Tokens(loss=losses.detach(), noise=torch.rand_like(losses.detach()), **known)
+    if selection.wants:
+        scores = at_least_fp32(logits[:, :-1].detach()).flatten(0, 1)
+        for name, values in slm.of_predictions(scores, selection.wants).items():
+            setattr(tokens, name, values.view_as(losses))
     kept = selection.mask(tokens, valid)
     if n_kept is None:
-        n_kept = kept.sum().clamp(min=1)
-    return torch.where(kept, losses, 0.0).sum() / n_kept, kept
+        n_kept = divisor(selection, kept, valid)
+    return torch.where(kept != 0, kept * losses, 0.0).sum() / n_kept, kept
+
+
+def divisor(selection, kept, valid):
+    """What the summed loss is divided by, a scalar tensor."""
+    per = selection.method.per if selection.method else "kept"
+    if per == "weights":
+        return kept.sum()
+    return ((kept != 0) if per == "kept" else valid).sum().clamp(min=1)
 
 
 def slm_loss(logits, labels, ref_loss, k, n_kept=None):
@@ -176,16 +189,19 @@ class SelectiveMixin:
 
     The training data has the columns that the selection needs (add_reference_losses). With k = 1
     the loss is the Trainer's own. Evaluation is untouched: the mean over every target. Scopes:
-    "micro" and "sequence". Raises UserError for what it cannot do.
+    "micro" and "sequence". Scores whose divisor is known before any gradient: a top k, and weights
+    over all valid targets. Raises UserError for what it cannot do.
     """
 
     def __init__(self, *args, selection, **kwargs):
-        others = set(selection.needs) - {"loss", "noise", *STORED}
-        if selection.scope in ("batch", "set") or selection.counted != "masks" or others:
+        others = set(selection.needs) - {"loss", "noise", *slm.PREDICTION, *STORED}
+        told_late = selection.counted != "masks" and not self._is_over_valid(selection)
+        if selection.scope in ("batch", "set") or told_late or others:
             raise UserError(
                 f"SelectiveMixin: got scope {selection.scope!r}, score {selection.score!r}; wanted "
-                f"scope micro or sequence and a top k by loss, ref_loss, ref_entropy or noise; "
-                f"train_slm.py has the others"
+                f"scope micro or sequence, and a top k or a weight over valid targets by loss, "
+                f"{', '.join([*slm.PREDICTION, *sorted(STORED)])} or noise; train_slm.py has the "
+                f"others"
             )
         self.selection = selection
         # A Trainer would drop the columns without a word. They are kept, and sorted out below.
@@ -200,6 +216,10 @@ class SelectiveMixin:
         self.needed = sorted(set(selection.needs) & STORED)
         self._refuse_missing(self.train_dataset)
         self.data_collator = Collator(self.data_collator, self.needed, self._model_columns())
+
+    @staticmethod
+    def _is_over_valid(selection):
+        return selection.method is not None and selection.method.per == "valid"
 
     def _refuse_missing(self, dataset):
         columns = getattr(dataset, "column_names", None)
@@ -219,7 +239,9 @@ class SelectiveMixin:
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         kept = 0
         for batch in batches:
-            kept += self.selection.count((batch["labels"][:, 1:] != IGNORED).cpu().numpy())
+            valid = (batch["labels"][:, 1:] != IGNORED).cpu().numpy()
+            whole = self._is_over_valid(self.selection)
+            kept += int(valid.sum()) if whole else self.selection.count(valid)
         kept = torch.tensor(kept, device=device)
         return batches, self.accelerator.gather(kept).sum().clamp(min=1)
 
@@ -273,7 +295,7 @@ def laid_out(name, columns, lengths, batch):
         left = "attention_mask" in batch and bool((batch["attention_mask"][:, 0] == 0).any())
         for row, column in zip(out, columns):
             place = slice(shape[1] - len(column), None) if left else slice(0, len(column))
-            row[place] = torch.tensor(column)
+            row[place] = torch.as_tensor(column)
         return out
     if shape[0] == 1 and sum(lengths) <= shape[1]:  # without padding, one behind the other
         out[0, : sum(lengths)] = torch.tensor(np.concatenate(columns), dtype=out.dtype)

@@ -382,6 +382,39 @@ def test_sft_with_lora_has_one_model(inputs):
     assert trained and all("lora" in name for name in trained)
 
 
+@pytest.mark.parametrize("score, per_token", [("dft", "(-l).exp()"), ("deft", "(-l * c).exp()")])
+def test_a_weight_over_the_valid_targets_is_exact_however_it_is_accumulated(
+    inputs, score, per_token
+):
+    rows = ragged(4)
+    model = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32)
+    batch = padded(rows)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    log_p = logits[:, :-1].double().log_softmax(-1)
+    valid = batch["labels"][:, 1:] != -100
+    l = -log_p.gather(-1, batch["labels"][:, 1:].clamp(min=0)[..., None])[..., 0]
+    c = log_p.exp().square().sum(-1)
+    weights = eval(per_token, {"l": l.detach(), "c": c.detach()})
+    (weights * l)[valid].sum().div(valid.sum()).backward()
+    wanted = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for size, accumulate in ((4, 1), (1, 4)):
+        trainer = OrderedTrainer(
+            model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
+            args=arguments(inputs / "o", size, 1, accumulate),
+            train_dataset=rows,
+            data_collator=padded,
+            selection=Selection(K, score),
+        )
+        for name, gradient in gradients(trainer, accumulate).items():
+            assert torch.allclose(gradient, wanted[name], rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("score", ["mile", "profit", "ref_and", "clean", "longce"])
+def test_what_the_drop_in_cannot_do_is_one_line(inputs, score):
+    with pytest.raises(UserError, match=f"score '{score}'; wanted scope micro or sequence"):
+        SelectiveTrainer(args=None, selection=Selection(K, score))
+
+
 RANKS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
@@ -413,22 +446,83 @@ if trainer.is_world_process_zero():
 """
 
 
+# accelerate shards on GPUs alone, so a Trainer cannot show it on a CPU: a loop of one's own can.
+SHARDED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
+from data import Stored, TokenSet
+from integrations.transformers import slm_loss
+from integrations.windows import Windows
+from slm import n_keep
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+data = TokenSet("d")
+windows = Windows(data, 16, Stored("ref_loss.bin", data, 16))
+model = AutoModelForCausalLM.from_pretrained("m", dtype=torch.float32)
+for layer in model.model.layers:
+    fully_shard(layer)
+fully_shard(model)
+assert all(hasattr(p, "to_local") for p in model.parameters())
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+for step in range(4):
+    batches = []
+    for i in range(4):
+        rows = [windows[8 * step + 2 * i + j] for j in range(2)]
+        batches.append({k: torch.stack([torch.as_tensor(r[k]) for r in rows]) for k in rows[0]})
+    valid = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+    n_kept = sum(n_keep(n, 0.6) for n in valid)
+    for batch in batches[rank::world]:
+        logits = model(input_ids=batch["input_ids"]).logits
+        loss = slm_loss(logits, batch["labels"], batch["ref_loss"], 0.6, n_kept)
+        (loss * world).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+if rank == 0:
+    torch.save(state, sys.argv[2])
+dist.destroy_process_group()
+"""
+
+
+def on_ranks(ranks, code, out, folder):
+    (folder / "train.py").write_text(code)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "train.py", str(ROOT), out],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_training(one, two, start):
+    for name, tensor in one.items():
+        moved = (tensor - start[name]).abs().max()
+        assert moved > 0 and (tensor - two[name]).abs().max() <= 1e-6 + 1e-4 * moved, name
+
+
 @pytest.mark.slow
 def test_two_ranks_end_where_one_does(inputs):
     """Micro-batches of two windows, on one rank in turn or on two at once: the same training."""
-    (inputs / "train.py").write_text(RANKS)
     for ranks in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        done = subprocess.run(
-            [sys.executable, *torchrun, "train.py", str(ROOT), f"o{ranks}"],
-            cwd=inputs,
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-        )
-        assert done.returncode == 0, done.stderr
+        on_ranks(ranks, RANKS, f"o{ranks}", inputs)
     one, two = (checkpoint.load(inputs / f"o{ranks}").state_dict() for ranks in (1, 2))
-    start = checkpoint.load(inputs / "m").state_dict()
-    for name, tensor in one.items():
-        moved = (tensor - start[name]).abs().max()
-        assert (tensor - two[name]).abs().max() <= 1e-6 + 1e-4 * moved, name
+    assert_same_training(one, two, checkpoint.load(inputs / "m").state_dict())
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_a_model_end_where_one_does(inputs):
+    """FSDP2 around transformers' model, and slm_loss."""
+    for ranks in (1, 2):
+        on_ranks(ranks, SHARDED, f"s{ranks}.pt", inputs)
+    one, two = (torch.load(inputs / f"s{ranks}.pt") for ranks in (1, 2))
+    start = AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32).state_dict()
+    assert_same_training(one, two, start)
