@@ -32,7 +32,8 @@ def of_the_kit():
 
 
 def _git(*words):
-    command = ["git", "-C", str(KIT), *words]
+    # Without optional locks `status` only reads; with them it writes .git/index.
+    command = ["git", "--no-optional-locks", "-C", str(KIT), *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

@@ -295,6 +295,7 @@ def memory_of(row, args, env):
     weights, gradients and optimiser, too}.
     """
     # What rows import at their first use counts among the libraries.
+    import torch._dynamo  # an optimiser does
     import transformers  # noqa: F401
 
     import score  # noqa: F401

@@ -99,7 +99,10 @@ def commit():
 
 def _git(*words):
     ran = subprocess.run(
-        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True
+        ["git", "--no-optional-locks", "-C", str(ROOT), *words],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return ran.stdout.strip()
 
