@@ -47,7 +47,7 @@ def main():
         add("--name", help="a method, or clm")
         add("--names", nargs="+", help="methods, and clm")
         add("--rates", nargs="+", default=["1e-3"], help="learning rates")
-        add("--seeds", type=int, nargs="+", help="seeds whose runs are finished")
+        add("--seeds", type=int, nargs="*", help="seeds whose runs are finished")
         add("--steps", type=int, default=1200, help="of the students")
         add("--out", default="out/methods.json", help="what was chosen")
         add("--figures", default="figures", help="folder of the figure")
@@ -92,11 +92,25 @@ def show_variants(args):
         print(folder, flags)
 
 
+def published(name, rate):
+    """The flags of a method as its paper has it: its knob's default, or k = 0.6."""
+    if name == "clm":
+        return f"--k 1.0 --lr {rate}"
+    weighs = isinstance(slm.SCORES[name], slm.Weight)
+    return f"--score {name} {'' if weighs else '--k 0.6 '}--lr {rate}"
+
+
 def show_choose(args):
-    """Of each method's variants the one with the lowest mean validation loss."""
+    """Of each method's variants the one with the lowest mean validation loss.
+
+    Without seeds: each as published, at the first of the rates.
+    """
     chosen = {}
     for name in args.names:
         losses = {}
+        if not args.seeds:
+            chosen[name] = {"flags": published(name, args.rates[0]), "losses": losses}
+            continue
         for folder, flags in variants(name, args.rates).items():
             runs = [folder_of(f"tune/{folder}", seed, args.steps) for seed in args.seeds]
             losses[flags] = statistics.mean(finished.summary(run)["val_loss"] for run in runs)

@@ -4,6 +4,7 @@
 #   bash runs/methods.sh                                 # tune on two seeds, then five fresh ones
 #   bash runs/methods.sh "excess dft mile"               # some of them; CLM is always there
 #   TUNE_SEEDS="61 62" SEEDS="71 72 73" bash runs/methods.sh
+#   TUNE_SEEDS= RATES=1e-3 bash runs/methods.sh          # no search: each as published, at one rate
 #
 # Each method's learning rate, and its knob where it has one, are the best of three on TUNE_SEEDS, by
 # the mean validation loss; CLM's rate likewise. They are written to CHOICES and then fixed. A student
@@ -15,7 +16,7 @@ cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}
 export OMP_NUM_THREADS=1 PYTHONPATH=$KIT
 STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-900} REF_STEPS=${REF_STEPS:-400}
-TUNE_SEEDS=${TUNE_SEEDS:-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
+TUNE_SEEDS=${TUNE_SEEDS-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
 RATES=${RATES:-"5e-4 1e-3 2e-3"} CHOICES=${CHOICES:-out/methods.json}
 NAMES=${1:-$(python -m runs.methods names)}
 
