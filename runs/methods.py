@@ -7,6 +7,7 @@ python -m runs.methods table --names clm excess dft --seeds 71 72 73 --steps 120
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from common.device import Env  # noqa: F401  first: it sets how torch's threads wait
@@ -15,10 +16,14 @@ import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError, cli
 from common.files import write_atomic
-from demo.chain import roots, tokens_to_reach
-from demo.table import print_head, print_row, spread
-from tools.explore.figures import plotting, save_figure
+from demo.chain import roots
+from tools.explore.figures import COLOURS, plotting, save_figure
 from tools.explore.lines import PASSES
+from tools.results import files
+from tools.results.collect import collected
+from tools.results.methods import KINDS, ranked
+from tools.results.seeds import paired
+from tools.results.tables import render
 from training import finished
 
 KNOBS = {  # a method's one number, and three values of it; the published one is among them
@@ -32,7 +37,8 @@ KNOBS = {  # a method's one number, and three values of it; the published one is
     "longce": ("most", (2, 5, 10)),
 }
 SHARES = (0.4, 0.6, 0.8)  # k, the knob of those that rank
-SHOWN = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # kinds of text
+NAME = "methods"
+REFERENCE = {"ref_loss", "ref_entropy"}  # what a reference gives
 LAST = 100  # records of the log over which a share kept is averaged
 
 
@@ -130,90 +136,86 @@ def show_chosen(args):
 
 
 # --------------------------------------------------------------------------------------------------
-# the table and the figure
+# results, table and figure
 
 
 def show_table(args):
-    """A row for each method; a figure of loss against total cost."""
-    print_head("flags", "validation loss", "exact match", "tokens to CLM's loss", *SHOWN, "passes")
-    points = {}
+    """Add the runs to results/methods.json; print its tables and draw the figure."""
+    if files.path_of(NAME).exists():
+        experiment = files.load(NAME)
+    else:
+        experiment = files.Experiment(NAME, "bash runs/methods.sh")
     for name in args.names:
-        runs = [folder_of(name, seed, args.steps) for seed in args.seeds]
-        baselines = [folder_of("clm", seed, args.steps) for seed in args.seeds]
-        summaries = [finished.summary(run, name) for run in runs]
-        losses = [summary["val_loss"] for summary in summaries]
-        matches = [s["exact_match"] for s in summaries if s["exact_match"] is not None]
-        reached = [
-            tokens_to_reach(run, finished.summary(clm)["val_loss"])
-            for run, clm in zip(runs, baselines)
-        ]
-        kept = [share_of(runs, kind) for kind in SHOWN]
-        print_row(
-            name,
-            flags_of(runs[0]),
-            spread(losses),
-            spread(matches) if matches else "-",
-            reach(reached),
-            *kept,
-            f"{passes_of(name):g}",
-        )
-        points[name] = (cost_of(name, runs[0], args), losses)
-    draw(args, points)
+        for seed in args.seeds:
+            files.add(experiment, record(name, seed, args.steps))
+    files.save(experiment)
+    for table in (NAME, f"{NAME} kept"):
+        print("\n".join([*render(table, experiment), ""]))
+    draw(experiment, Path(args.figures) / NAME)
 
 
-def flags_of(run):
-    saved = finished.arguments(run)
-    k = [] if saved["k"] == 1 else [f"k {saved['k']:g}"]
-    return ", ".join([*k, *(saved.get("set") or ()), f"lr {saved['lr']:g}"])
+def record(name, seed, steps):
+    """A finished run for results/, with what it kept of each kind of text and what it costs."""
+    folder = folder_of(name, seed, steps)
+    run = collected(folder, name)
+    shares = {f"kept_{kind}": share_of(folder, kind) for kind in KINDS}
+    costs = {"passes": passes_of(name), "extra_tokens": extra_tokens(name, folder, seed)}
+    return replace(run, numbers=run.numbers | shares | costs)
 
 
-def reach(tokens):
-    """The mean of those that reach it, and how many do not."""
-    there = [n for n in tokens if n is not None]
-    if not there:
-        return "never"
-    never = f", {len(tokens) - len(there)} never" if len(there) < len(tokens) else ""
-    return f"{statistics.mean(there):,.0f}{never}"
-
-
-def share_of(runs, kind):
-    """What was kept of a kind of text, or its mean weight, at the end of the runs."""
+def share_of(folder, kind):
+    """What was kept of a kind of text, or its mean weight, at the end of a run; None: not noted."""
     shares = []
-    for run in runs:
-        for record in finished.steps(run)[-LAST:]:
-            if kind in record.get("kept", {}):
-                shares.append(record["kept"][kind])
-    return f"{statistics.mean(shares):.2f}" if shares else "-"
+    for step in finished.steps(folder)[-LAST:]:
+        if kind in step.get("kept", {}):
+            shares.append(step["kept"][kind])
+    return statistics.mean(shares) if shares else None
 
 
 def passes_of(name):
     """Forward passes over the corpus beside training, by models of the student's size."""
     needs = set() if name == "clm" else set(slm.SCORES[name].needs)
     stored = sum(passes for field, passes in PASSES.items() if field in needs)
-    return stored + bool(needs & {"ref_loss", "ref_entropy"})
+    return stored + bool(needs & REFERENCE)
 
 
-def cost_of(name, run, args):
-    """In tokens of training: what was read, a third for each pass, and the reference's training."""
-    saved = finished.arguments(run)
-    corpus = saved["steps"] * saved["batch_size"] * saved["seq_len"]
-    cost = finished.summary(run)["tokens_seen"] + passes_of(name) * corpus / 3
-    if name != "clm" and {"ref_loss", "ref_entropy"} & set(slm.SCORES[name].needs):
-        cost += finished.summary(roots(args.seeds[0])[1] / "ref")["tokens_seen"]
-    return cost
+def extra_tokens(name, folder, seed):
+    """In tokens of training: a third of the corpus for each pass, and the reference's training."""
+    saved = finished.arguments(folder)
+    tokens = passes_of(name) * saved["steps"] * saved["batch_size"] * saved["seq_len"] / 3
+    if name != "clm" and REFERENCE & set(slm.SCORES[name].needs):
+        tokens += finished.summary(roots(seed)[1] / "ref")["tokens_seen"]
+    return tokens
 
 
-def draw(args, points):
-    plt = plotting()
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for name, (cost, losses) in points.items():
-        middle = statistics.mean(losses)
-        error = statistics.stdev(losses) if len(losses) > 1 else 0
-        axes.errorbar(cost / 1e6, middle, yerr=error, fmt="o", capsize=2)
-        axes.annotate(name, (cost / 1e6, middle), xytext=(4, 3), textcoords="offset points")
-    axes.set_xlabel("total cost, millions of tokens of training (scoring and reference included)")
-    axes.set_ylabel("validation loss, nats")
-    save_figure(figure, Path(args.figures) / "methods")
+def draw(experiment, out):
+    """A row for each method, the best first: its loss less CLM's, and its total cost beside it."""
+    names, runs, seeds = ranked(experiment)
+    figure, axes = plotting().subplots(figsize=(7, 0.3 * len(names) + 1))
+    plain = runs["clm", seeds["clm"][0]].numbers["tokens_seen"]
+    cost = {name: round(cost_of(runs[name, seeds[name][0]]) / plain, 2) for name in names}
+    costs = sorted(set(cost.values()))
+    for row, name in enumerate(names):
+        own = [runs[name, seed].numbers["val_loss"] for seed in seeds[name]]
+        clm = [runs["clm", seed].numbers["val_loss"] for seed in seeds[name]]
+        middle, half = paired(own, clm)
+        colour = COLOURS[costs.index(cost[name]) % len(COLOURS)]
+        axes.errorbar(middle, row, xerr=half or 0.0, fmt="o", capsize=2, color=colour)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="#666", linewidth=0.8)
+    axes.set_xscale("symlog", linthresh=0.05)  # a few methods are far behind
+    axes.set_xticks([-0.05, -0.02, 0, 0.02, 0.05, 0.2, 1], "-.05 -.02 0 .02 .05 .2 1".split())
+    axes.set_xlabel("validation loss less CLM's, nats")
+    for times, colour in zip(costs, COLOURS):
+        axes.plot([], [], "o", color=colour, label=f"{times:g} times CLM's cost")
+    axes.legend()
+    save_figure(figure, out)
+
+
+def cost_of(run):
+    """In tokens of training: what the student read, scoring and the reference."""
+    return run.numbers["tokens_seen"] + run.numbers["extra_tokens"]
 
 
 if __name__ == "__main__":

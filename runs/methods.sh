@@ -10,7 +10,7 @@
 # the mean validation loss; CLM's rate likewise. They are written to CHOICES and then fixed. A student
 # takes one to two minutes on a slow core: 22 methods with 3 rates, 9 with knobs, make some 250
 # runs for tuning and 115 for the table. Interrupted, the same command goes on. For a trial:
-# STEPS=20 BASE_STEPS=20 REF_STEPS=20 EVALUATE=0 RATES=1e-3
+# STEPS=20 BASE_STEPS=20 REF_STEPS=20 EVALUATE=0 RATES=1e-3 KIT_RESULTS=out/trial
 set -euo pipefail
 cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}

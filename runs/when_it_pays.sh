@@ -8,9 +8,8 @@
 #   SEEDS="0" REFERENCES="twice clm" bash runs/when_it_pays.sh      # a part of it
 #   THREADS=1 bash runs/when_it_pays.sh              # beside others; each training run is a process
 #
-# Not run in full. On one thread a step of the base took 0.24 s of CPU time (2,359 steps in 554 s);
-# all of it would be about 8 hours at that rate. Interrupted, the same command goes on; what is done
-# is not done again. Results are added to results/when-it-pays.json, the table is printed.
+# Run in part (docs/results.md); all of it is about 8 hours on one thread. Interrupted, the same
+# command goes on; what is done is not done again. Results are added to results/when-it-pays.json, the table is printed.
 #
 # References, all fine-tuned on clean bodies at 2e-3 and with seed 0:
 #   quarter   from the base, two epochs of a quarter of the curated set

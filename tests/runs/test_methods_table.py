@@ -45,20 +45,22 @@ def test_shrunken(tmp_path):
         "TUNE_SEEDS": "61",
         "SEEDS": "71 72",
         "WHERE": str(tmp_path),
+        "KIT_RESULTS": str(tmp_path / "results"),
         "KIT": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = ["bash", str(ROOT / "runs/methods.sh"), "mile longce document"]
     done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[0] for row in rows[-4:]] == [
-        "| clm",
-        "| mile",
-        "| longce",
-        "| document",
-    ]
-    assert [row.split(" | ")[-1] for row in rows[-4:]] == ["0 |", "0 |", "2 |", "2 |"]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
+    passes = {row[0]: row[-1] for row in rows if len(row) == 9 and row[0] != "method"}
+    assert passes == {"CLM": "0", "mile": "0", "longce": "2", "document": "2"}
+    made = json.loads((tmp_path / "results/methods.json").read_text())["runs"]
+    assert {(run["method"], run["seed"]) for run in made} == {
+        (name, seed) for name in ("clm", "mile", "longce", "document") for seed in (71, 72)
+    }
+    assert all(run["numbers"]["kept_solution"] > 0 for run in made if run["method"] != "clm")
     assert (tmp_path / "figures/methods.png").stat().st_size > 10_000
     chosen = json.loads((tmp_path / "out/methods.json").read_text())
     assert set(chosen) == {"clm", "mile", "longce", "document"}

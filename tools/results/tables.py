@@ -4,7 +4,7 @@ import statistics
 
 from common.errors import UserError
 from tools.compare import table
-from tools.results import demo, pays
+from tools.results import demo, methods, pays
 from tools.results.seeds import (
     MEASURES,
     interval,
@@ -154,6 +154,8 @@ TABLES = {
     "demo first-screen": demo.first_screen,
     "when-it-pays": pays.by_reference,
     "when-it-pays others": pays.others,
+    "methods": methods.by_method,
+    "methods kept": methods.kept,
     "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,

@@ -1,0 +1,99 @@
+"""The tables of runs/methods.sh: every method beside CLM, seed by seed.
+
+All tokens are tokens of plain training. A method's extra tokens are its passes over the corpus, a
+third of a training step's cost each, and its reference's training.
+"""
+
+import statistics
+
+from tools.compare import table
+from tools.results.seeds import interval, number, paired, reached, runs_of
+
+KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
+
+
+def ranked(experiment):
+    """(names of methods, the best mean loss first; runs by (method, seed); {method: seeds}).
+
+    A seed counts where CLM has it too.
+    """
+    runs = runs_of(experiment, "")
+    seeds = {}
+    for method, seed in sorted(runs):
+        if ("clm", seed) in runs:
+            seeds.setdefault(method, []).append(seed)
+    names = sorted(seeds, key=lambda name: mean_loss(runs, name, seeds[name]))
+    return names, runs, seeds
+
+
+def mean_loss(runs, name, seeds):
+    return statistics.mean(runs[name, seed].numbers["val_loss"] for seed in seeds)
+
+
+def by_method(experiment):
+    """A row for each method: losses, exact match, tokens to CLM's loss, costs."""
+    head = ["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]
+    head += ["exact match", "times fewer tokens", "with all costs"]
+    rows = [[*head, "extra passes"]]
+    names, runs, seeds = ranked(experiment)
+    for name in names:
+        own = [runs[name, seed] for seed in seeds[name]]
+        clm = [runs["clm", seed] for seed in seeds[name]]
+        losses = [run.numbers["val_loss"] for run in own]
+        matches = [run.numbers["exact_match"] for run in own]
+        fewer, cheaper = ratios(own, clm)
+        difference = paired(losses, [run.numbers["val_loss"] for run in clm])
+        rows.append(
+            [
+                "CLM" if name == "clm" else f"`{name}`",
+                setting(own[0].arguments),
+                str(len(own)),
+                f"{statistics.mean(losses):.4f}",
+                "–" if name == "clm" else interval(*difference, ".4f"),
+                "–" if None in matches else f"{statistics.mean(matches):.3f}",
+                "–" if name == "clm" else fewer,
+                "–" if name == "clm" else cheaper,
+                number(own[0].numbers["passes"], "g"),
+            ]
+        )
+    return table(rows).splitlines()
+
+
+def ratios(own, clm):
+    """The median of CLM's tokens over a method's, as it is and with its extra tokens, as text.
+
+    A seed that never comes down to CLM's loss counts as the worst.
+    """
+    fewer, cheaper = [], []
+    for run, base in zip(own, clm, strict=True):
+        tokens, loss = base.curve[-1]
+        needed = reached(run.curve, loss)
+        fewer.append(tokens / needed if needed else 0.0)
+        cheaper.append(tokens / (needed + run.numbers["extra_tokens"]) if needed else 0.0)
+    return times(fewer), times(cheaper)
+
+
+def times(values):
+    median = statistics.median(values)
+    return f"{median:.2f}" if median else "never"
+
+
+def setting(arguments):
+    """What a run's method was set to, as "k 0.6, lr 0.001"."""
+    k = [] if arguments["k"] == 1 else [f"k {arguments['k']:g}"]
+    return ", ".join([*k, *(arguments.get("set") or ()), f"lr {arguments['lr']:g}"])
+
+
+def kept(experiment):
+    """A row for each method: what it keeps of each kind of text, or weighs it with, at the end."""
+    rows = [["method", *(kind.replace("_", " ") for kind in KINDS)]]
+    names, runs, seeds = ranked(experiment)
+    for name in names:
+        cells = []
+        for kind in KINDS:
+            shares = [runs[name, seed].numbers.get(f"kept_{kind}") for seed in seeds[name]]
+            shares = [share for share in shares if share is not None]
+            cells.append(f"{statistics.mean(shares):.2f}" if shares else "–")
+        if name != "clm":
+            rows.append([f"`{name}`", *cells])
+    return table(rows).splitlines()
