@@ -24,17 +24,18 @@ SHOWN = 5  # names of changed files
 def of_the_kit():
     """{"commit": a hash or None where git knows none, "changed": names of files that differ}."""
     try:
-        commit = _git("rev-parse", "HEAD").strip()
-        changed = _git("status", "--porcelain", "--untracked-files=no").splitlines()
+        commit = git(KIT, "rev-parse", "HEAD")
+        changed = git(KIT, "status", "--porcelain", "--untracked-files=no").splitlines()
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "changed": []}
     return {"commit": commit, "changed": [line[3:] for line in changed]}
 
 
-def _git(*words):
+def git(folder, *words):
+    """What git prints there. Raises OSError or CalledProcessError where it cannot say."""
     # Without optional locks `status` only reads; with them it writes .git/index.
-    command = ["git", "--no-optional-locks", "-C", str(KIT), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip("\n")
 
 
 def made_by(device, ranks):

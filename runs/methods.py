@@ -141,10 +141,7 @@ def show_chosen(args):
 
 def show_table(args):
     """Add the runs to results/methods.json; print its tables and draw the figure."""
-    if files.path_of(NAME).exists():
-        experiment = files.load(NAME)
-    else:
-        experiment = files.Experiment(NAME, "bash runs/methods.sh")
+    experiment = files.load_or_new(NAME, "bash runs/methods.sh")
     for name in args.names:
         for seed in args.seeds:
             files.add(experiment, record(name, seed, args.steps))

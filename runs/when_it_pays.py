@@ -168,10 +168,7 @@ def main():
     runs = Runs(args.data, args.out, args.seeds).all()
     if not any(run.method == "slm" for run in runs):
         raise UserError(f"--out {args.out}: holds no finished SLM; {COMMAND} makes them")
-    if files.path_of(NAME).exists():
-        experiment = files.load(NAME)
-    else:
-        experiment = files.Experiment(NAME, COMMAND)
+    experiment = files.load_or_new(NAME, COMMAND)
     for run in runs:
         files.add(experiment, run)
     files.save(experiment)

@@ -72,13 +72,11 @@ def add(args):
 
 def opened(args):
     """The experiment that `--add` names, new where it has no file yet. Raises UserError."""
-    if files.path_of(args.add).exists():
-        return files.load(args.add)
-    if not args.command:
+    if not args.command and not files.path_of(args.add).exists():
         raise UserError(
             f"--command: got none, wanted what makes {args.add}, as 'bash runs/{args.add}.sh'"
         )
-    return files.Experiment(args.add, args.command)
+    return files.load_or_new(args.add, args.command)
 
 
 if __name__ == "__main__":

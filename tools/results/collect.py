@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from common.provenance import git
 from tools.results.files import ROOT, Run
 from training import finished
 
@@ -90,21 +91,11 @@ def lock():
 def commit():
     """The checkout's commit, with a + where files differ from it; "unknown" without git."""
     try:
-        head = _git("rev-parse", "--short=10", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+        head = git(ROOT, "rev-parse", "--short=10", "HEAD")
+        changed = git(ROOT, "status", "--porcelain", "--untracked-files=no", "--", ":!results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + "+" if changed else head
-
-
-def _git(*words):
-    ran = subprocess.run(
-        ["git", "--no-optional-locks", "-C", str(ROOT), *words],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return ran.stdout.strip()
 
 
 def machine():

@@ -56,6 +56,11 @@ def load(name):
     return read_record(path, Experiment, "results", "take the file of the repository")
 
 
+def load_or_new(name, command):
+    """The `Experiment` of the file, or where there is none an empty one that `command` makes."""
+    return load(name) if path_of(name).exists() else Experiment(name, command)
+
+
 def save(experiment):
     """Write it, one run a line, in a fixed order."""
     head = asdict(experiment)

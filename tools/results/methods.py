@@ -7,7 +7,7 @@ third of a training step's cost each, and its reference's training.
 import statistics
 
 from tools.compare import table
-from tools.results.seeds import interval, number, paired, reached, runs_of
+from tools.results.seeds import interval, median_times, number, paired, runs_of, savings
 
 KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
 
@@ -41,7 +41,7 @@ def by_method(experiment):
         clm = [runs["clm", seed] for seed in seeds[name]]
         losses = [run.numbers["val_loss"] for run in own]
         matches = [run.numbers["exact_match"] for run in own]
-        fewer, cheaper = ratios(own, clm)
+        fewer, cheaper = savings(own, clm)
         difference = paired(losses, [run.numbers["val_loss"] for run in clm])
         rows.append(
             [
@@ -51,31 +51,12 @@ def by_method(experiment):
                 f"{statistics.mean(losses):.4f}",
                 "–" if name == "clm" else interval(*difference, ".4f"),
                 "–" if None in matches else f"{statistics.mean(matches):.3f}",
-                "–" if name == "clm" else fewer,
-                "–" if name == "clm" else cheaper,
+                "–" if name == "clm" else median_times(fewer),
+                "–" if name == "clm" else median_times(cheaper),
                 number(own[0].numbers["passes"], "g"),
             ]
         )
     return table(rows).splitlines()
-
-
-def ratios(own, clm):
-    """The median of CLM's tokens over a method's, as it is and with its extra tokens, as text.
-
-    A seed that never comes down to CLM's loss counts as the worst.
-    """
-    fewer, cheaper = [], []
-    for run, base in zip(own, clm, strict=True):
-        tokens, loss = base.curve[-1]
-        needed = reached(run.curve, loss)
-        fewer.append(tokens / needed if needed else 0.0)
-        cheaper.append(tokens / (needed + run.numbers["extra_tokens"]) if needed else 0.0)
-    return times(fewer), times(cheaper)
-
-
-def times(values):
-    median = statistics.median(values)
-    return f"{median:.2f}" if median else "never"
 
 
 def setting(arguments):

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass
 
 from tools.compare import table
-from tools.results.seeds import interval, number, paired, reached
+from tools.results.seeds import interval, median_times, number, paired, savings
 
 EARLY = 0.25  # the share of CLM's tokens at which the early gain is read
 OTHERS = {
@@ -81,12 +81,7 @@ def _point(base, clm, slm):
     references = [run.numbers["reference_loss"] for run in slm]  # one, or made for each seed
     reference_loss = statistics.mean(references)
     name, _, k = slm[0].variant.rpartition(" ")
-    fewer, cheaper = [], []
-    for run, (tokens, loss) in zip(slm, ends):
-        needed = reached(run.curve, loss)
-        fewer.append(tokens / needed if needed else 0.0)
-        cost = (needed or 0.0) + run.numbers["extra_tokens"]
-        cheaper.append(tokens / cost if needed else 0.0)
+    fewer, cheaper = savings(slm, clm)
     return Point(
         name=name,
         k=float(k),
@@ -119,17 +114,11 @@ def by_reference(experiment):
                 number(statistics.mean(point.losses), ".3f"),
                 interval(*point.gain, ".3f"),
                 interval(*point.early_gain, ".3f"),
-                times(point.fewer),
-                times(point.cheaper),
+                median_times(point.fewer),
+                median_times(point.cheaper),
             ]
         )
     return table(rows).splitlines()
-
-
-def times(ratios):
-    """The median over the seeds; a seed that never gets there counts as the worst."""
-    median = statistics.median(ratios)
-    return number(median, ".2f") if median else "never"
 
 
 def others(experiment):

@@ -38,6 +38,26 @@ def times_fewer(student, clm):
     return clm.numbers["tokens_seen"] / tokens if tokens else None
 
 
+def savings(own, clm):
+    """Times fewer tokens to CLM's final loss, and the same with a run's `extra_tokens` counted.
+
+    Two lists, one value a seed; 0 where a run never comes down to that loss, which is the worst.
+    """
+    fewer, cheaper = [], []
+    for run, base in zip(own, clm, strict=True):
+        tokens, loss = base.curve[-1]
+        needed = reached(run.curve, loss)
+        fewer.append(tokens / needed if needed else 0.0)
+        cheaper.append(tokens / (needed + run.numbers["extra_tokens"]) if needed else 0.0)
+    return fewer, cheaper
+
+
+def median_times(ratios):
+    """The median of `savings`, as text."""
+    median = statistics.median(ratios)
+    return number(median, ".2f") if median else "never"
+
+
 def number(value, form):
     return "–" if value is None else format(value, form)
 
