@@ -18,6 +18,7 @@ from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import dynamics, pick_k
 from tools.explore import runs as explore_run
+from tools.results import ablations, files
 
 
 @pytest.fixture
@@ -250,23 +251,46 @@ def test_the_narrow_reference_sees_one_template(stage, tmp_path):
     )
 
 
-def test_an_ablations_table(stage, tmp_path):
+def test_an_ablations_table(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FOLDER", tmp_path / "results")
     for seed, losses in ((1, [3.0, 2.0, 1.5]), (2, [3.0, 2.0, 1.7])):
         out = tmp_path / f"out/demo-seed{seed}/steps3"
-        write_log(out / "clm", [4.0, 3.0, 2.0])
-        write_log(out / "slm", losses)
-        write_log(out / "random", [4.0, 3.5, 3.0 + seed])
+        write_log(out / "clm", [4.0, 3.0, 2.0], seed=seed)
+        write_log(out / "slm", losses, seed=seed)
+        write_log(out / "random", [4.0, 3.5, 3.0 + seed], seed=seed)
     code, out, err = stage(runs.ablations, "table --name score --seeds 1 2 --steps 3")
     assert code == 0, err
-    assert "| excess | 1.600 (1.500 to 1.700) | – | 1.5 (1.5 to 1.5) |" in out
-    assert "| random | 4.500 (4.000 to 5.000) | – | – |" in out
+    rows = {}
+    for line in out.splitlines():
+        label, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows[label] = cells
+    # Half of the interval: t(1) = 12.71 times the standard error, 0.1 and 0.5 (here and below).
+    assert rows["excess"][:6] == ["2", "1.600", "-0.400 ± 1.271", "–", "–", "1.50"]
+    assert rows["random"][:4] == ["2", "4.500", "+2.500 ± 6.355", "+2.900 ± 5.084"]
+    assert rows["random"][5] == "never" and "both of these" not in rows
     assert "left out: " in out
     assert "demo-seed2/steps3/ref_and" in out
-    assert "| both" not in out
     assert (tmp_path / "figures/ablation-score.png").exists()
+    assert {run.variant for run in files.load("ablations").runs} == {"steps3"}
+
     code, _, err = stage(runs.ablations, "table --name k --seeds 9")
     assert code == 2
     assert "none of the runs is finished" in err
+
+
+def test_what_pick_k_says_is_judged_beside_a_fixed_share():
+    experiment = files.Experiment("ablations", "")
+    for seed, losses in ((1, (0.5, 0.3, 0.4)), (2, (0.5, 0.3, 0.2))):
+        for method, k, loss in zip(("slm-k0.5", "slm", "clm"), (0.5, 0.6, 1.0), losses):
+            numbers = {"val_loss": loss, "suggested_k": 0.55 if seed == 1 else 0.7}
+            run = files.Run(method, seed, "", numbers, [], {"k": k}, {}, {})
+            files.add(experiment, run)
+    lines = ablations.suggestions(experiment)[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["1", "0.55", "0.4000", "0.3000", "+0.1000", "0.3000 (k 0.6)"]
+    # From 0.3 at 0.6 to 0.2 at 1.0, a quarter of the way.
+    assert rows[1] == ["2", "0.70", "0.2750", "0.3000", "-0.0250", "0.2000 (k 1)"]
+    assert rows[2][4] == "+0.0375 ± 0.7944"
 
 
 # ---- pick-k

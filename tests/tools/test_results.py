@@ -236,6 +236,12 @@ def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):
     }
     assert added.made["versions"]["torch"]
 
+    # A run that was collected later, with another commit's code, keeps its own.
+    saved = json.loads((repository / "x/args.json").read_text())
+    saved["made"] |= {"commit": "0123456789abcdef", "changed": ["slm.py"]}
+    (repository / "x/args.json").write_text(json.dumps(saved))
+    assert collected(repository / "x", "clm").made["commit"] == "0123456789+"
+
 
 def test_what_cannot_be_added_changes_nothing(repository, stage):
     before = files.path_of("roundings").read_text()

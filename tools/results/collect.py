@@ -16,7 +16,18 @@ from training import finished
 
 LOCK = ROOT / "requirements.lock"
 NUMBERS = ("val_loss", "exact_match", "tokens_seen", "tokens_selected", "seconds")
-FOLDERS = ("data", "val", "init", "out", "ref_loss", "inputs", "overwrite", "verify", "chain")
+LEFT_OUT = (
+    "data",
+    "val",
+    "init",
+    "out",
+    "ref_loss",
+    "inputs",
+    "overwrite",
+    "verify",
+    "chain",
+    "made",
+)
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "safetensors")
 # Instruction sets between which the libraries choose their kernels.
 SETS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd")
@@ -48,17 +59,20 @@ def collected(folder, method, variant=""):
         variant=variant,
         numbers=numbers,
         curve=curve,
-        arguments={key: value for key, value in arguments.items() if key not in FOLDERS},
+        arguments={key: value for key, value in arguments.items() if key not in LEFT_OUT},
         inputs=arguments["inputs"],
-        made=made(folder),
+        made=made(folder, arguments.get("made", {})),
     )
 
 
-def made(folder):
-    """Commit, date, versions, machine and environment of a run that this environment made."""
+def made(folder, noted):
+    """Commit, date, versions, machine and environment of a run that this environment made.
+
+    The commit is the one that the run `noted` in args.json; an older run noted none.
+    """
     ended = datetime.datetime.fromtimestamp((folder / "summary.json").stat().st_mtime)
     return {
-        "commit": commit(),
+        "commit": commit_of(noted) if noted.get("commit") else commit(),
         "date": ended.date().isoformat(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -86,6 +100,11 @@ def lock():
         if version.partition("+")[0] != wanted:
             differing[name] = version
     return {"sha256": hashlib.sha256(content).hexdigest(), "differing": differing}
+
+
+def commit_of(noted):
+    """As `commit`, of what a run noted."""
+    return noted["commit"][:10] + ("+" if noted["changed"] else "")
 
 
 def commit():

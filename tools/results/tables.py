@@ -1,10 +1,11 @@
 """The tables of README and docs, each a function of one experiment. Markdown, as lines."""
 
 import statistics
+from functools import partial
 
 from common.errors import UserError
 from tools.compare import table
-from tools.results import demo, methods, pays
+from tools.results import ablations, demo, methods, pays
 from tools.results.seeds import (
     MEASURES,
     interval,
@@ -161,7 +162,10 @@ TABLES = {
     "roundings by-seed": roundings_by_seed,
     "roundings not-run": roundings_not_run,
     "moments": moments,
+    "ablations pick-k": ablations.suggestions,
 }
+for _name in ablations.ROWS:
+    TABLES[f"ablations {_name}"] = partial(ablations.losses_and_shares, name=_name)
 
 
 def render(name, experiment):

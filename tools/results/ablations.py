@@ -1,0 +1,165 @@
+"""The tables of runs/ablations.sh: a row for each student or reference, beside CLM and SLM.
+
+All differences are taken seed by seed. A row counts the seeds that have CLM, too.
+"""
+
+import statistics
+
+import numpy as np
+
+from tools.compare import table
+from tools.results.seeds import interval, median_times, number, paired, runs_of, times_fewer
+
+ROWS = {  # label: folder of the run
+    "k": {
+        "k 0.3": "slm-k0.3",
+        "k 0.4": "slm-k0.4",
+        "k 0.5": "slm-k0.5",
+        "k 0.6": "slm",
+        "k 0.7": "slm-k0.7",
+        "k 0.8": "slm-k0.8",
+        "k 0.9": "slm-k0.9",
+        "CLM (k 1.0)": "clm",
+    },
+    "score": {
+        "excess": "slm",
+        "reference's loss, lowest": "ref_loss",
+        "reference's entropy, lowest": "ref_entropy",
+        "both of these": "ref_and",
+        "either of these": "ref_or",
+        "student's loss, highest": "loss",
+        "random": "random",
+        "CLM": "clm",
+    },
+    "self": {
+        "curated reference, excess": "slm",
+        "self-reference, excess": "self-excess",
+        "self-reference, its loss": "self-ref_loss",
+        "self-reference, its loss and entropy": "self-ref_and",
+        "CLM": "clm",
+    },
+    "weak": {
+        "reference of 271k": "slm",
+        "reference of 80k": "slm-weak",
+        "CLM": "clm",
+        "(the reference of 271k itself)": "ref",
+        "(the reference of 80k itself)": "weak",
+    },
+    "narrow": {
+        "reference of 6 templates": "slm",
+        "reference of 1 template": "slm-narrow",
+        "CLM": "clm",
+        "(the reference of 6 itself)": "ref",
+        "(the reference of 1 itself)": "narrow",
+    },
+    "scope": {
+        "micro-batch of 8 = the batch": "slm",
+        "window": "slm-sequence",
+        "micro-batch of 2": "slm-micro2",
+        "batch, in micro-batches of 2": "slm-batch",
+        "CLM": "clm",
+    },
+    "stale": {
+        "fresh reference": "slm",
+        "stale reference": "slm-stale",
+        "CLM": "clm",
+        "(the stale reference itself)": "stale",
+    },
+}
+REFERENCES = ("ref", "weak", "narrow", "stale")
+COMPARED = {"clm": "less CLM", "slm": "less SLM of 0.6"}
+LOSSES = {"problem": "of it problems", "solution": "correct solutions", "end_of_text": "ends"}
+SHARES = {"solution": "of solutions", "problem": "problems", "wrong_digits": "wrong digits"}
+SHARES |= {"id_hash": "ids", "chatter": "chatter"}
+
+
+def found(experiment, name, variant=""):
+    """{label: its runs, one a seed} of an ablation, and all runs by (method, seed)."""
+    runs = runs_of(experiment, variant)
+    seeds = sorted(seed for method, seed in runs if method == "clm")
+    rows = {}
+    for label, method in ROWS[name].items():
+        own = [runs[method, seed] for seed in seeds if (method, seed) in runs]
+        if own:
+            rows[label] = own
+    return rows, runs
+
+
+def losses_and_shares(experiment, name, variant=""):
+    """Losses with their intervals, exact match, what is kept. Markdown, as lines."""
+    head = ["", "seeds", "validation loss", *(f"{title}, 95 %" for title in COMPARED.values())]
+    head += ["exact match", "times fewer tokens", *LOSSES.values(), "share kept"]
+    lines = [[*head, *SHARES.values()]]
+    rows, runs = found(experiment, name, variant)
+    for label, own in rows.items():
+        cells = [label, str(len(own)), number(mean_of(own, "val_loss"), ".3f")]
+        cells += [difference(own, runs, method) for method in COMPARED]
+        cells.append(number(mean_of(own, "exact_match"), ".2f"))
+        student = own[0].method not in REFERENCES
+        ratios = [times_fewer(run, runs["clm", run.seed]) or 0.0 for run in own]
+        cells.append(median_times(ratios) if student and own[0].method != "clm" else "–")
+        cells += [number(mean_of(own, f"loss_{kind}"), ".3f") for kind in LOSSES]
+        cells.append(number(mean_of(own, "share"), ".2f") if student else "–")
+        cells += [number(mean_of(own, f"kept_{kind}"), ".0%") for kind in SHARES]
+        lines.append(cells)
+    return table(lines).splitlines()
+
+
+def mean_of(runs, key):
+    """The mean over seeds; None where one of them lacks it."""
+    values = [run.numbers.get(key) for run in runs]
+    return None if None in values else statistics.mean(values)
+
+
+def difference(own, runs, method):
+    """Validation losses less those of CLM or SLM with the same seeds; a dash for itself."""
+    if own[0].method == method or any((method, run.seed) not in runs for run in own):
+        return "–"
+    losses = [run.numbers["val_loss"] for run in own]
+    base = [runs[method, run.seed].numbers["val_loss"] for run in own]
+    return interval(*paired(losses, base), ".3f")
+
+
+def by_k(experiment, variant="", key="val_loss"):
+    """(ks, {seed: losses at these k}) of the seeds that have every k that any seed has."""
+    rows, _ = found(experiment, "k", variant)
+    methods = {run.method: k_of(run) for own in rows.values() for run in own}
+    runs = runs_of(experiment, variant)
+    losses = {}
+    for seed in sorted(seed for method, seed in runs if method == "slm"):
+        own = [runs.get((method, seed)) for method in methods]
+        if None not in own:
+            losses[seed] = [run.numbers[key] for run in own]
+    return list(methods.values()), losses
+
+
+def k_of(run):
+    return run.arguments.get("k", 1.0)
+
+
+def suggestions(experiment, variant=""):
+    """pick-k's judgement: the loss at what it says (between two k interpolated) and at 0.6."""
+    rows = [["seed", "pick-k says", "loss there", "at 0.6", "difference", "best of the sweep"]]
+    runs = runs_of(experiment, variant)
+    ks, losses = by_k(experiment, variant)
+    there, fixed = [], []
+    for seed, values in losses.items():
+        k = runs["slm", seed].numbers.get("suggested_k")
+        if k is None:
+            continue
+        there.append(float(np.interp(k, ks, values)))
+        fixed.append(float(np.interp(0.6, ks, values)))
+        best = int(np.argmin(values))
+        rows.append(
+            [
+                str(seed),
+                f"{k:.2f}",
+                f"{there[-1]:.4f}",
+                f"{fixed[-1]:.4f}",
+                f"{there[-1] - fixed[-1]:+.4f}",
+                f"{values[best]:.4f} (k {ks[best]:g})",
+            ]
+        )
+    if there:
+        rows.append(["mean", "", "", "", interval(*paired(there, fixed), ".4f"), ""])
+    return table(rows).splitlines()
