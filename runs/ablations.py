@@ -19,6 +19,7 @@ from demo.chain import roots
 from runs.narrow import show_templates, write_narrow
 from tools.explore import pick_k
 from tools.explore.figures import COLOURS, plotting, save_figure
+from tools.explore.lines import parameters
 from tools.results import files
 from tools.results.ablations import (
     LOSSES,
@@ -28,6 +29,7 @@ from tools.results.ablations import (
     by_k,
     found,
     losses_and_shares,
+    price,
     suggestions,
 )
 from tools.results.collect import collected
@@ -35,6 +37,8 @@ from training import finished
 
 NAME = "ablations"
 STEPS = 1200  # the demo's students
+# Whose reference's price is counted.
+PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "51k", "28k")}
 LAST = 100  # steps over which the share kept is averaged
 WINDOWS = 400  # that pick-k looks at
 MEASURES = {"val_loss": "validation loss, nats", "exact_match": "exact match"}  # of the figures
@@ -82,6 +86,8 @@ def show(args):
         draw_k(experiment, variant, args.figures)
     else:
         draw(experiment, variant, args)
+    if args.name == "weak":
+        print("\n".join(["", *price(experiment, variant)]))
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
     elif args.name == "narrow":
@@ -109,9 +115,30 @@ def record(folder, method, seed, variant):
         shares = [step["kept"][kind] for step in log[-LAST:] if kind in step.get("kept", {})]
         numbers[f"kept_{kind}"] = statistics.mean(shares) if shares else None
     numbers["share"] = run.numbers["tokens_selected"] / run.numbers["tokens_seen"]
-    if method == "slm" and (roots(seed)[1] / "ref_loss.bin").exists():
+    out = roots(seed)[1]
+    if method == "slm" and (out / "ref_loss.bin").exists():
         numbers["suggested_k"] = suggested(seed)
+    if method in PRICED and (out / PRICED[method]).exists():
+        numbers |= price_of(folder, out / PRICED[method], run.numbers["tokens_seen"])
     return replace(run, numbers=run.numbers | numbers)
+
+
+def price_of(student, reference, read):
+    """What a reference costs, in tokens of training the student: 6 N FLOPs each, N its parameters.
+
+    Its training, and scoring what the student reads at 2 N_ref FLOPs a token. Where it did not
+    start from the student's own base, its base's training, too.
+    """
+    saved = finished.arguments(reference)
+    tokens = finished.summary(reference)["tokens_seen"] + read / 3
+    if saved["init"] != finished.arguments(student)["init"]:
+        tokens += finished.summary(saved["init"])["tokens_seen"]
+    own, its = parameters(student), parameters(reference)
+    return {
+        "parameters": own,
+        "reference_parameters": its,
+        "extra_tokens": tokens * its / own,
+    }
 
 
 def suggested(seed):

@@ -278,6 +278,23 @@ def test_an_ablations_table(stage, tmp_path, monkeypatch):
     assert "none of the runs is finished" in err
 
 
+def test_the_price_of_a_reference_counts_its_base_where_it_has_its_own(vocabulary, tmp_path):
+    shared = write_log(tmp_path / "base", [3.0] * 10)
+    own = write_log(tmp_path / "small-base", [3.0] * 4)  # has read 400 tokens
+    student = write_log(tmp_path / "slm", [2.0] * 9, init=str(shared))
+    for start, name, width in ((shared, "ref", 32), (own, "small", 16)):
+        reference = write_log(tmp_path / name, [2.5] * 3, init=str(start))  # 300
+        write_model(reference, vocabulary, hidden_size=width)
+    write_model(student, vocabulary, hidden_size=32)
+
+    whole = runs.ablations.price_of(student, tmp_path / "ref", 900)
+    assert whole["parameters"] == whole["reference_parameters"]
+    assert whole["extra_tokens"] == 300 + 900 / 3
+    small = runs.ablations.price_of(student, tmp_path / "small", 900)
+    share = small["reference_parameters"] / whole["parameters"]
+    assert small["extra_tokens"] == pytest.approx((400 + 300 + 900 / 3) * share)
+
+
 def test_what_pick_k_says_is_judged_beside_a_fixed_share():
     experiment = files.Experiment("ablations", "")
     for seed, losses in ((1, (0.5, 0.3, 0.4)), (2, (0.5, 0.3, 0.2))):

@@ -8,7 +8,7 @@ import train_slm
 from common.errors import UserError
 from conftest import write_model, write_set
 from tools.results import __main__ as results
-from tools.results import demo, files, pages, tables
+from tools.results import ablations, demo, files, pages, tables
 from tools.results.collect import collected
 
 CLM_CURVE = [[100, 0.6], [200, 0.5], [300, 0.4]]
@@ -197,6 +197,21 @@ def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     slow = [[300, 0.5]]
     rows = cells_of(demo.tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
     assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
+
+
+def test_a_small_reference_that_costs_less_saves_more():
+    made = files.Experiment("ablations", "")
+    for seed in range(3):
+        files.add(made, run("clm", seed, "", 0.2, CLM_CURVE))
+        for method, size, cost in (("slm", 200, 150), ("slm-weak-28k", 20, 50 * seed)):
+            files.add(made, run(method, seed, "", 0.9, SLM_CURVE))
+            more = {"parameters": 200, "reference_parameters": size, "extra_tokens": cost}
+            made.runs[-1].numbers.update(more)
+    # CLM reads 300 tokens; SLM is at its final loss after 150.
+    rows = cells_of(ablations.price(made))[2:]
+    less = "-0.200 ± 0.000"
+    assert rows[0] == ["200", "100%", "3", "150", less, "2.00", "1.00", "1.00", "1.00"]
+    assert rows[1] == ["20", "10%", "3", "50", less, "2.00", "1.20", "1.50", "2.00"]
 
 
 def test_readme_s_table_gives_means_intervals_and_the_span_of_what_is_saved():

@@ -8,7 +8,15 @@ import statistics
 import numpy as np
 
 from tools.compare import table
-from tools.results.seeds import interval, median_times, number, paired, runs_of, times_fewer
+from tools.results.seeds import (
+    interval,
+    median_times,
+    number,
+    paired,
+    runs_of,
+    savings,
+    times_fewer,
+)
 
 ROWS = {  # label: folder of the run
     "k": {
@@ -40,10 +48,14 @@ ROWS = {  # label: folder of the run
     },
     "weak": {
         "reference of 271k": "slm",
-        "reference of 80k": "slm-weak",
+        "reference of 80k": "slm-weak-80k",
+        "reference of 51k": "slm-weak-51k",
+        "reference of 28k": "slm-weak-28k",
         "CLM": "clm",
         "(the reference of 271k itself)": "ref",
-        "(the reference of 80k itself)": "weak",
+        "(the reference of 80k itself)": "weak-80k",
+        "(the reference of 51k itself)": "weak-51k",
+        "(the reference of 28k itself)": "weak-28k",
     },
     "narrow": {
         "reference of 6 templates": "slm",
@@ -66,7 +78,7 @@ ROWS = {  # label: folder of the run
         "(the stale reference itself)": "stale",
     },
 }
-REFERENCES = ("ref", "weak", "narrow", "stale")
+REFERENCES = ("ref", "weak-80k", "weak-51k", "weak-28k", "narrow", "stale")
 COMPARED = {"clm": "less CLM", "slm": "less SLM of 0.6"}
 LOSSES = {"problem": "of it problems", "solution": "correct solutions", "end_of_text": "ends"}
 SHARES = {"solution": "of solutions", "problem": "problems", "wrong_digits": "wrong digits"}
@@ -163,3 +175,31 @@ def suggestions(experiment, variant=""):
     if there:
         rows.append(["mean", "", "", "", interval(*paired(there, fixed), ".4f"), ""])
     return table(rows).splitlines()
+
+
+def price(experiment, variant=""):
+    """What a reference of each size costs and saves. Costs are in tokens of training the student:
+    a smaller model's tokens count by its share of the student's parameters.
+    """
+    head = ["reference's parameters", "of the student's", "seeds", "its cost, tokens"]
+    head += ["SLM less CLM, 95 %", "times fewer tokens", "with all costs, lowest"]
+    lines = [[*head, "median", "highest"]]
+    rows, runs = found(experiment, "weak", variant)
+    for own in rows.values():
+        if "extra_tokens" not in own[0].numbers:
+            continue
+        numbers = own[0].numbers
+        share = numbers["reference_parameters"] / numbers["parameters"]
+        fewer, cheaper = savings(own, [runs["clm", run.seed] for run in own])
+        lines.append(
+            [
+                f"{numbers['reference_parameters']:,}",
+                f"{share:.0%}",
+                str(len(own)),
+                f"{mean_of(own, 'extra_tokens'):,.0f}",
+                difference(own, runs, "clm"),
+                median_times(fewer),
+                *(f"{times(cheaper):.2f}" for times in (min, statistics.median, max)),
+            ]
+        )
+    return table(lines).splitlines()

@@ -163,6 +163,7 @@ TABLES = {
     "roundings not-run": roundings_not_run,
     "moments": moments,
     "ablations pick-k": ablations.suggestions,
+    "ablations price": ablations.price,
 }
 for _name in ablations.ROWS:
     TABLES[f"ablations {_name}"] = partial(ablations.losses_and_shares, name=_name)
