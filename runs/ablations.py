@@ -11,14 +11,12 @@ from pathlib import Path
 
 from common.device import Env  # first: it sets how torch's threads wait
 
-import numpy as np
-
 from common.errors import UserError, cli
 from data import TokenSet
 from demo.chain import roots
 from runs.narrow import show_templates, write_narrow
 from tools.explore import pick_k
-from tools.explore.figures import COLOURS, plotting, save_figure
+from tools.explore.figures import save_figure
 from tools.explore.lines import parameters
 from tools.results import files
 from tools.results.ablations import (
@@ -26,22 +24,21 @@ from tools.results.ablations import (
     REFERENCES,
     ROWS,
     SHARES,
-    by_k,
-    found,
     losses_and_shares,
     price,
     suggestions,
 )
 from tools.results.collect import collected
+from tools.results.figures import ablation, ablation_of_k
 from training import finished
 
 NAME = "ablations"
 STEPS = 1200  # the demo's students
 # Whose reference's price is counted.
 PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "51k", "28k")}
+MORE = {"k": suggestions, "weak": price}  # a second table
 LAST = 100  # steps over which the share kept is averaged
 WINDOWS = 400  # that pick-k looks at
-MEASURES = {"val_loss": "validation loss, nats", "exact_match": "exact match"}  # of the figures
 
 
 def main():
@@ -81,13 +78,10 @@ def show(args):
         )
     files.save(experiment)
     print("\n".join(losses_and_shares(experiment, args.name, variant)))
-    if args.name == "k":
-        print("\n".join(["", *suggestions(experiment, variant)]))
-        draw_k(experiment, variant, args.figures)
-    else:
-        draw(experiment, variant, args)
-    if args.name == "weak":
-        print("\n".join(["", *price(experiment, variant)]))
+    if args.name in MORE:
+        print("\n".join(["", *MORE[args.name](experiment, variant)]))
+    draw = ablation_of_k if args.name == "k" else ablation(args.name)
+    save_figure(draw(experiment, variant), Path(args.figures) / f"ablation-{args.name}")
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
     elif args.name == "narrow":
@@ -148,54 +142,6 @@ def suggested(seed):
     data = TokenSet(sets / "corpus")
     excess, valid, _ = pick_k.sample(out / "ref_loss.bin", data, str(out / "base"), WINDOWS, env)
     return pick_k.suggestion(excess[valid])
-
-
-# --------------------------------------------------------------------------------------------------
-# figures
-
-
-def draw(experiment, variant, args):
-    """Loss and exact match of each row: a dot for each seed, a bar at their mean."""
-    rows, _ = found(experiment, args.name, variant)
-    plot = plotting()
-    figure, axes = plot.subplots(1, 2, figsize=(8, 0.8 + 0.28 * len(rows)), sharey=True)
-    for axis, (key, title) in zip(axes, MEASURES.items()):
-        for y, (label, runs) in enumerate(rows.items()):
-            values = [run.numbers[key] for run in runs if run.numbers[key] is not None]
-            if not values:
-                continue
-            colour = colour_of(y, label)
-            mean = statistics.mean(values)
-            axis.plot(values, [y] * len(values), "o", color=colour, markersize=4.5, alpha=0.75)
-            axis.plot([mean, mean], [y - 0.3, y + 0.3], color=colour, linewidth=2.5)
-        axis.set(xlabel=title)
-    students = [run for runs in rows.values() for run in runs if run.method not in REFERENCES]
-    if all(run.numbers["exact_match"] is None for run in students):
-        axes[1].set_visible(False)
-    axes[0].set_yticks(range(len(rows)), list(rows))
-    axes[0].invert_yaxis()
-    axes[0].set_title(args.name, loc="left", fontsize=9)
-    save_figure(figure, Path(args.figures) / f"ablation-{args.name}")
-
-
-def colour_of(row, label):
-    """The method itself, plain training, and all else."""
-    if row == 0:
-        return COLOURS[0]
-    return COLOURS[1] if "CLM" in label else COLOURS[2]
-
-
-def draw_k(experiment, variant, folder):
-    """Loss and exact match against k: each seed, their mean, the range of what pick-k suggests."""
-    figure, axes = plotting().subplots(1, 2, figsize=(8, 3))
-    for axis, (key, title) in zip(axes, MEASURES.items()):
-        ks, by_seed = by_k(experiment, variant, key)
-        values = np.array(list(by_seed.values()), float).T  # (k, seeds)
-        axis.plot(ks, values, color=COLOURS[7], linewidth=0.8)
-        axis.plot(ks, values.mean(1), "o-", color=COLOURS[0], label="mean over seeds")
-        axis.set(xlabel="k (1.0: CLM)", ylabel=title)
-    axes[0].legend()
-    save_figure(figure, Path(folder) / "ablation-k")
 
 
 if __name__ == "__main__":

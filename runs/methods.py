@@ -17,12 +17,10 @@ import slm
 from common.errors import UserError, cli
 from common.files import write_atomic
 from demo.chain import roots
-from tools.explore.figures import COLOURS, plotting, save_figure
 from tools.explore.lines import PASSES
-from tools.results import files
+from tools.results import figures, files
 from tools.results.collect import collected
-from tools.results.methods import KINDS, ranked
-from tools.results.seeds import paired
+from tools.results.methods import KINDS
 from tools.results.tables import render
 from training import finished
 
@@ -148,7 +146,7 @@ def show_table(args):
     files.save(experiment)
     for table in (NAME, f"{NAME} kept"):
         print("\n".join([*render(table, experiment), ""]))
-    draw(experiment, Path(args.figures) / NAME)
+    figures.write(NAME, Path(args.figures) / NAME)
 
 
 def record(name, seed, steps):
@@ -183,36 +181,6 @@ def extra_tokens(name, folder, seed):
     if name != "clm" and REFERENCE & set(slm.SCORES[name].needs):
         tokens += finished.summary(roots(seed)[1] / "ref")["tokens_seen"]
     return tokens
-
-
-def draw(experiment, out):
-    """A row for each method, the best first: its loss less CLM's, and its total cost beside it."""
-    names, runs, seeds = ranked(experiment)
-    figure, axes = plotting().subplots(figsize=(7, 0.3 * len(names) + 1))
-    plain = runs["clm", seeds["clm"][0]].numbers["tokens_seen"]
-    cost = {name: round(cost_of(runs[name, seeds[name][0]]) / plain, 2) for name in names}
-    costs = sorted(set(cost.values()))
-    for row, name in enumerate(names):
-        own = [runs[name, seed].numbers["val_loss"] for seed in seeds[name]]
-        clm = [runs["clm", seed].numbers["val_loss"] for seed in seeds[name]]
-        middle, half = paired(own, clm)
-        colour = COLOURS[costs.index(cost[name]) % len(COLOURS)]
-        axes.errorbar(middle, row, xerr=half or 0.0, fmt="o", capsize=2, color=colour)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.axvline(0, color="#666", linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=0.05)  # a few methods are far behind
-    axes.set_xticks([-0.05, -0.02, 0, 0.02, 0.05, 0.2, 1], "-.05 -.02 0 .02 .05 .2 1".split())
-    axes.set_xlabel("validation loss less CLM's, nats")
-    for times, colour in zip(costs, COLOURS):
-        axes.plot([], [], "o", color=colour, label=f"{times:g} times CLM's cost")
-    axes.legend()
-    save_figure(figure, out)
-
-
-def cost_of(run):
-    """In tokens of training: what the student read, scoring and the reference."""
-    return run.numbers["tokens_seen"] + run.numbers["extra_tokens"]
 
 
 if __name__ == "__main__":

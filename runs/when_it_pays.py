@@ -19,9 +19,8 @@ from common.errors import UserError, cli
 from common.files import write_atomic
 from common.records import read_record
 from data import Header, Note
-from tools.explore.figures import COLOURS, plotting, save_figure
 from tools.explore.lines import parameters
-from tools.results import files, pays
+from tools.results import figures, files
 from tools.results.collect import collected
 from tools.results.tables import render
 
@@ -139,30 +138,6 @@ def joined(first, second, seed, variant, more):
     return replace(end, seed=seed, variant=variant, numbers=numbers, curve=curve)
 
 
-def draw(found, out):
-    """Gains against the lead over CLM's end: a point for each reference at k = 0.6."""
-    figure, axis = plotting().subplots(figsize=(6.4, 3.8))
-    shown = [point for point in found if point.k == 0.6]
-    for i, (label, marker) in enumerate({"at the end": "o", "after a quarter": "^"}.items()):
-        gains = [point.early_gain if i else point.gain for point in shown]
-        axis.errorbar(
-            [point.lead_at_end for point in shown],
-            [mean for mean, _ in gains],
-            yerr=[half or 0.0 for _, half in gains],
-            fmt=marker,
-            color=COLOURS[i],
-            label=label,
-        )
-    for point in shown:
-        place = (point.lead_at_end, point.gain[0])
-        axis.annotate(point.name, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axis.axhline(0, color="#666", linewidth=0.8)
-    axis.axvline(0, color="#666", linewidth=0.8, linestyle=":")
-    axis.set(xlabel="the reference's lead over CLM's end, nats", ylabel="SLM's gain over CLM, nats")
-    axis.legend()
-    save_figure(figure, out)
-
-
 def main():
     args = arguments()
     runs = Runs(args.data, args.out, args.seeds).all()
@@ -175,7 +150,7 @@ def main():
     text = "\n".join("\n".join([*render(name, experiment), ""]) for name in TABLES)
     write_atomic(args.out / "report.md", text)
     print(text)
-    draw(pays.points(experiment), args.out / NAME)
+    figures.write(NAME, args.out / NAME)
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ def test_losses_rounded_in_another_way(run):
 
 
 def test_tables_that_differ(run, monkeypatch):
-    monkeypatch.setattr(results, "update", lambda check: ["docs/results.md"] if check else [])
+    monkeypatch.setattr(results.pages, "update", lambda check: ["docs/results.md"] if check else [])
     refused_until_followed(run, results, "--check", then="")
 
 

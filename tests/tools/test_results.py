@@ -8,7 +8,7 @@ import train_slm
 from common.errors import UserError
 from conftest import write_model, write_set
 from tools.results import __main__ as results
-from tools.results import ablations, demo, files, pages, tables
+from tools.results import ablations, demo, figures, files, pages, pays, tables
 from tools.results.collect import collected
 
 CLM_CURVE = [[100, 0.6], [200, 0.5], [300, 0.4]]
@@ -33,7 +33,7 @@ def experiment(matches=(0.9, 0.8)):
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """A folder with one page and one file of results in place of the repository's."""
-    for module in (files, pages):
+    for module in (files, pages, figures):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(files, "FOLDER", tmp_path / "results")
     page = "# Title\n<!-- results: roundings by-seed -->\n<!-- end of results -->\nAfter.\n"
@@ -42,8 +42,9 @@ def repository(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_pages_of_this_repository_are_made_from_its_results():
-    assert pages.update(check=True) == [], "make them again with python -m tools.results"
+def test_pages_and_figures_of_this_repository_are_made_from_its_results():
+    differ = pages.update(check=True) + figures.update(check=True)
+    assert differ == [], "make them again with python -m tools.results"
 
 
 def test_a_table_has_the_numbers_of_its_file(repository, stage):
@@ -55,7 +56,7 @@ def test_a_table_has_the_numbers_of_its_file(repository, stage):
         "2.0 to 2.0",
     ]
     assert text.startswith("# Title\n") and text.endswith("<!-- end of results -->\nAfter.\n")
-    assert stage(results, "--check") == (0, "every table is that of results/\n", "")
+    assert stage(results, "--check") == (0, "every table and figure is that of results/\n", "")
 
 
 def test_a_number_that_was_changed_by_hand_is_found(repository, stage):
@@ -63,7 +64,7 @@ def test_a_number_that_was_changed_by_hand_is_found(repository, stage):
     page = repository / "README.md"
     page.write_text(page.read_text().replace("0.900", "0.990"))
     code, _, err = stage(results, "--check")
-    assert code == 2 and "README.md: the tables are not those of results/" in err
+    assert code == 2 and "README.md: tables or figures are not those of results/" in err
     assert "0.990" in page.read_text(), "--check wrote"
 
 
@@ -212,6 +213,33 @@ def test_a_small_reference_that_costs_less_saves_more():
     less = "-0.200 ± 0.000"
     assert rows[0] == ["200", "100%", "3", "150", less, "2.00", "1.00", "1.00", "1.00"]
     assert rows[1] == ["20", "10%", "3", "50", less, "2.00", "1.20", "1.50", "2.00"]
+
+
+def test_a_figure_is_drawn_again_when_its_results_change(repository, stage):
+    stage(results, "")
+    made = demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2)
+    files.save(made)
+    code, _, err = stage(results, "--check")
+    assert code == 2 and err.startswith("error: figures/effect.svg: tables or figures are not")
+    assert not (repository / "figures").exists()
+    assert "made again: figures/effect.svg" in stage(results, "")[1]
+    drawn = (repository / "figures/effect.svg").read_text()
+    assert stage(results, "--check")[0] == 0
+
+    made.runs[0].numbers["val_loss"] = 0.1
+    files.save(made)
+    assert stage(results, "--check")[0] == 2
+    stage(results, "")
+    assert (repository / "figures/effect.svg").read_text() != drawn
+
+
+def test_the_demo_is_a_point_among_the_references():
+    point = pays.of_demo(demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2))
+    # CLM ends at 0.4, SLM at 0.2, the reference stands at 0.3; a quarter of 300 tokens is before
+    # the first validation.
+    assert point.lead_at_end == pytest.approx(0.1)
+    assert point.gain == (pytest.approx(0.2), pytest.approx(0.0))
+    assert point.early_gain[0] == pytest.approx(0.1)
 
 
 def test_readme_s_table_gives_means_intervals_and_the_span_of_what_is_saved():

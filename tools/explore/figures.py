@@ -36,13 +36,13 @@ def plotting():
     return pyplot
 
 
-def save_figure(figure, out):
-    """Write `out`.png and `out`.svg; print their names."""
+def save_figure(figure, out, description=None, suffixes=(".png", ".svg")):
+    """Write `out`.png and `out`.svg, which holds the description; print their names."""
     out = Path(out)
-    for suffix in (".png", ".svg"):
+    for suffix in suffixes:
         path = out.with_name(out.name + suffix)
         # Without a date the same figure is the same file.
-        metadata = {"Date": None} if suffix == ".svg" else None
+        metadata = {"Date": None, "Description": description} if suffix == ".svg" else None
         with renamed_when_whole(path) as temporary:
             figure.savefig(temporary, dpi=130, metadata=metadata, format=suffix[1:])
         print(path)

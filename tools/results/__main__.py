@@ -1,6 +1,6 @@
-"""Raw results in results/, and README's and docs' tables made from them.
+"""Raw results in results/, and README's and docs' tables and figures made from them.
 
-    python -m tools.results                     # make the tables again
+    python -m tools.results                     # make what changed again
     python -m tools.results --check             # only say whether a page differs from the files
     python -m tools.results --add roundings --command "bash runs/roundings.sh" \\
         --variant "1 thread" --run slm=out/demo/slm --run clm=out/demo/clm
@@ -14,15 +14,14 @@ import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.command_line import Parser
 from common.errors import UserError, cli, command
-from tools.results import files
+from tools.results import figures, files, pages
 from tools.results.collect import collected
-from tools.results.pages import update
 
 
 def arguments(argv=None):
     parser = Parser(__doc__)
-    add = parser.add_argument_group("tables").add_argument
-    add("--check", action="store_true", help="write nothing; exit code 2 where a page differs")
+    add = parser.add_argument_group("tables and figures").add_argument
+    add("--check", action="store_true", help="write nothing; exit code 2 where one differs")
     add = parser.add_argument_group("adding runs").add_argument
     add("--add", metavar="NAME", help="to results/NAME.json, which is made where it is not there")
     add("--command", help="what makes the experiment or goes on with it; for a new file")
@@ -43,13 +42,17 @@ def main():
     if args.add:
         add(args)
         return
-    differ = update(args.check)
+    differ = pages.update(args.check) + figures.update(args.check)
     if differ and args.check:
         raise UserError(
-            f"{', '.join(differ)}: the tables are not those of results/; "
+            f"{', '.join(differ)}: tables or figures are not those of results/; "
             f"make them again with {command('-m', 'tools.results')}"
         )
-    print(f"made again: {', '.join(differ)}" if differ else "every table is that of results/")
+    print(
+        f"made again: {', '.join(differ)}"
+        if differ
+        else "every table and figure is that of results/"
+    )
 
 
 def add(args):

@@ -9,6 +9,7 @@ import numpy as np
 
 from tools.compare import table
 from tools.results.seeds import (
+    cost_in_clm,
     interval,
     median_times,
     number,
@@ -184,10 +185,8 @@ def price(experiment, variant=""):
     head = ["reference's parameters", "of the student's", "seeds", "its cost, tokens"]
     head += ["SLM less CLM, 95 %", "times fewer tokens", "with all costs, lowest"]
     lines = [[*head, "median", "highest"]]
-    rows, runs = found(experiment, "weak", variant)
-    for own in rows.values():
-        if "extra_tokens" not in own[0].numbers:
-            continue
+    _, runs = found(experiment, "weak", variant)
+    for own in priced(experiment, variant):
         numbers = own[0].numbers
         share = numbers["reference_parameters"] / numbers["parameters"]
         fewer, cheaper = savings(own, [runs["clm", run.seed] for run in own])
@@ -203,3 +202,21 @@ def price(experiment, variant=""):
             ]
         )
     return table(lines).splitlines()
+
+
+def priced(experiment, variant=""):
+    """The runs, one a seed, of each student whose reference's price is known."""
+    rows, _ = found(experiment, "weak", variant)
+    return [own for own in rows.values() if "extra_tokens" in own[0].numbers]
+
+
+def prices(experiment):
+    """[(reference's size, total cost of SLM in costs of CLM, (its loss less CLM's, half))]."""
+    _, runs = found(experiment, "weak")
+    points = []
+    for own in priced(experiment):
+        clm = [runs["clm", run.seed] for run in own]
+        losses = paired(*([run.numbers["val_loss"] for run in side] for side in (own, clm)))
+        cost = statistics.mean(map(cost_in_clm, own, clm))
+        points.append((f"{own[0].numbers['reference_parameters'] // 1000}k", cost, losses))
+    return points

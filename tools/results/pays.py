@@ -9,8 +9,17 @@ import statistics
 from dataclasses import dataclass
 
 from tools.compare import table
-from tools.results.seeds import interval, median_times, number, paired, savings
+from tools.results.seeds import (
+    cost_in_clm,
+    interval,
+    median_times,
+    number,
+    paired,
+    runs_of,
+    savings,
+)
 
+DEMO = ("base", "ref", "clm", "slm")  # the demo's runs that its point is made of
 EARLY = 0.25  # the share of CLM's tokens at which the early gain is read
 OTHERS = {
     "base": "base, where all start",
@@ -95,6 +104,43 @@ def _point(base, clm, slm):
         fewer=fewer,
         cheaper=cheaper,
     )
+
+
+def of_demo(experiment):
+    """The demo's reference as a `Point`."""
+    runs = runs_of(experiment, "")
+    seeds = sorted(seed for method, seed in runs if method == "slm")
+    ends = {method: [runs[method, seed].numbers["val_loss"] for seed in seeds] for method in DEMO}
+    slm = [runs["slm", seed] for seed in seeds]
+    clm = [runs["clm", seed] for seed in seeds]
+    read = [run.numbers["tokens_seen"] for run in clm]
+    reference_loss = statistics.mean(ends["ref"])
+    return Point(
+        name="the demo's",
+        k=0.6,
+        reference_loss=reference_loss,
+        lead_at_start=statistics.mean(ends["base"]) - reference_loss,
+        lead_at_end=statistics.mean(ends["clm"]) - reference_loss,
+        losses=ends["slm"],
+        clm=ends["clm"],
+        early=[at(run.curve, EARLY * tokens) for run, tokens in zip(slm, read)],
+        clm_early=[at(run.curve, EARLY * tokens) for run, tokens in zip(clm, read)],
+        fewer=[],
+        cheaper=[],
+    )
+
+
+def prices(experiment):
+    """[(reference, total cost of SLM at k = 0.6 in costs of CLM, (its loss less CLM's, half))]."""
+    found = []
+    clm = {run.seed: run for run in experiment.runs if run.method == "clm"}
+    for point in points(experiment):
+        own = [run for run in experiment.runs if run.variant == f"{point.name} {point.k:g}"]
+        own = [run for run in own if run.method == "slm"]
+        if point.k == 0.6:
+            cost = statistics.mean(cost_in_clm(run, clm[run.seed]) for run in own)
+            found.append((point.name, cost, paired(point.losses, point.clm)))
+    return found
 
 
 def by_reference(experiment):

@@ -52,6 +52,12 @@ def savings(own, clm):
     return fewer, cheaper
 
 
+def cost_in_clm(run, clm):
+    """What a run costs in all, its reference and scoring included, in costs of CLM."""
+    tokens = run.numbers["tokens_seen"] + run.numbers["extra_tokens"]
+    return tokens / clm.numbers["tokens_seen"]
+
+
 def median_times(ratios):
     """The median of `savings`, as text."""
     median = statistics.median(ratios)
