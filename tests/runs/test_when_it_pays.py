@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
 import runs.planetmath as planetmath
+import train_slm
 from common.errors import UserError
 from conftest import HANGS, ROOT, SHARED
+from runs import methods_on_real_text
 from tools.results import files, pays
 from tools.results.tables import render
 
@@ -199,6 +202,19 @@ def test_a_loss_between_two_validations():
 # the recipe
 
 
+def test_a_method_runs_once_for_each_reference_that_it_looks_at():
+    of = methods_on_real_text.flags_of
+    assert of("dft", ["clm", "twice"], Path("o")) == {"o/method-dft": "--score dft --lr 2e-3"}
+    found = of("clean", ["clm", "twice"], Path("o"))
+    assert list(found) == ["o/method-clean-clm", "o/method-clean-twice"]
+    for folder, flags in found.items():
+        args = train_slm.arguments(flags.split())
+        reference = folder.rpartition("-")[2]
+        assert (args.score, args.k, args.lr) == ("clean", 0.6, 2e-3)
+        assert args.base_loss == "o/base_loss.bin"
+        assert args.ref_loss == f"o/{reference}_ref_loss.bin"
+
+
 @pytest.mark.slow
 def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
     raw = tmp_path / "raw"
@@ -226,9 +242,9 @@ def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
         "TQDM_DISABLE": 1,
     }
 
-    def recipe(**changed):
+    def recipe(*command, **changed):
         done = subprocess.run(
-            ["bash", ROOT / "runs/when_it_pays.sh"],
+            ["bash", ROOT / "runs" / (command or ["when_it_pays.sh"])[0], *command[1:]],
             cwd=tmp_path,
             text=True,
             timeout=3 * HANGS,
@@ -265,3 +281,14 @@ def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
     recipe(SEEDS="0", REFERENCES="twice")  # a part of it, which is done
     assert (out / "report.md").read_text() == report
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+
+    printed = recipe("methods_on_real_text.sh", "clean ent", "--seeds", "0 1", REFERENCES="twice")
+    made = json.loads((tmp_path / "results/methods-real-text.json").read_text())["runs"]
+    assert {(run["method"], run["variant"]) for run in made} == {
+        ("clm", ""),
+        ("ent", ""),
+        ("clean", "twice"),
+        *(("excess", name) for name in ("twice", "smaller", "clm")),
+    }
+    extra = {run["method"]: run["numbers"].get("extra_tokens") for run in made if run["seed"] == 0}
+    assert extra["ent"] == 0 and extra["clean"] > 0 and "| `clean`" in printed

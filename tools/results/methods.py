@@ -1,4 +1,4 @@
-"""The tables of runs/methods.sh: every method beside CLM, seed by seed.
+"""The tables of runs/methods.sh and methods_on_real_text.sh: every method beside CLM, seed by seed.
 
 All tokens are tokens of plain training. A method's extra tokens are its passes over the corpus, a
 third of a training step's cost each, and its reference's training.
@@ -22,12 +22,8 @@ def ranked(experiment):
     for method, seed in sorted(runs):
         if ("clm", seed) in runs:
             seeds.setdefault(method, []).append(seed)
-    names = sorted(seeds, key=lambda name: mean_loss(runs, name, seeds[name]))
+    names = sorted(seeds, key=lambda name: loss_of(runs[name, seed] for seed in seeds[name]))
     return names, runs, seeds
-
-
-def mean_loss(runs, name, seeds):
-    return statistics.mean(runs[name, seed].numbers["val_loss"] for seed in seeds)
 
 
 def by_method(experiment):
@@ -78,3 +74,31 @@ def kept(experiment):
         if name != "clm":
             rows.append([f"`{name}`", *cells])
     return table(rows).splitlines()
+
+
+def on_real_text(experiment):
+    """A row for each method and reference, the best mean loss first."""
+    clm = {run.seed: run for run in experiment.runs if run.method == "clm"}
+    rows = {}
+    for run in experiment.runs:
+        if run.seed in clm:
+            rows.setdefault((run.method, run.variant), []).append(run)
+    head = ["method", "reference", "setting", "seeds", "validation loss"]
+    lines = [[*head, "less CLM, 95 % interval", "times fewer tokens", "with all costs"]]
+    for (method, reference), own in sorted(rows.items(), key=lambda row: loss_of(row[1])):
+        base = [clm[run.seed] for run in own]
+        plain = method == "clm"
+        cells = ["CLM" if plain else f"`{method}`", reference or "–", setting(own[0].arguments)]
+        cells += [str(len(own)), f"{loss_of(own):.4f}"]
+        if plain:
+            cells += ["–", "–", "–"]
+        else:
+            losses = ([run.numbers["val_loss"] for run in side] for side in (own, base))
+            cells.append(interval(*paired(*losses), ".4f"))
+            cells += map(median_times, savings(own, base))
+        lines.append(cells)
+    return table(lines).splitlines()
+
+
+def loss_of(runs):
+    return statistics.mean(run.numbers["val_loss"] for run in runs)

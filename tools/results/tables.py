@@ -157,6 +157,7 @@ TABLES = {
     "when-it-pays others": pays.others,
     "methods": methods.by_method,
     "methods kept": methods.kept,
+    "methods-real-text": methods.on_real_text,
     "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,

@@ -1,0 +1,100 @@
+"""What runs/methods_on_real_text.sh needs beside the stages: the runs' flags, and their table.
+
+python -m runs.methods_on_real_text flags --out out/pays --name clean --references clm twice
+python -m runs.methods_on_real_text table --data data/pays --out out/pays --seeds 0 1 2
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from common.device import Env  # noqa: F401  first: it sets how torch's threads wait
+
+import methods  # noqa: F401  more scores, by name
+import slm
+from common.errors import UserError, cli
+from runs import when_it_pays
+from runs.methods import REFERENCE, passes_of, published
+from tools.results import files
+from tools.results.tables import render
+
+NAME = "methods-real-text"
+RATE = "2e-3"  # of all students of runs/when_it_pays.sh
+K = "0.6"
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    flags = commands.add_parser("flags", help="a line for each run of a method")
+    flags.add_argument("--name", required=True, help="the method")
+    flags.add_argument("--references", nargs="+", required=True, help="as when_it_pays.sh has them")
+    table = commands.add_parser("table", help="add the finished runs to results, print the table")
+    table.add_argument("--data", type=Path, required=True, help="folder of the token sets")
+    table.add_argument("--seeds", type=int, nargs="+", required=True)
+    for command in (flags, table):
+        command.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    args = parser.parse_args()
+    {"flags": show_flags, "table": show_table}[args.command](args)
+
+
+def show_flags(args):
+    if args.name not in slm.SCORES:
+        raise UserError(f"no method is called {args.name}; known: {', '.join(slm.SCORES)}")
+    for folder, flags in flags_of(args.name, args.references, args.out).items():
+        print(folder, flags)
+
+
+def flags_of(name, references, out):
+    """{folder: flags} of a method, as published: a run for each reference that it looks at."""
+    needs = set(slm.SCORES[name].needs)
+    flags = published(name, RATE)
+    if "base_loss" in needs:
+        flags += f" --base-loss {out}/base_loss.bin"
+    if not needs & REFERENCE:
+        return {f"{out}/method-{name}": flags}
+    found = {}
+    for reference in references:
+        losses = f"--ref-loss {out}/{reference}_ref_loss.bin"
+        found[f"{out}/method-{name}-{reference}"] = f"{flags} {losses}"
+    return found
+
+
+def show_table(args):
+    experiment = files.load_or_new(NAME, "bash runs/methods_on_real_text.sh")
+    for run in Methods(args.data, args.out, args.seeds).all():
+        files.add(experiment, run)
+    files.save(experiment)
+    print("\n".join(render(NAME, experiment)))
+
+
+class Methods(when_it_pays.Runs):
+    """The finished runs in a folder, as records for results/; a variant is a reference's name."""
+
+    def all(self):
+        found = self.by_seed("clm", "clm")
+        for name in slm.SCORES:
+            found += self.priced(name, f"method-{name}", "")
+            for reference in when_it_pays.REFERENCES:
+                found += self.priced(name, f"method-{name}-{reference}", reference)
+        for reference in when_it_pays.REFERENCES:
+            found += self.priced("excess", f"slm-{reference}-k{K}", reference)
+        return found
+
+    def priced(self, name, folder, reference):
+        """The seeds' runs of a method, each with what it costs beside training."""
+        passes = passes_of(name)
+        cost = passes * self.corpus / 3
+        runs = self.by_seed(name, folder, reference)
+        if runs and reference:
+            # `cost` has one pass of scoring with the reference in it.
+            trained = self.cost(reference, self.out / f"ref-{reference}")
+            cost = trained + (passes - 1) * self.corpus / 3
+        numbers = {"passes": passes, "extra_tokens": cost}
+        return [replace(run, numbers=run.numbers | numbers) for run in runs]
+
+
+if __name__ == "__main__":
+    cli(main)
