@@ -6,6 +6,9 @@
        excess loss, L_theta(x_i) - L_ref(x_i), carry loss and gradient                 train_slm.py
 
 This file is step 3: a score for each token, the choice of the highest, and the loss over them.
+training/selector.py joins them: it makes the `Tokens` of a micro-batch and hands the head a
+`select` that asks `Selection.mask`. The trainers divide the summed loss.
+
 To try an idea of your own, write a function of `Tokens` and add it to SCORES: its name is then
 a value of `--score`. methods.py holds those of other papers.
 """
@@ -26,7 +29,8 @@ from common.errors import UserError
 
 
 class Tokens(SimpleNamespace):
-    """What is known of a micro-batch's targets, each (B, T) fp32. A score names what it needs.
+    """What is known of a micro-batch's targets, (B, T), fp32 if no other type is named. A score
+    names what it needs.
 
     loss         the student's, in this very forward pass; entropy, collision: of its prediction
     ref_loss     the reference's, stored by score.py; ref_entropy: of its prediction (--entropy)
@@ -36,7 +40,8 @@ class Tokens(SimpleNamespace):
     memory       what the score's own `remember` gave when the token was last seen; 0 at first
     noise        uniform in [0, 1), a function of seed, step and window
     NAME         any array of the corpus' length (--stored NAME=FILE)
-    valid        may it be a target (bool); together: rows that are ranked together. Always there.
+    valid        may it be a target (bool). Always there, as is
+    together     how many rows are ranked together (an int)
     """
 
     def __getattr__(self, name):  # called only for what is not there
@@ -71,15 +76,20 @@ def known():
     return ("loss", *PREDICTION, *STORED, "document", "memory", "noise")
 
 
+# What is ranked together: the windows of a forward pass, each window, a step's, the corpus (once).
+SCOPES = ("micro", "sequence", "batch", "set")
+
+
 @dataclass(frozen=True)
 class Score:
     """What tokens are ranked by, `function(tokens)` -> (B, T): the top k of it carry loss.
 
     needs     the fields of `Tokens` that the function reads
     choose    another choice than `keep_top`: (values, valid, k, together) -> (B, T) bool
-    per       what the summed loss is divided by: the tokens that are "kept", or all "valid" ones
-    scope     where `--scope` says nothing
-    remember  function(tokens) -> (B, T): `t.memory` of these tokens from now on
+    per       what the trainer divides the summed loss by: the tokens "kept", or all "valid" ones
+    scope     what is ranked together, one of SCOPES, where `--scope` says nothing
+    remember  function(tokens) -> (B, T): `t.memory` of these tokens from now on; the trainer calls
+              it behind each forward pass
     """
 
     function: Callable
@@ -91,7 +101,7 @@ class Score:
 
     @property
     def static(self):
-        """Does the choice stay the same whatever the student has learned?"""
+        """Does it look at nothing of the student? Noise does not."""
         return not {"loss", *PREDICTION, "memory"}.intersection(self.needs)
 
 
@@ -166,17 +176,20 @@ def keep_top(scores, valid, k, together=None):
     if scores.is_cpu and not scores[valid].isfinite().all():
         bad = (~scores[valid].isfinite()).sum()
         raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
-    n_groups = len(scores) // (together or len(scores))
-    ranked = torch.where(valid, scores.float(), -torch.inf).view(n_groups, -1)
+    group = (together or len(scores)) * scores.shape[1]  # tokens
+    ranked = torch.where(valid, scores.float(), -torch.inf).view(-1, group)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)  # of each position
     kept = rank < n_keep(valid.view_as(ranked).sum(1, keepdim=True), k)
-    return kept.view_as(valid)
+    return kept.view_as(valid) & valid
 
 
 def weights_of(values, valid):
-    """The factors that a `Weight` gave, 0 where a token is not valid; a set stays one. (B, T)."""
+    """The factors that a `Weight` gave, 0 where a token is not valid; a set stays one. (B, T).
+
+    Raises UserError where a valid one is below 0 or not finite; on a GPU it counts as 0.
+    """
     if values.dtype == torch.bool:
         return values & valid
     bad = (values < 0) | ~values.isfinite()
@@ -199,6 +212,12 @@ class Selection:
     scope: str = "micro"
     rank_windows: int | None = None
     settings: tuple = ()  # ((name, value), ...) of the score's function
+
+    def __post_init__(self):
+        if self.scope not in SCOPES:
+            raise UserError(f"scope: got {self.scope!r}, wanted one of {', '.join(SCOPES)}")
+        if not 0 < self.k <= 1:
+            raise UserError(f"k: got {self.k}, wanted a share above 0 and up to 1")
 
     @property
     def method(self):
@@ -231,7 +250,11 @@ class Selection:
 
     @property
     def counted(self):
-        """What says how many are kept: the "masks", "stored" values, or the student's "losses"."""
+        """From what the number kept, which divides the loss, can be known, the earliest first.
+
+        The "masks": top k of each group. "stored" values: the choice itself is made before the
+        forward pass. The student's "losses": only behind it.
+        """
         if self.method is None:
             return "masks"
         ranked = not isinstance(self.method, Weight) and self.method.choose is None
@@ -252,7 +275,7 @@ class Selection:
         if isinstance(self.method, Weight):
             return weights_of(values, valid)
         choose = self.method.choose or keep_top
-        return choose(values, valid, self.k, self.together)
+        return choose(values, valid, self.k, self.together) & valid
 
     def values(self, tokens, valid):
         """What the score's function gives."""
@@ -265,14 +288,15 @@ class Selection:
 
 
 # --------------------------------------------------------------------------------------------------
-# 3. The loss: the sum over the kept tokens. The trainer divides by the number kept in the batch.
+# 3. The loss: the sum over the kept tokens. The trainer divides it by what `per` names, counted
+#    over the whole batch.
 
 
 def logits_of(hidden, weight):
     """hidden (N, C) times weight (V, C): logits (N, V) in fp32; fp64 stays fp64.
 
     Rounded to bf16, as autocast would do, a logit near 20 is off by up to 1/16: more than many of
-    the differences that are ranked. So the factors alone are bf16, and never their sum.
+    the differences that are ranked. So both factors may be bf16, but their product is not rounded.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
@@ -289,7 +313,8 @@ def head_full(hidden, weight, targets, select, wants=()):
     logits = logits_of(hidden, weight)  # (N, V)
     losses = F.cross_entropy(logits, targets, reduction="none")
     kept = select(losses.detach(), **of_predictions(logits.detach(), wants))
-    return torch.where(kept != 0, kept * losses, 0.0).sum(), losses.detach(), kept
+    kept_losses = torch.where(kept != 0, kept * losses, 0.0)  # 0 times infinity would be nan
+    return kept_losses.sum(), losses.detach(), kept
 
 
 def of_predictions(logits, wants):

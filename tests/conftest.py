@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -47,6 +48,14 @@ def pytest_xdist_auto_num_workers(config):
     if not whole or config.option.markexpr != "not slow":
         return 0
     return min(2, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2
+
+
+@pytest.fixture(autouse=True)
+def no_bars_of_other_tests():
+    """A progress bar that a library leaves open would stand among a later test's messages."""
+    yield
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 @pytest.fixture

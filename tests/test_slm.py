@@ -76,6 +76,20 @@ def test_windows_that_are_ranked_together_are_a_batch_of_their_own(together):
             assert whole.count(valid.numpy()) == mask.sum()
 
 
+def test_rows_that_make_no_whole_groups_are_refused():
+    with pytest.raises(RuntimeError, match="invalid for input"):
+        slm.keep_top(torch.zeros(5, 4), torch.ones(5, 4, dtype=torch.bool), 0.5, together=2)
+
+
+def test_a_choice_that_keeps_masked_targets_keeps_the_others_alone(monkeypatch):
+    greedy = slm.Score(slm.loss, ("loss",), choose=lambda values, valid, k, _: values > 0)
+    monkeypatch.setitem(slm.SCORES, "greedy", greedy)
+    valid = torch.tensor([[True, False, True]])
+    tokens = slm.Tokens(loss=torch.tensor([[1.0, 2.0, -1.0]]))
+    kept = slm.Selection(0.5, "greedy").mask(tokens, valid)
+    assert kept.tolist() == [[True, False, False]]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_score_that_is_not_finite_is_refused_where_it_is_valid(bad):
     scores, valid = torch.tensor([[0.0, bad, 1.0]]), torch.ones(1, 3, dtype=torch.bool)
@@ -107,6 +121,13 @@ def test_number_kept(n, k, expected):
 def test_k_out_of_range_is_refused(k):
     with pytest.raises(UserError, match=f"--k: got {k}, wanted a share"):
         train_slm.arguments(["--k", k])
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"k": 60}, {"k": math.nan}, {"scope": "window"}])
+def test_a_selection_that_means_nothing_is_refused(wrong):
+    """A loop of one's own has no command line that would say so."""
+    with pytest.raises(UserError, match=f"{list(wrong)[0]}: got .*, wanted"):
+        slm.Selection(**{"k": 0.6, **wrong})
 
 
 def test_a_score_says_what_it_needs():

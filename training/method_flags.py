@@ -10,7 +10,6 @@ from common.errors import UserError
 from training.loss import BACKWARD
 
 K = 0.6  # where --k says nothing, and the method has one
-SCOPES = ("micro", "sequence", "batch", "set")
 
 
 def add_method(parser):
@@ -24,7 +23,7 @@ def add_method(parser):
     )
     add("--score", default="excess", choices=[*slm.SCORES], help="what tokens are ranked by")
     add("--set", action="append", metavar="NAME=VALUE", help="a number of the score's function")
-    add("--scope", choices=SCOPES, help="what they are ranked within; default: the score's own")
+    add("--scope", choices=slm.SCOPES, help="what they are ranked within; default: the score's own")
     add(
         "--rank-windows",
         type=whole(1),
