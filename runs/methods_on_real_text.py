@@ -16,10 +16,10 @@ from common.errors import UserError, cli
 from runs import when_it_pays
 from runs.methods import REFERENCE, passes_of, published
 from tools.results import files
-from tools.results.tables import render
+from tools.results import methods as methods_tables
 
 NAME = "methods-real-text"
-RATE = "2e-3"  # of all students of runs/when_it_pays.sh
+RATE = "2e-3"  # the learning rate of all students of runs/when_it_pays.sh
 K = "0.6"
 
 
@@ -36,51 +36,62 @@ def main():
     table.add_argument("--seeds", type=int, nargs="+", required=True)
     for command in (flags, table):
         command.add_argument("--out", type=Path, required=True, help="folder of the runs")
+        command.add_argument("--rate", default=RATE, help="learning rate of all runs")
     args = parser.parse_args()
     {"flags": show_flags, "table": show_table}[args.command](args)
 
 
 def show_flags(args):
-    if args.name not in slm.SCORES:
-        raise UserError(f"no method is called {args.name}; known: {', '.join(slm.SCORES)}")
-    for folder, flags in flags_of(args.name, args.references, args.out).items():
+    known = ("clm", *slm.SCORES)
+    if args.name not in known:
+        raise UserError(f"no method is called {args.name}; known: {', '.join(known)}")
+    for folder, flags in flags_of(args.name, args.references, args.out, args.rate).items():
         print(folder, flags)
 
 
-def flags_of(name, references, out):
+def flags_of(name, references, out, rate=RATE):
     """{folder: flags} of a method, as published: a run for each reference that it looks at."""
-    needs = set(slm.SCORES[name].needs)
-    flags = published(name, RATE)
+    folder = out / within(rate) / f"method-{name}"
+    flags = published(name, rate)
+    needs = set() if name == "clm" else set(slm.SCORES[name].needs)
     if "base_loss" in needs:
         flags += f" --base-loss {out}/base_loss.bin"
     if not needs & REFERENCE:
-        return {f"{out}/method-{name}": flags}
+        return {str(folder): flags}
     found = {}
     for reference in references:
-        losses = f"--ref-loss {out}/{reference}_ref_loss.bin"
-        found[f"{out}/method-{name}-{reference}"] = f"{flags} {losses}"
+        found[f"{folder}-{reference}"] = f"{flags} --ref-loss {out}/{reference}_ref_loss.bin"
     return found
 
 
+def within(rate):
+    """The folder of the runs of a rate, in that of all runs."""
+    return "" if rate == RATE else f"rate{rate}"
+
+
 def show_table(args):
-    experiment = files.load_or_new(NAME, "bash runs/methods_on_real_text.sh")
-    for run in Methods(args.data, args.out, args.seeds).all():
+    name = NAME if args.rate == RATE else f"{NAME}-{args.rate}"
+    experiment = files.load_or_new(name, "bash runs/methods_on_real_text.sh")
+    for run in Methods(args.data, args.out, args.seeds).all(args.rate):
         files.add(experiment, run)
     files.save(experiment)
-    print("\n".join(render(NAME, experiment)))
+    print("\n".join(methods_tables.on_real_text(experiment)))
 
 
 class Methods(when_it_pays.Runs):
     """The finished runs in a folder, as records for results/; a variant is a reference's name."""
 
-    def all(self):
-        found = self.by_seed("clm", "clm")
-        for name in slm.SCORES:
-            found += self.priced(name, f"method-{name}", "")
+    def all(self, rate=RATE):
+        found = []
+        for name in ("clm", *slm.SCORES):
+            folder = Path(within(rate)) / f"method-{name}"
+            found += self.priced(name, folder, "")
             for reference in when_it_pays.REFERENCES:
-                found += self.priced(name, f"method-{name}-{reference}", reference)
-        for reference in when_it_pays.REFERENCES:
-            found += self.priced("excess", f"slm-{reference}-k{K}", reference)
+                found += self.priced(name, f"{folder}-{reference}", reference)
+        if rate == RATE:  # the runs of when_it_pays.sh itself
+            found += self.priced("clm", "clm", "")
+            for reference in when_it_pays.REFERENCES:
+                found += self.priced("excess", f"slm-{reference}-k{K}", reference)
         return found
 
     def priced(self, name, folder, reference):

@@ -207,6 +207,8 @@ def test_a_method_runs_once_for_each_reference_that_it_looks_at():
     assert of("dft", ["clm", "twice"], Path("o")) == {"o/method-dft": "--score dft --lr 2e-3"}
     found = of("clean", ["clm", "twice"], Path("o"))
     assert list(found) == ["o/method-clean-clm", "o/method-clean-twice"]
+    slow = of("clm", ["clm"], Path("o"), "5e-4")
+    assert slow == {"o/rate5e-4/method-clm": "--k 1.0 --lr 5e-4"}
     for folder, flags in found.items():
         args = train_slm.arguments(flags.split())
         reference = folder.rpartition("-")[2]

@@ -158,6 +158,7 @@ TABLES = {
     "methods": methods.by_method,
     "methods kept": methods.kept,
     "methods-real-text": methods.on_real_text,
+    "methods-real-text-5e-4": methods.on_real_text,
     "real-model": real_model,
     "roundings": roundings,
     "roundings by-seed": roundings_by_seed,
