@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A pretrained model on real text, for whoever has one GPU for half an hour: SmolLM2-135M continued
+# A pretrained model on real text, for whoever has one GPU: SmolLM2-135M continued
 # on LaTeX mathematics mixed with grade-school problems, by CLM, by SLM and by the controls (any
 # 60 %, the reference itself, either one fine-tuned afterwards), with GSM8K's loss and few-shot
 # accuracy before and after.

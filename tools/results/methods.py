@@ -47,8 +47,8 @@ def by_method(experiment):
                 f"{statistics.mean(losses):.4f}",
                 "–" if name == "clm" else interval(*difference, ".4f"),
                 "–" if None in matches else f"{statistics.mean(matches):.3f}",
-                "–" if name == "clm" else median_times(fewer),
-                "–" if name == "clm" else median_times(cheaper),
+                median_times(fewer),
+                median_times(cheaper),
                 number(own[0].numbers["passes"], "g"),
             ]
         )
@@ -90,13 +90,9 @@ def on_real_text(experiment):
         plain = method == "clm"
         cells = ["CLM" if plain else f"`{method}`", reference or "–", setting(own[0].arguments)]
         cells += [str(len(own)), f"{loss_of(own):.4f}"]
-        if plain:
-            cells += ["–", "–", "–"]
-        else:
-            losses = ([run.numbers["val_loss"] for run in side] for side in (own, base))
-            cells.append(interval(*paired(*losses), ".4f"))
-            cells += map(median_times, savings(own, base))
-        lines.append(cells)
+        losses = ([run.numbers["val_loss"] for run in side] for side in (own, base))
+        cells.append("–" if plain else interval(*paired(*losses), ".4f"))
+        lines.append([*cells, *map(median_times, savings(own, base))])
     return table(lines).splitlines()
 
 
