@@ -1,6 +1,7 @@
 """The tables of README and docs, each a function of one experiment. Markdown, as lines."""
 
 import statistics
+import textwrap
 from functools import partial
 
 from common.errors import UserError
@@ -171,10 +172,34 @@ for _name in ablations.ROWS:
     TABLES[f"ablations {_name}"] = partial(ablations.losses_and_shares, name=_name)
 
 
+# Without a line that says what made them: README's, which links to its file, and a list.
+BARE = ("demo first-screen", "roundings not-run")
+WIDTH = 100
+
+
 def render(name, experiment):
     """The lines of the table `name` ("EXPERIMENT" or "EXPERIMENT PART"). Raises UserError."""
     if name not in TABLES:
         known = ", ".join(sorted(TABLES))
         raise UserError(f"results: no table is called {name!r}; known: {known}")
     lines = TABLES[name](experiment)
-    return [f"*{experiment.note}*", "", *lines] if experiment.note else lines
+    above = [f"*{experiment.note}*", ""] if experiment.note else []
+    below = [] if name in BARE else ["", *textwrap.wrap(f"*{made_by(experiment)}*", WIDTH)]
+    return [*above, *lines, *below]
+
+
+def made_by(experiment):
+    """The commits, machines and versions of its runs."""
+    commits, machines, versions = set(), set(), set()
+    for run in experiment.runs:
+        if run.made:
+            commits.add(run.made["commit"])
+            machine = run.made["machine"]
+            machines.add(f"{machine['processor']} with {machine['torch_kernels']} kernels")
+            versions.add(run.made["versions"]["torch"])
+    found = [f"results/{experiment.experiment}.json", f"commit {_listed(commits)}"]
+    return "; ".join([*found, _listed(machines), f"torch {_listed(versions)}"])
+
+
+def _listed(names):
+    return " and ".join(sorted(names)) or "unknown"
