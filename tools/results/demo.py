@@ -101,9 +101,14 @@ def ratios_of(runs, seeds):
     whole = []
     for seed, ratio in zip(seeds, alone, strict=True):
         read = runs["clm", seed].numbers["tokens_seen"]
-        cost = runs["ref", seed].numbers["tokens_seen"] + read / 3
-        whole.append(read / (read / ratio + cost) if ratio else None)
+        whole.append(read / (read / ratio + reference_cost(runs, seed)) if ratio else None)
     return alone, whole
+
+
+def reference_cost(runs, seed):
+    """In tokens: a reference's training, and scoring what CLM reads at a third of a step's cost."""
+    read = runs["clm", seed].numbers["tokens_seen"]
+    return runs["ref", seed].numbers["tokens_seen"] + read / 3
 
 
 def geometric(ratios):

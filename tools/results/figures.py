@@ -12,6 +12,7 @@ import numpy as np
 
 from tools.explore.figures import COLOURS, DASHES, plotting, save_figure
 from tools.results import ablations, pays
+from tools.results.demo import reference_cost
 from tools.results.files import ROOT, load, path_of
 from tools.results.methods import ranked
 from tools.results.seeds import MEASURES, cost_in_clm, paired, runs_of
@@ -68,7 +69,9 @@ def effect(experiment):
     for i, (method, label) in enumerate({"clm": "CLM", "slm": "SLM, k = 0.6"}.items()):
         curves = np.array([runs[method, seed].curve for seed in seeds])  # (seeds, points, 2)
         tokens, losses = curves[..., 0].mean(0), curves[..., 1]
-        cost = statistics.mean(extra(runs, seed) for seed in seeds) if method == "slm" else 0.0
+        cost = 0.0
+        if method == "slm":
+            cost = statistics.mean(reference_cost(runs, seed) for seed in seeds)
         for axis, x in zip(axes, (tokens, tokens + cost)):
             x = x / 1e6
             axis.plot(x, losses.mean(0), color=COLOURS[i], linestyle=DASHES[i], label=label)
@@ -81,12 +84,6 @@ def effect(experiment):
     axes[1].set(xlabel="cost, millions of training tokens\n(reference and scoring included)")
     axes[0].legend()
     return figure
-
-
-def extra(runs, seed):
-    """What a reference costs in tokens: its training, and scoring at a third of a training step."""
-    scored = runs["clm", seed].numbers["tokens_seen"]
-    return runs["ref", seed].numbers["tokens_seen"] + scored / 3
 
 
 # --------------------------------------------------------------------------------------------------
