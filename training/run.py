@@ -64,11 +64,11 @@ SUMMARY = {
     "val_loss": "validation loss {:.4f}",
     "reference_lead": "the reference's lead {:.4f}",
     "exact_match": "exact match {:.3f}",
-    "tokens_seen": "{:,} tokens read",
-    "tokens_selected": "{:,} selected",
+    "tokens_seen": "{:,.0f} tokens read",
+    "tokens_selected": "{:,.0f} selected",
     "seconds": "{:.0f} s",
     "peak_memory_bytes": "peak memory {:.2f} GB",
-    "tok_per_s": "{:,} tokens/s",
+    "tok_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",
 }
 UNITS = {"peak_memory_bytes": 1e9}  # what a number is divided by before it is shown
