@@ -9,13 +9,11 @@ import statistics
 from dataclasses import replace
 from pathlib import Path
 
-from common.device import Env  # first: it sets how torch's threads wait
+import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import UserError, cli
-from data import TokenSet
 from demo.chain import roots
 from runs.narrow import show_templates, write_narrow
-from tools.explore import pick_k
 from tools.explore.figures import save_figure
 from tools.explore.lines import parameters
 from tools.results import files
@@ -26,7 +24,6 @@ from tools.results.ablations import (
     SHARES,
     losses_and_shares,
     price,
-    suggestions,
 )
 from tools.results.collect import collected
 from tools.results.figures import ablation, ablation_of_k
@@ -36,9 +33,7 @@ NAME = "ablations"
 STEPS = 1200  # the demo's students
 # Whose reference's price is counted.
 PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "51k", "28k")}
-MORE = {"k": suggestions, "weak": price}  # a second table
 LAST = 100  # steps over which the share kept is averaged
-WINDOWS = 400  # that pick-k looks at
 
 
 def main():
@@ -78,8 +73,8 @@ def show(args):
         )
     files.save(experiment)
     print("\n".join(losses_and_shares(experiment, args.name, variant)))
-    if args.name in MORE:
-        print("\n".join(["", *MORE[args.name](experiment, variant)]))
+    if args.name == "weak":
+        print("\n".join(["", *price(experiment, variant)]))
     draw = ablation_of_k if args.name == "k" else ablation(args.name)
     save_figure(draw(experiment, variant), Path(args.figures) / f"ablation-{args.name}")
     if missing:
@@ -110,8 +105,6 @@ def record(folder, method, seed, variant):
         numbers[f"kept_{kind}"] = statistics.mean(shares) if shares else None
     numbers["share"] = run.numbers["tokens_selected"] / run.numbers["tokens_seen"]
     out = roots(seed)[1]
-    if method == "slm" and (out / "ref_loss.bin").exists():
-        numbers["suggested_k"] = suggested(seed)
     if method in PRICED and (out / PRICED[method]).exists():
         numbers |= price_of(folder, out / PRICED[method], run.numbers["tokens_seen"])
     return replace(run, numbers=run.numbers | numbers)
@@ -133,15 +126,6 @@ def price_of(student, reference, read):
         "reference_parameters": its,
         "extra_tokens": tokens * its / own,
     }
-
-
-def suggested(seed):
-    """What pick-k says of a seed's base and reference."""
-    env = Env(argparse.Namespace(device="cpu", dtype="float32", threads=1))
-    sets, out = roots(seed)
-    data = TokenSet(sets / "corpus")
-    excess, valid, _ = pick_k.sample(out / "ref_loss.bin", data, str(out / "base"), WINDOWS, env)
-    return pick_k.suggestion(excess[valid])
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 import runs.ablations
-import slm
 from common.errors import UserError
 from conftest import write_model
-from data import STORED_FORMAT, Stored, TokenSet
+from data import STORED_FORMAT, TokenSet
 from explored import env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
 from tools.explore import __main__ as tools_explore
-from tools.explore import dynamics, pick_k
+from tools.explore import dynamics
 from tools.explore import runs as explore_run
-from tools.results import ablations, files
+from tools.results import files
 
 
 @pytest.fixture
@@ -293,41 +292,3 @@ def test_the_price_of_a_reference_counts_its_base_where_it_has_its_own(vocabular
     small = runs.ablations.price_of(student, tmp_path / "small", 900)
     share = small["reference_parameters"] / whole["parameters"]
     assert small["extra_tokens"] == pytest.approx((400 + 300 + 900 / 3) * share)
-
-
-def test_what_pick_k_says_is_judged_beside_a_fixed_share():
-    experiment = files.Experiment("ablations", "")
-    for seed, losses in ((1, (0.5, 0.3, 0.4)), (2, (0.5, 0.3, 0.2))):
-        for method, k, loss in zip(("slm-k0.5", "slm", "clm"), (0.5, 0.6, 1.0), losses):
-            numbers = {"val_loss": loss, "suggested_k": 0.55 if seed == 1 else 0.7}
-            run = files.Run(method, seed, "", numbers, [], {"k": k}, {}, {})
-            files.add(experiment, run)
-    lines = ablations.suggestions(experiment)[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[0] == ["1", "0.55", "0.4000", "0.3000", "+0.1000", "0.3000 (k 0.6)"]
-    # From 0.3 at 0.6 to 0.2 at 1.0, a quarter of the way.
-    assert rows[1] == ["2", "0.70", "0.2750", "0.3000", "-0.0250", "0.2000 (k 1)"]
-    assert rows[2][4] == "+0.0375 ± 0.7944"
-
-
-# ---- pick-k
-
-
-def test_the_suggestion_is_the_share_that_the_reference_does_not_lose(run, explore):
-    excess = np.concatenate([np.full(560, 0.01), np.full(40, -0.19), np.full(400, -2.0)])
-    assert pick_k.suggestion(excess) == 0.6
-    assert pick_k.suggestion(np.full(9, -5.0)) == 0.01
-    code, out, err = explore(
-        f"pick-k --ref-loss {run}/ref_loss.bin --data {run}/data --model {run}/base --windows 9999"
-    )
-    assert code == 0, err
-    data = TokenSet(run / "data")
-    windows = np.arange(data.n_windows(32))
-    valid = data.valid(windows, 32)
-    loss = slm.WithLoss(checkpoint.load(run / "base"))(
-        *map(torch.from_numpy, data.batch(windows, 32)[:2])
-    )
-    excess = (loss.numpy() - Stored(run / "ref_loss.bin", data, 32).batch(windows, valid))[valid]
-    assert f"--k {round((excess > -0.2).mean(), 2):g} " in out
-    assert f"{valid.sum():,} targets" in out
-    assert "| hostile |" in out

@@ -1,4 +1,4 @@
-"""See the method: which tokens are kept, how losses move, what a run costs, which k to take.
+"""See the method: which tokens are kept, how losses move, what a run costs.
 
     python -m tools.explore tokens --run out/demo/slm --data data/demo/corpus \\
         --ref-loss out/demo/ref_loss.bin --out page.html    # a page that shows text token by token
@@ -6,8 +6,6 @@
         --out figures/dynamics
     python -m tools.explore curves --run CLM=out/demo/clm --run SLM=out/demo/slm --baseline CLM \\
         --out figures/curves
-    python -m tools.explore pick-k --ref-loss out/demo/ref_loss.bin --data data/demo/corpus \\
-        --model out/demo/base
 
 A run is a folder of train_ref.py or train_slm.py; `--snapshots N` there leaves the models on the
 way that `tokens` and `dynamics` look at. Figures are written as PNG and SVG, and need matplotlib.
@@ -19,21 +17,19 @@ import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import cli
 from common.owned import refuse_taken
-from tools.explore import curves, dynamics, page, pick_k
+from tools.explore import curves, dynamics, page
 
 ENDS = ("", "-sets", "-training", "-accuracy", "-kept")  # of the figures of `curves`
 COMMANDS = {
     "tokens": page.main,
     "dynamics": dynamics.main,
     "curves": curves.main,
-    "pick-k": pick_k.main,
 }
 
 OUTPUTS = {  # what stands behind --out in the names of the files that are written
     "tokens": [""],
     "dynamics": [".json", ".png", ".svg"],
     "curves": [".json", *(name + end for name in ENDS for end in (".png", ".svg"))],
-    "pick-k": [".png", ".svg"],
 }
 
 
@@ -46,7 +42,6 @@ def arguments():
     tokens_arguments(commands)
     dynamics_arguments(commands)
     curves_arguments(commands)
-    pick_k_arguments(commands)
     return parser.parse_args()
 
 
@@ -113,17 +108,6 @@ def curves_arguments(commands):
         help="the line whose kept kinds are drawn; default: the first that selects",
     )
     add("--out", required=True, help="start of the names of what is written: .json .png .svg")
-
-
-def pick_k_arguments(commands):
-    parser = commands.add_parser("pick-k", help="suggest k from a sample's excess losses")
-    add = parser.add_argument
-    add("--ref-loss", required=True, help="the reference's stored losses (FILE)")
-    add("--data", required=True, help="token set that they belong to (folder)")
-    add("--model", required=True, help="where the student starts (folder or hub id)")
-    add("--windows", type=int, default=400, help="windows in the sample, evenly spaced")
-    add("--out", help="start of the names of a figure: .png .svg")
-    machine(parser)
 
 
 def machine(parser):

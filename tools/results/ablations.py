@@ -5,8 +5,6 @@ All differences are taken seed by seed. A row counts the seeds that have CLM, to
 
 import statistics
 
-import numpy as np
-
 from tools.compare import table
 from tools.results.seeds import (
     cost_in_clm,
@@ -148,34 +146,6 @@ def by_k(experiment, variant="", key="val_loss"):
 
 def k_of(run):
     return run.arguments.get("k", 1.0)
-
-
-def suggestions(experiment, variant=""):
-    """pick-k's judgement: the loss at what it says (between two k interpolated) and at 0.6."""
-    rows = [["seed", "pick-k says", "loss there", "at 0.6", "difference", "best of the sweep"]]
-    runs = runs_of(experiment, variant)
-    ks, losses = by_k(experiment, variant)
-    there, fixed = [], []
-    for seed, values in losses.items():
-        k = runs["slm", seed].numbers.get("suggested_k")
-        if k is None:
-            continue
-        there.append(float(np.interp(k, ks, values)))
-        fixed.append(float(np.interp(0.6, ks, values)))
-        best = int(np.argmin(values))
-        rows.append(
-            [
-                str(seed),
-                f"{k:.2f}",
-                f"{there[-1]:.4f}",
-                f"{fixed[-1]:.4f}",
-                f"{there[-1] - fixed[-1]:+.4f}",
-                f"{values[best]:.4f} (k {ks[best]:g})",
-            ]
-        )
-    if there:
-        rows.append(["mean", "", "", "", interval(*paired(there, fixed), ".4f"), ""])
-    return table(rows).splitlines()
 
 
 def price(experiment, variant=""):

@@ -165,7 +165,6 @@ TABLES = {
     "roundings by-seed": roundings_by_seed,
     "roundings not-run": roundings_not_run,
     "moments": moments,
-    "ablations pick-k": ablations.suggestions,
     "ablations price": ablations.price,
 }
 for _name in ablations.ROWS:
