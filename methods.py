@@ -13,6 +13,7 @@ import math
 
 import torch
 
+from common.errors import UserError
 from slm import PREDICTION, SCORES, Score, Weight, keep_top
 
 # --------------------------------------------------------------------------------------------------
@@ -54,6 +55,11 @@ def document_ref(t):
 
 def rho(t):
     """Whole windows by their mean of l - r: RHO-loss (2206.07137) with windows as its examples."""
+    if t.together == 1:
+        raise UserError(
+            "ranks windows among each other, got one at a time; wanted micro-batches of several "
+            "(--micro-batch-size, --rank-windows) or --scope batch"
+        )
     rows = torch.arange(len(t.loss), device=t.loss.device)
     return t.loss - t.ref_loss, rows[:, None].expand_as(t.loss)
 

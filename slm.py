@@ -152,6 +152,9 @@ SCORES = {
 # 2. Selection: the top k of each group of valid tokens.
 
 
+LOWEST = torch.finfo(torch.float32).min  # a valid score stands above what is not valid
+
+
 def n_keep(n_valid, k):
     """How many of n_valid tokens are kept: floor(k n + 1/2), at least one if there is any.
 
@@ -177,7 +180,7 @@ def keep_top(scores, valid, k, together=None):
         bad = (~scores[valid].isfinite()).sum()
         raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
     group = (together or len(scores)) * scores.shape[1]  # tokens
-    ranked = torch.where(valid, scores.float(), -torch.inf).view(-1, group)
+    ranked = scores.float().clamp_min(LOWEST).where(valid, -torch.inf).view(-1, group)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)  # of each position
@@ -264,6 +267,13 @@ class Selection:
 
     def count(self, valid):
         """How many of the tokens `valid` (B, T), a numpy mask, `mask` will keep, by the "masks"."""
+        if self.method is None:
+            return int(valid.sum())
+        if self.together and len(valid) % self.together:
+            raise UserError(
+                f"rank_windows: got {self.together}, wanted a divisor of the {len(valid)} windows "
+                f"of a micro-batch; leave out the last batch if it is shorter"
+            )
         of_windows = valid.sum(1).reshape(-1, self.together or len(valid))
         return sum(n_keep(n, self.k) for n in of_windows.sum(1).tolist())
 

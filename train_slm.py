@@ -23,7 +23,7 @@ from training import parallel
 from training.arguments import add_arguments, parse, settle
 from training.loss import FastLoss
 from training.meter import Meter
-from training.method_flags import add_method, settle_method
+from training.method_flags import add_method, forget, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
@@ -34,7 +34,7 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     add_method(parser)
     add_arguments(parser)
-    return settle_method(parse(parser, argv))
+    return settle_method(parse(parser, argv, forget))
 
 
 def main():

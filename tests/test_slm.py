@@ -76,6 +76,13 @@ def test_windows_that_are_ranked_together_are_a_batch_of_their_own(together):
             assert whole.count(valid.numpy()) == mask.sum()
 
 
+def test_windows_that_make_no_whole_groups_cannot_be_counted():
+    valid = np.ones((3, 4), bool)
+    with pytest.raises(UserError, match="rank_windows: got 2, wanted a divisor of the 3 windows"):
+        slm.Selection(0.6, rank_windows=2).count(valid)
+    assert slm.Selection(1.0, rank_windows=2).count(valid) == 12
+
+
 def test_rows_that_make_no_whole_groups_are_refused():
     with pytest.raises(RuntimeError, match="invalid for input"):
         slm.keep_top(torch.zeros(5, 4), torch.ones(5, 4, dtype=torch.bool), 0.5, together=2)

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+import slm
 from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
 from common.errors import UserError
 from common.owned import refuse_overlap
@@ -146,14 +147,16 @@ def add_arguments(parser):
     group.add_argument("--overwrite", action="store_true", help="start over in --out")
 
 
-def parse(parser, argv=None):
+def parse(parser, argv=None, forget=None):
     """The command line, where `--from RUN/args.json` says what its flags leave open.
 
-    Raises UserError where that file is not a run's, or the package of `--track` is missing.
+    `forget(saved, given)` takes out of args.json what follows from other flags; `given(flag)` tells
+    whether the command line has one. Raises UserError where that file is not a run's, or the
+    package of `--track` is missing.
     """
     to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
-    given = earlier_arguments(argv)
+    given = earlier_arguments(argv, forget)
     known = {action.dest for action in parser._actions}
     parser.set_defaults(**{key: value for key, value in given.items() if key in known})
     args = parser.parse_args(argv)
@@ -163,8 +166,12 @@ def parse(parser, argv=None):
     return args
 
 
-def earlier_arguments(argv):
+def earlier_arguments(argv, forget=None):
     """What `--from FILE` says: a run's args.json, but for what follows from other flags."""
+
+    def given(flag):
+        return any(word == flag or word.startswith(f"{flag}=") for word in argv)
+
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--from", dest="earlier")
     path = first.parse_known_args(argv)[0].earlier
@@ -176,14 +183,16 @@ def earlier_arguments(argv):
     as_record(saved, finished.Arguments, f"--from: {path}")
     if saved.get("k_schedule"):  # train_slm.py's: as it was written
         saved["k"] = saved["k_schedule"]
-    if "--steps" in argv or saved.get("epochs") is None:
+    if given("--epochs") or (saved.get("epochs") is not None and not given("--steps")):
+        saved.pop("steps")  # they follow from the epochs
+    else:
         saved.pop("epochs", None)
-    else:  # the steps follow from them
-        saved.pop("steps")
-    if "--batch-size" in argv and saved["micro_batch_size"] == saved["batch_size"]:
+    if given("--batch-size") and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
-    if "--lr" in argv and saved.get("min_lr") == saved["lr"] / 10:
+    if given("--lr") and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
+    if forget:
+        forget(saved, given)
     return saved
 
 
@@ -209,7 +218,7 @@ def settle(args, run=True):
         )
     together = getattr(args, "rank_windows", None)  # train_slm.py's
     fits = together is None or (args.scope == "micro" and args.micro_batch_size % together == 0)
-    if not fits and args.k < 1:
+    if not fits and slm.Selection(args.k, args.score, args.scope).method:
         raise UserError(
             f"--rank-windows: got {together} with --scope {args.scope} and --micro-batch-size "
             f"{args.micro_batch_size}, wanted --scope micro and a divisor of the micro-batch"

@@ -10,6 +10,7 @@ A flat file, and beside it a note that names the token set and the file's checks
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -79,7 +80,8 @@ class Array:
                 )
         self.checked = Checked(self.path, note.checksums, again)
         self.values = np.memmap(self.path, note.dtype, "r")
-        self.hash = "-".join(f"{number:08x}" for number in note.checksums[:4])
+        said = json.dumps([note.dtype, note.checksums])
+        self.hash = hashlib.sha256(said.encode()).hexdigest()
 
     def batch(self, windows, valid):
         """The windows' values (B, T): fp32, or int64 of whole numbers; 0 where not valid."""

@@ -40,7 +40,7 @@ class Columns:
         for name in self.needs:
             if name in STORED:
                 self.stored[name] = self._open(name)
-                self.references[name] = self.stored[name].meta["reference"]
+                self.references[name] = made_with(self.stored[name].meta)
             elif name in files:
                 opened = arrays.opened(name, files[name], data, args.seq_len)
                 self.stored[name], self.references[name] = opened
@@ -57,6 +57,11 @@ class Columns:
         args = self.args
         flag = FLAGS.get(name, name)
         path = getattr(args, flag)
+        if name == "base_loss" and args.init == "scratch":
+            raise UserError(
+                f"--score {args.score}: needs {WHOSE[flag]}, and --init scratch is none that can "
+                f"be scored; wanted a model's folder or hub id"
+            )
         if not path:
             raise UserError(
                 f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
@@ -90,7 +95,8 @@ class Columns:
         models = {"base_loss": self.args.init, "short_loss": "MODEL"}
         short = max(2, self.args.seq_len // 8 * 2)
         context = short if name == "short_loss" else None
-        return {"model": models.get(name), "context": context}
+        revision = self.args.revision if name == "base_loss" else None
+        return {"model": models.get(name), "revision": revision, "context": context}
 
     def tokens(self, step, windows, valid):
         """slm.Tokens of the windows' targets, before the forward pass; `valid` (B, T), numpy."""
@@ -105,6 +111,12 @@ class Columns:
         if self.documents:
             tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
         return tokens
+
+
+def made_with(meta):
+    """What a run's identity says of stored losses: their model, and its context if it was short."""
+    context = meta["context"]
+    return f"{meta['reference']}, context {context}" if context else meta["reference"]
 
 
 class Documents:

@@ -73,10 +73,23 @@ def steps_of(schedule):
     return found
 
 
+def forget(saved, given):
+    """Of an earlier run's arguments, take out those of its score where `--score` names another."""
+    if not given("--score"):
+        return
+    saved.pop("set", None)
+    before = slm.SCORES.get(saved.get("score"))
+    if before and saved.get("scope") == before.scope:
+        saved.pop("scope")
+    if saved.get("k") in (K, 1.0):  # as where --k says nothing
+        saved.pop("k")
+
+
 def settle_method(args):
     """Fill in what follows from the method, and refuse what does not fit it. Returns `args`."""
     method = slm.SCORES[args.score]
     weight = isinstance(method, slm.Weight)
+    args.set, args.stored = by_name(args.set), by_name(args.stored)
     args.k_schedule = None
     if isinstance(args.k, str):
         args.k_schedule = args.k
@@ -95,9 +108,31 @@ def settle_method(args):
             f"--scope set: --score {args.score} looks at the student, wanted one that is the same "
             f"throughout: {', '.join(fixed)}"
         )
-    args.set = sorted(args.set) if args.set else None
     settings_of(args)
+    refuse_what_does_nothing(args, method)
     return args
+
+
+def by_name(texts):
+    """NAME=VALUE texts in the order of their names, the last one of each; None for none."""
+    latest = {text.partition("=")[0]: text for text in texts or ()}
+    return [latest[name] for name in sorted(latest)] or None
+
+
+def refuse_what_does_nothing(args, method):
+    """Raises UserError for flags that a method would ignore in silence."""
+    selection = slm.Selection(args.k, args.score, args.scope)
+    told_late = selection.counted == "losses" and args.scope != "batch"
+    if args.backward == "pruned" and (isinstance(method, slm.Weight) or told_late):
+        raise UserError(
+            f"--backward pruned: got it with --score {args.score}, of which no number of kept "
+            f"tokens is known before the losses; wanted --backward exact"
+        )
+    if args.k_schedule and method.remember and 1 in dict(map(reversed, steps_of(args.k_schedule))):
+        raise UserError(
+            f"--k: got {args.k_schedule} with --score {args.score}, which remembers what it has "
+            f"seen, and while k is 1 sees nothing; wanted shares below 1"
+        )
 
 
 def settings_of(args):
@@ -139,5 +174,6 @@ def k_at(step, args):
     """The k of step 0, 1, ..."""
     if not args.k_schedule:
         return args.k
-    passed = [k for start, k in steps_of(args.k_schedule) if step >= start * args.steps]
+    # A product such as .07 * 100 is a little above 7.
+    passed = [k for start, k in steps_of(args.k_schedule) if step >= start * args.steps - 1e-6]
     return passed[-1]

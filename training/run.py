@@ -146,6 +146,11 @@ class Run:
         if not (self.folder / "summary.json").exists():
             owned.refuse_foreign(self.folder / name for name in MODEL)
         if not path.exists():
+            if states.present(self.folder):
+                raise UserError(
+                    f"{self.folder} holds the state of a run, but not its args.json; start over "
+                    f"with --overwrite, or name another --out"
+                )
             write_atomic(path, json.dumps(self.record, indent=1))
             return None
         saved = read_json(path, "run", START_OVER)

@@ -261,6 +261,10 @@ class Choice:
         method = self.selection.method
         if method is None or method.choose is not None:
             return None
+        if self.settled is not None and isinstance(method, Weight):
+            return None if self.settled.dtype == torch.bool else self.settled
+        if self.selection.scope == "set" and "noise" in method.needs:
+            return None  # what was ranked was drawn in the first step
         values = self.selection.values(self.tokens, self.valid)
         if values.dtype == torch.bool:
             return None

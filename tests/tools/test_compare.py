@@ -50,6 +50,38 @@ def test_what_follows_from_other_flags_follows_again(runs, stage):
     assert record(runs / "f")["steps"] == 1 and record(runs / "f")["epochs"] is None
 
 
+def test_what_follows_is_seen_in_either_way_of_writing_a_flag(runs, stage):
+    assert stage(train_slm, "--from a/args.json --out b --lr=4e-3 --batch-size=2")[0] == 0
+    made = record(runs / "b")
+    assert made["min_lr"] == pytest.approx(4e-4) and made["micro_batch_size"] == 2
+    assert stage(train_slm, "--from a/args.json --out c --epochs=0.1")[0] == 0
+    assert record(runs / "c")["epochs"] == 0.1
+
+
+def test_what_belongs_to_a_score_goes_with_it(runs):
+    """Its numbers, its own scope, its k; and the last of two numbers counts."""
+
+    def again(flags, **changes):
+        (runs / "e.json").write_text(json.dumps(record(runs / "a") | changes))
+        args = train_slm.arguments(["--from", "e.json", *flags.split()])
+        return args.score, args.k, args.scope, args.set
+
+    earlier = {"score": "mile", "set": ["gamma=2"], "k": 1.0}
+    assert again("", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
+    assert again("--set gamma=1", **earlier) == ("mile", 1.0, "micro", ["gamma=1"])
+    assert again("--set gamma=10 --set gamma=9", **earlier)[3] == ["gamma=9"]
+    assert again("--score dft", **earlier) == ("dft", 1.0, "micro", None)
+    earlier = {"score": "excess", "k": 0.6, "scope": "micro"}
+    assert again("--score clean", **earlier) == ("clean", 0.6, "set", None)
+    assert again("--score mile", **earlier) == ("mile", 1.0, "micro", None)
+    assert again("--score loss", **earlier | {"k": 0.5, "scope": "batch"}) == (
+        "loss",
+        0.5,
+        "batch",
+        None,
+    )
+
+
 def test_the_same_run_differs_in_nothing(runs, stage):
     code, out, _ = stage(compare, "a a")
     assert code == 0 and "all arguments are equal" in out

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import re
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 from common.device import Env
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import methods
 import score
 import slm
 import train_slm
@@ -19,8 +22,9 @@ from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from training import arrays
+from training.method_flags import k_at
 from training.run import Run
-from training.selector import Selector
+from training.selector import Choice, Selector
 from training.source import source_hash
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
@@ -185,6 +189,12 @@ def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
         ("--score nothing", "the weights of all 64 targets of a batch are 0"),
         ("--score unknown", "--score unknown needs t.quality, wanted one of loss, entropy"),
         ("--score unknown --stored quality=x.bin", "--stored quality: x.bin does not exist"),
+        ("--score memft --backward pruned", "--backward pruned: got it with --score memft"),
+        ("--score mile --backward pruned", "--backward pruned: got it with --score mile"),
+        ("--score remembers --k 1.0:0.5@0.5", "which remembers what it has seen"),
+        ("--score soft_excess --rank-windows 3", "--rank-windows: got 3 with --scope micro"),
+        ("--score rel --init scratch", "--init scratch is none that can be scored"),
+        ("--score alone --scope sequence --k 0.5", "--score alone: ranks windows among each other"),
     ],
 )
 def test_bad_lines(stage, inputs, monkeypatch, flags, message):
@@ -193,8 +203,41 @@ def test_bad_lines(stage, inputs, monkeypatch, flags, message):
         weight = slm.Weight(lambda t, value=value: torch.full_like(t.loss, value), needs=needs)
         monkeypatch.setitem(slm.SCORES, name, weight)
     monkeypatch.setitem(slm.SCORES, "unknown", slm.Score(lambda t: t.quality, needs=("quality",)))
+    monkeypatch.setitem(slm.SCORES, "remembers", REMEMBERS)
+    rho = methods.SCORES["rho"]
+    alone = replace(rho, function=lambda t: rho.function(with_reference(t)), needs=needs)
+    monkeypatch.setitem(slm.SCORES, "alone", alone)
     code, _, err = stage(train_slm, f"{SLM} --steps 2 --out a {flags}")
     assert code == 2 and message in err.splitlines()[-1], err
+
+
+def with_reference(t):
+    return slm.Tokens(**{**vars(t), "ref_loss": torch.zeros_like(t.loss)})
+
+
+@pytest.mark.parametrize("steps", [100, 300, 1000])
+def test_a_schedule_switches_at_its_share_of_the_steps(steps):
+    for percent in range(1, 100):
+        args = SimpleNamespace(k=0.5, k_schedule=f"1.0:0.5@{percent / 100}", steps=steps)
+        ks = [k_at(step, args) for step in range(steps)]
+        assert ks.index(0.5) == steps * percent // 100
+
+
+def test_a_choice_by_values_that_are_gone_is_not_shown(scored, monkeypatch):
+    """The noise that ranked the set is that of the first step; settled weights stay as they are."""
+    monkeypatch.chdir(scored)
+    found = selector("--score random --scope set --k 0.5")
+    windows = np.arange(4)
+    valid = torch.from_numpy(found.data.valid(windows, 16))
+    found.counts(None, 3, [windows])
+    choice = found.choice(3, 0, windows, valid)
+    choice.keep(torch.zeros(4, 16))
+    assert choice.ranked() is None
+
+    weights = torch.rand(4, 16)
+    choice = Choice(slm.Selection(1.0, "dft", "batch"), slm.Tokens(), valid, weights)
+    choice.keep(torch.zeros(4, 16))
+    assert torch.equal(choice.ranked(), weights)
 
 
 def test_a_schedule_switches_k(stage, inputs):
@@ -280,7 +323,12 @@ def test_an_array_of_ones_own_is_checked_like_stored_losses(stage, inputs, monke
     given = "--score best --k 0.5 --scope set --stored quality=q.bin --steps 2"
     trained(stage, f"{given} --out a")
     record = json.loads((inputs / "a/args.json").read_text())
-    assert record["inputs"]["quality"]
+    known = record["inputs"]["quality"]
+    note = json.loads((inputs / "q.json").read_text())
+    other = {"<f4": "<i4", "<f8": "<i8"}[note["dtype"]]
+    (inputs / "q.json").write_text(json.dumps(note | {"dtype": other}))
+    assert arrays.Array("quality", inputs / "q.bin", data, 16).hash != known
+    (inputs / "q.json").write_text(json.dumps(note))
     kept = selector(given).of_set
     assert kept[1:].sum() == (data.count - 1 + 1) // 2
     assert quality[1:][kept[1:]].min() > quality[1:][~kept[1:]].max()
@@ -455,6 +503,8 @@ def test_memory_belongs_to_the_checkpoint(stage, inputs, monkeypatch, stopped):
 
 FORK = """
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 

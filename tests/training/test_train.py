@@ -323,6 +323,15 @@ def test_learns_and_writes_a_folder_that_transformers_opens(stage, inputs):
     assert len(total) == 299 and abs(np.mean(total) - summary["val_loss"]) < 1e-5
 
 
+def test_a_state_without_its_arguments_is_not_taken_for_another_run_s(stage, inputs):
+    args = f"--data d --init m {TINY} --steps 3 --out a"
+    assert stage(train_ref, args)[0] == 0
+    (inputs / "a/args.json").unlink()
+    code, _, err = stage(train_ref, f"{args} --lr 5e-4")
+    assert code == 2 and "a holds the state of a run, but not its args.json; start over" in err
+    assert stage(train_ref, f"{args} --overwrite")[0] == 0
+
+
 def test_run_folders(stage, inputs):
     args = f"--data d --init m {TINY} --steps 3"
     assert stage(train_ref, f"{args} --out a")[0] == 0
