@@ -32,7 +32,7 @@ from training import finished
 NAME = "ablations"
 STEPS = 1200  # the demo's students
 # Whose reference's price is counted.
-PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "51k", "28k")}
+PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "52k", "28k")}
 LAST = 100  # steps over which the share kept is averaged
 
 

@@ -4,7 +4,7 @@
 #   bash runs/ablations.sh k            # k from 0.3 to 1.0
 #   bash runs/ablations.sh score        # excess, the reference's loss and entropy, random
 #   bash runs/ablations.sh self         # the reference was trained on the corpus itself
-#   bash runs/ablations.sh weak         # references of 80k, 51k and 28k parameters, a student of 271k
+#   bash runs/ablations.sh weak         # references of 80k, 52k and 28k parameters, a student of 271k
 #   bash runs/ablations.sh narrow       # a reference that saw one kind of problem only
 #   bash runs/ablations.sh scope        # micro-batches of 2, windows, the whole batch
 #   bash runs/ablations.sh stale        # a reference made from the base at step 300 of 900
@@ -78,7 +78,7 @@ ablate() {
         student self-$score --score $score --ref-loss "$A/self_ref_loss.bin"
       done ;;
     weak)
-      for size in "80k 64" "51k 48" "28k 32"; do
+      for size in "80k 64" "52k 48" "28k 32"; do
         set -- $size
         base weak-$1-base 900 --n-layer 1 --d-model $2 --n-head 4
         reference weak-$1 "$O/weak-$1-base" "$D/curated"

@@ -48,12 +48,12 @@ ROWS = {  # label: folder of the run
     "weak": {
         "reference of 271k": "slm",
         "reference of 80k": "slm-weak-80k",
-        "reference of 51k": "slm-weak-51k",
+        "reference of 52k": "slm-weak-52k",
         "reference of 28k": "slm-weak-28k",
         "CLM": "clm",
         "(the reference of 271k itself)": "ref",
         "(the reference of 80k itself)": "weak-80k",
-        "(the reference of 51k itself)": "weak-51k",
+        "(the reference of 52k itself)": "weak-52k",
         "(the reference of 28k itself)": "weak-28k",
     },
     "narrow": {
@@ -77,7 +77,7 @@ ROWS = {  # label: folder of the run
         "(the stale reference itself)": "stale",
     },
 }
-REFERENCES = ("ref", "weak-80k", "weak-51k", "weak-28k", "narrow", "stale")
+REFERENCES = ("ref", "weak-80k", "weak-52k", "weak-28k", "narrow", "stale")
 COMPARED = {"clm": "less CLM", "slm": "less SLM of 0.6"}
 LOSSES = {"problem": "of it problems", "solution": "correct solutions", "end_of_text": "ends"}
 SHARES = {"solution": "of solutions", "problem": "problems", "wrong_digits": "wrong digits"}
@@ -111,7 +111,8 @@ def losses_and_shares(experiment, name, variant=""):
         cells.append(median_times(ratios) if student and own[0].method != "clm" else "–")
         cells += [number(mean_of(own, f"loss_{kind}"), ".3f") for kind in LOSSES]
         cells.append(number(mean_of(own, "share"), ".2f") if student else "–")
-        cells += [number(mean_of(own, f"kept_{kind}"), ".0%") for kind in SHARES]
+        shares = [mean_of(own, f"kept_{kind}") for kind in SHARES]
+        cells += [number(share if student else None, ".0%") for share in shares]
         lines.append(cells)
     return table(lines).splitlines()
 
@@ -188,5 +189,5 @@ def prices(experiment):
         clm = [runs["clm", run.seed] for run in own]
         losses = paired(*([run.numbers["val_loss"] for run in side] for side in (own, clm)))
         cost = statistics.mean(map(cost_in_clm, own, clm))
-        points.append((f"{own[0].numbers['reference_parameters'] // 1000}k", cost, losses))
+        points.append((f"{round(own[0].numbers['reference_parameters'] / 1000)}k", cost, losses))
     return points
