@@ -93,7 +93,7 @@ def effect(experiment):
 def when_it_pays(experiment, demo=None):
     """Gains against the lead over CLM's end: a point for each reference at k = 0.6."""
     figure, axes = plotting().subplots(figsize=(6.4, 3.8))
-    shown = [point for point in pays.points(experiment) if point.k == 0.6]
+    shown = [point for point in pays.points(experiment) if point.is_shown]
     if demo:
         shown.append(pays.of_demo(demo))
     for i, (label, marker) in enumerate({"at the end": "o", "after a quarter": "^"}.items()):

@@ -47,6 +47,11 @@ class Point:
     cheaper: list[float]  # the same with the reference and scoring counted
 
     @property
+    def is_shown(self):
+        """Is it in the figures? One reference throughout, at k = 0.6."""
+        return self.k == 0.6 and ", then " not in self.name
+
+    @property
     def gain(self):
         """(mean, half of the 95 % interval or None) at the end."""
         return paired(self.clm, self.losses)
@@ -137,7 +142,7 @@ def prices(experiment):
     for point in points(experiment):
         own = [run for run in experiment.runs if run.variant == f"{point.name} {point.k:g}"]
         own = [run for run in own if run.method == "slm"]
-        if point.k == 0.6:
+        if point.is_shown:
             cost = statistics.mean(cost_in_clm(run, clm[run.seed]) for run in own)
             found.append((point.name, cost, paired(point.losses, point.clm)))
     return found
