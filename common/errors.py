@@ -151,7 +151,7 @@ def _stop(code, message=None):
     if message is not None:
         line = " ".join(message.split())
         try:
-            _end_progress_bars()
+            end_progress_bars()
             print(line, file=sys.stderr, flush=True)
             sys.stdout.flush()
         except OSError:  # nobody reads it, or the disk behind it is full
@@ -161,7 +161,7 @@ def _stop(code, message=None):
     sys.exit(code)
 
 
-def _end_progress_bars():
+def end_progress_bars():
     """So that a message is a line of its own, and the last one."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     for bar in list(bars):

@@ -5,7 +5,6 @@ python -m runs.ablations narrow --seed 31 --out data/demo-seed31/narrow.jsonl
 """
 
 import argparse
-import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from tools.results.ablations import (
     losses_and_shares,
     price,
 )
-from tools.results.collect import collected
+from tools.results.collect import collected, share_kept
 from tools.results.figures import ablation, ablation_of_k
 from training import finished
 
@@ -33,7 +32,6 @@ NAME = "ablations"
 STEPS = 1200  # the demo's students
 # Whose reference's price is counted.
 PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "52k", "28k")}
-LAST = 100  # steps over which the share kept is averaged
 
 
 def main():
@@ -100,9 +98,7 @@ def record(folder, method, seed, variant):
     log = finished.steps(folder)
     losses = log[-1].get("val_loss_by_kind", {})
     numbers = {f"loss_{kind}": losses.get(kind) for kind in LOSSES}
-    for kind in SHARES:
-        shares = [step["kept"][kind] for step in log[-LAST:] if kind in step.get("kept", {})]
-        numbers[f"kept_{kind}"] = statistics.mean(shares) if shares else None
+    numbers |= {f"kept_{kind}": share_kept(log, kind) for kind in SHARES}
     numbers["share"] = run.numbers["tokens_selected"] / run.numbers["tokens_seen"]
     out = roots(seed)[1]
     if method in PRICED and (out / PRICED[method]).exists():

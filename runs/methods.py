@@ -19,7 +19,7 @@ from common.files import write_atomic
 from demo.chain import roots
 from tools.explore.lines import PASSES
 from tools.results import figures, files
-from tools.results.collect import collected
+from tools.results.collect import collected, share_kept
 from tools.results.methods import KINDS
 from tools.results.tables import render
 from training import finished
@@ -37,7 +37,6 @@ KNOBS = {  # a method's one number, and three values of it; the published one is
 SHARES = (0.4, 0.6, 0.8)  # k, the knob of those that rank
 NAME = "methods"
 REFERENCE = {"ref_loss", "ref_entropy"}  # what a reference gives
-LAST = 100  # records of the log over which a share kept is averaged
 
 
 def main():
@@ -153,18 +152,10 @@ def record(name, seed, steps):
     """A finished run for results/, with what it kept of each kind of text and what it costs."""
     folder = folder_of(name, seed, steps)
     run = collected(folder, name)
-    shares = {f"kept_{kind}": share_of(folder, kind) for kind in KINDS}
+    log = finished.steps(folder)
+    shares = {f"kept_{kind}": share_kept(log, kind) for kind in KINDS}
     costs = {"passes": passes_of(name), "extra_tokens": extra_tokens(name, folder, seed)}
     return replace(run, numbers=run.numbers | shares | costs)
-
-
-def share_of(folder, kind):
-    """What was kept of a kind of text, or its mean weight, at the end of a run; None: not noted."""
-    shares = []
-    for step in finished.steps(folder)[-LAST:]:
-        if kind in step.get("kept", {}):
-            shares.append(step["kept"][kind])
-    return statistics.mean(shares) if shares else None
 
 
 def passes_of(name):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +27,7 @@ wait_for_no_disk()
 arm_changes(seconds=float(os.environ.get("KIT_SLOW", 0)))
 
 import model as model_file  # noqa: E402
-from common.errors import cli  # noqa: E402
+from common.errors import cli, end_progress_bars  # noqa: E402
 from hf import checkpoint  # noqa: E402
 from hf import tokenizer as tokenizer_file  # noqa: E402
 from text.writing import TokenSetWriter  # noqa: E402
@@ -54,8 +53,7 @@ def pytest_xdist_auto_num_workers(config):
 def no_bars_of_other_tests():
     """A progress bar that a library leaves open would stand among a later test's messages."""
     yield
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
+    end_progress_bars()
 
 
 @pytest.fixture

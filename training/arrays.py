@@ -97,11 +97,17 @@ class Array:
         return out.astype(np.int64 if whole else np.float32)
 
 
+def made_with(meta):
+    """What a run's identity says of stored losses: their model, and its context if it was short."""
+    context = meta["context"]
+    return f"{meta['reference']}, context {context}" if context else meta["reference"]
+
+
 def opened(name, path, token_set, seq_len):
     """A file of `save` or of score.py: (what has `batch`, its hash)."""
     note = Path(path).with_suffix(".json")
     if note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]:
         stored = Stored(path, token_set, seq_len)
-        return stored, stored.meta["reference"]
+        return stored, made_with(stored.meta)
     array = Array(name, path, token_set, seq_len)
     return array, array.hash

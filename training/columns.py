@@ -40,7 +40,7 @@ class Columns:
         for name in self.needs:
             if name in STORED:
                 self.stored[name] = self._open(name)
-                self.references[name] = made_with(self.stored[name].meta)
+                self.references[name] = arrays.made_with(self.stored[name].meta)
             elif name in files:
                 opened = arrays.opened(name, files[name], data, args.seq_len)
                 self.stored[name], self.references[name] = opened
@@ -111,12 +111,6 @@ class Columns:
         if self.documents:
             tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
         return tokens
-
-
-def made_with(meta):
-    """What a run's identity says of stored losses: their model, and its context if it was short."""
-    context = meta["context"]
-    return f"{meta['reference']}, context {context}" if context else meta["reference"]
 
 
 class Documents:

@@ -128,7 +128,7 @@ def refuse_what_does_nothing(args, method):
             f"--backward pruned: got it with --score {args.score}, of which no number of kept "
             f"tokens is known before the losses; wanted --backward exact"
         )
-    if args.k_schedule and method.remember and 1 in dict(map(reversed, steps_of(args.k_schedule))):
+    if method.remember and args.k_schedule and any(k == 1 for _, k in steps_of(args.k_schedule)):
         raise UserError(
             f"--k: got {args.k_schedule} with --score {args.score}, which remembers what it has "
             f"seen, and while k is 1 sees nothing; wanted shares below 1"

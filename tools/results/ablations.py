@@ -9,9 +9,9 @@ from tools.compare import table
 from tools.results.seeds import (
     cost_in_clm,
     interval,
+    less,
     median_times,
     number,
-    paired,
     runs_of,
     savings,
     times_fewer,
@@ -127,16 +127,13 @@ def difference(own, runs, method):
     """Validation losses less those of CLM or SLM with the same seeds; a dash for itself."""
     if own[0].method == method or any((method, run.seed) not in runs for run in own):
         return "–"
-    losses = [run.numbers["val_loss"] for run in own]
-    base = [runs[method, run.seed].numbers["val_loss"] for run in own]
-    return interval(*paired(losses, base), ".3f")
+    return interval(*less(own, [runs[method, run.seed] for run in own]), ".3f")
 
 
 def by_k(experiment, variant="", key="val_loss"):
     """(ks, {seed: losses at these k}) of the seeds that have every k that any seed has."""
-    rows, _ = found(experiment, "k", variant)
+    rows, runs = found(experiment, "k", variant)
     methods = {run.method: k_of(run) for own in rows.values() for run in own}
-    runs = runs_of(experiment, variant)
     losses = {}
     for seed in sorted(seed for method, seed in runs if method == "slm"):
         own = [runs.get((method, seed)) for method in methods]
@@ -187,7 +184,6 @@ def prices(experiment):
     points = []
     for own in priced(experiment):
         clm = [runs["clm", run.seed] for run in own]
-        losses = paired(*([run.numbers["val_loss"] for run in side] for side in (own, clm)))
-        cost = statistics.mean(map(cost_in_clm, own, clm))
-        points.append((f"{round(own[0].numbers['reference_parameters'] / 1000)}k", cost, losses))
+        size = f"{round(own[0].numbers['reference_parameters'] / 1000)}k"
+        points.append((size, statistics.mean(map(cost_in_clm, own, clm)), less(own, clm)))
     return points

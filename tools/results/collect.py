@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -28,6 +29,7 @@ LEFT_OUT = (
     "chain",
     "made",
 )
+LAST = 100  # records of the log over which a share kept is averaged
 PACKAGES = ("torch", "numpy", "tokenizers", "tiktoken", "safetensors")
 # Instruction sets between which the libraries choose their kernels.
 SETS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd")
@@ -100,6 +102,12 @@ def lock():
         if version.partition("+")[0] != wanted:
             differing[name] = version
     return {"sha256": hashlib.sha256(content).hexdigest(), "differing": differing}
+
+
+def share_kept(log, kind):
+    """What was kept of a kind of text, or its mean weight, at a run's end; None: not noted."""
+    shares = [step["kept"][kind] for step in log[-LAST:] if kind in step.get("kept", {})]
+    return statistics.mean(shares) if shares else None
 
 
 def commit_of(noted):

@@ -15,7 +15,7 @@ from tools.results import ablations, pays
 from tools.results.demo import reference_cost
 from tools.results.files import ROOT, load, path_of
 from tools.results.methods import ranked
-from tools.results.seeds import MEASURES, cost_in_clm, paired, runs_of
+from tools.results.seeds import MEASURES, cost_in_clm, less, runs_of
 
 MADE_FROM = re.compile(r"made from results of sha256 ([0-9a-f]{64})")
 
@@ -131,9 +131,8 @@ def methods(experiment):
         cost[name] = round(cost_in_clm(run, runs["clm", run.seed]), 2)
     costs = sorted(set(cost.values()))
     for row, name in enumerate(names):
-        own = [runs[name, seed].numbers["val_loss"] for seed in seeds[name]]
-        clm = [runs["clm", seed].numbers["val_loss"] for seed in seeds[name]]
-        middle, half = paired(own, clm)
+        own, clm = ([runs[side, seed] for seed in seeds[name]] for side in (name, "clm"))
+        middle, half = less(own, clm)
         colour = COLOURS[costs.index(cost[name]) % len(COLOURS)]
         axes.errorbar(middle, row, xerr=half or 0.0, fmt="o", capsize=2, color=colour)
     axes.set_yticks(range(len(names)), names)

@@ -7,7 +7,7 @@ third of a training step's cost each, and its reference's training.
 import statistics
 
 from tools.compare import table
-from tools.results.seeds import interval, median_times, number, paired, runs_of, savings
+from tools.results.seeds import interval, less, median_times, number, runs_of, savings
 
 KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
 
@@ -35,17 +35,15 @@ def by_method(experiment):
     for name in names:
         own = [runs[name, seed] for seed in seeds[name]]
         clm = [runs["clm", seed] for seed in seeds[name]]
-        losses = [run.numbers["val_loss"] for run in own]
         matches = [run.numbers["exact_match"] for run in own]
         fewer, cheaper = savings(own, clm)
-        difference = paired(losses, [run.numbers["val_loss"] for run in clm])
         rows.append(
             [
                 "CLM" if name == "clm" else f"`{name}`",
                 setting(own[0].arguments),
                 str(len(own)),
-                f"{statistics.mean(losses):.4f}",
-                "–" if name == "clm" else interval(*difference, ".4f"),
+                f"{loss_of(own):.4f}",
+                "–" if name == "clm" else interval(*less(own, clm), ".4f"),
                 "–" if None in matches else f"{statistics.mean(matches):.3f}",
                 median_times(fewer),
                 median_times(cheaper),
@@ -90,8 +88,7 @@ def on_real_text(experiment):
         plain = method == "clm"
         cells = ["CLM" if plain else f"`{method}`", reference or "–", setting(own[0].arguments)]
         cells += [str(len(own)), f"{loss_of(own):.4f}"]
-        losses = ([run.numbers["val_loss"] for run in side] for side in (own, base))
-        cells.append("–" if plain else interval(*paired(*losses), ".4f"))
+        cells.append("–" if plain else interval(*less(own, base), ".4f"))
         lines.append([*cells, *map(median_times, savings(own, base))])
     return table(lines).splitlines()
 

@@ -6,9 +6,10 @@ same seed. All tokens are tokens of plain training of the student.
 """
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.compare import table
+from tools.results.demo import reference_cost
 from tools.results.seeds import (
     cost_in_clm,
     interval,
@@ -19,7 +20,6 @@ from tools.results.seeds import (
     savings,
 )
 
-DEMO = ("base", "ref", "clm", "slm")  # the demo's runs that its point is made of
 EARLY = 0.25  # the share of CLM's tokens at which the early gain is read
 OTHERS = {
     "base": "base, where all start",
@@ -45,6 +45,7 @@ class Point:
     clm_early: list[float]
     fewer: list[float]  # times fewer tokens to CLM's final loss; 0: it never gets there
     cheaper: list[float]  # the same with the reference and scoring counted
+    costs: list[float]  # in all, in costs of CLM
 
     @property
     def is_shown(self):
@@ -77,7 +78,7 @@ def at(curve, tokens):
 def points(experiment):
     """A `Point` for each reference and k, the weakest reference first."""
     runs = {(run.method, run.seed, run.variant): run for run in experiment.runs}
-    base = runs["base", 0, ""]
+    base = runs["base", 0, ""].numbers["val_loss"]
     variants = sorted({run.variant for run in experiment.runs if run.method == "slm"})
     found = []
     for variant in variants:
@@ -90,7 +91,7 @@ def points(experiment):
 
 
 def _point(base, clm, slm):
-    """The `Point` of runs with one variant; clm: those of the same seeds."""
+    """The `Point` of runs with one variant; clm: those of the same seeds; base: its loss."""
     ends = [run.curve[-1] for run in clm]
     references = [run.numbers["reference_loss"] for run in slm]  # one, or made for each seed
     reference_loss = statistics.mean(references)
@@ -100,7 +101,7 @@ def _point(base, clm, slm):
         name=name,
         k=float(k),
         reference_loss=reference_loss,
-        lead_at_start=base.numbers["val_loss"] - reference_loss,
+        lead_at_start=base - reference_loss,
         lead_at_end=statistics.mean(loss for _, loss in ends) - reference_loss,
         losses=[run.numbers["val_loss"] for run in slm],
         clm=[loss for _, loss in ends],
@@ -108,6 +109,7 @@ def _point(base, clm, slm):
         clm_early=[at(run.curve, EARLY * tokens) for run, (tokens, _) in zip(clm, ends)],
         fewer=fewer,
         cheaper=cheaper,
+        costs=[cost_in_clm(run, plain) for run, plain in zip(slm, clm)],
     )
 
 
@@ -115,37 +117,22 @@ def of_demo(experiment):
     """The demo's reference as a `Point`."""
     runs = runs_of(experiment, "")
     seeds = sorted(seed for method, seed in runs if method == "slm")
-    ends = {method: [runs[method, seed].numbers["val_loss"] for seed in seeds] for method in DEMO}
-    slm = [runs["slm", seed] for seed in seeds]
-    clm = [runs["clm", seed] for seed in seeds]
-    read = [run.numbers["tokens_seen"] for run in clm]
-    reference_loss = statistics.mean(ends["ref"])
-    return Point(
-        name="the demo's",
-        k=0.6,
-        reference_loss=reference_loss,
-        lead_at_start=statistics.mean(ends["base"]) - reference_loss,
-        lead_at_end=statistics.mean(ends["clm"]) - reference_loss,
-        losses=ends["slm"],
-        clm=ends["clm"],
-        early=[at(run.curve, EARLY * tokens) for run, tokens in zip(slm, read)],
-        clm_early=[at(run.curve, EARLY * tokens) for run, tokens in zip(clm, read)],
-        fewer=[],
-        cheaper=[],
-    )
+    base = statistics.mean(runs["base", seed].numbers["val_loss"] for seed in seeds)
+    slm = []
+    for seed in seeds:
+        reference = {
+            "reference_loss": runs["ref", seed].numbers["val_loss"],
+            "extra_tokens": reference_cost(runs, seed),
+        }
+        run = runs["slm", seed]
+        slm.append(replace(run, variant="the demo's 0.6", numbers=run.numbers | reference))
+    return _point(base, [runs["clm", seed] for seed in seeds], slm)
 
 
 def prices(experiment):
     """[(reference, total cost of SLM at k = 0.6 in costs of CLM, (its loss less CLM's, half))]."""
-    found = []
-    clm = {run.seed: run for run in experiment.runs if run.method == "clm"}
-    for point in points(experiment):
-        own = [run for run in experiment.runs if run.variant == f"{point.name} {point.k:g}"]
-        own = [run for run in own if run.method == "slm"]
-        if point.is_shown:
-            cost = statistics.mean(cost_in_clm(run, clm[run.seed]) for run in own)
-            found.append((point.name, cost, paired(point.losses, point.clm)))
-    return found
+    shown = [point for point in points(experiment) if point.is_shown]
+    return [(p.name, statistics.mean(p.costs), paired(p.losses, p.clm)) for p in shown]
 
 
 def by_reference(experiment):

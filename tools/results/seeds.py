@@ -90,6 +90,12 @@ def paired(values, base):
     return estimate([a - b for a, b in zip(values, base, strict=True)])
 
 
+def less(own, base):
+    """The `estimate` of the validation losses of runs less those of others, seed by seed."""
+    losses = ([run.numbers["val_loss"] for run in side] for side in (own, base))
+    return paired(*losses)
+
+
 def interval(mean, half, form):
     """As "+0.0012 ± 0.0030"."""
     return f"{mean:+{form}}" if half is None else f"{mean:+{form}} ± {format(half, form)}"
