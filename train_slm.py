@@ -27,7 +27,7 @@ from training.method_flags import add_method, forget, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
-from training.validation import is_due, validate, validation_sets
+from training.validation import hash_of, is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -49,7 +49,8 @@ def main():
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
-    inputs = {"data": data.hash, "init": init, **selector.started_from(init)}
+    inputs = {"data": data.hash, "validation": hash_of(val), "init": init}
+    inputs |= selector.started_from(init)
     reference_loss = selector.reference_loss_on(val[0] if val else None)
     run = Run(args, inputs, env, model, tokenizer_from, reference_loss, selector)
     if not run.summary:

@@ -98,6 +98,8 @@ def finished(path, command):
         wanted["init"] = f"scratch-{flags.get('--seed', 0)}"
     else:
         wanted["init"] = checkpoint.model_hash(flags["--init"])
+    if "--val" in flags and "--model" not in flags:
+        wanted["validation"] = TokenSet(flags["--val"]).hash
     if any(got.get(key) != value for key, value in wanted.items()):
         return False
     for flag, value in flags.items():

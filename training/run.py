@@ -45,7 +45,7 @@ NOT_IDENTITY = {
     "chain",
     "track",
 }
-SEPARATE = ("numerics", "source", "made")  # compared in ways of their own
+SEPARATE = ("inputs", "numerics", "source", "made")  # compared in ways of their own
 LENGTH = {"steps", "epochs"}
 FORMAT = 1  # of args.json and what it belongs to
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
@@ -72,6 +72,20 @@ SUMMARY = {
     "mfu": "MFU {:.1%}",
 }
 UNITS = {"peak_memory_bytes": 1e9}  # what a number is divided by before it is shown
+
+
+def changed_inputs(before, now):
+    """Which of a run's inputs have another hash than before: a phrase for each."""
+    before = before if isinstance(before, dict) else {}
+    if "validation" in now:  # runs that were begun before it was noted go on
+        before = {"validation": now["validation"], **before}
+    names = sorted({*before, *now})
+    hashes = [(name, before.get(name), now.get(name)) for name in names]
+    return [
+        f"hash of {name} {str(old)[:12]} -> {str(new)[:12]}"
+        for name, old, new in hashes
+        if old != new
+    ]
 
 
 @dataclass
@@ -156,6 +170,7 @@ class Run:
         saved = read_json(path, "run", START_OVER)
         others = [k for k, v in self.record.items() if saved.get(k) != v and k not in SEPARATE]
         differing = [f"{k} {saved.get(k)!r} -> {self.record[k]!r}" for k in others]
+        differing += changed_inputs(saved.get("inputs"), self.record["inputs"])
         if saved.get("source", self.record["source"]) != self.record["source"]:
             differing.append("the code of its score")
         before = saved.get("numerics", {})

@@ -10,6 +10,7 @@ import slm
 import train_ref
 import train_slm
 from conftest import write_model, write_set
+from data import TokenSet
 from tools import compare
 from tools.explore import __main__ as explore
 from training.run import Run
@@ -74,6 +75,24 @@ def test_the_reference_is_asked_about_each_and_leads_on_the_first(stage, inputs,
 def test_the_same_set_twice_is_refused(stage, inputs):
     code, _, err = stage(train_ref, f"{STEPS} --val v v --out a")
     assert code == 2 and "wanted folders that differ" in err and not (inputs / "a").exists()
+
+
+def test_a_run_goes_on_with_the_validation_set_that_it_began_with(stage, inputs, vocabulary):
+    args = f"{STEPS} --val v --out a"
+    assert stage(train_ref, args)[0] == 0
+    before = json.loads((inputs / "a/args.json").read_text())
+    assert before["inputs"]["validation"] == TokenSet(inputs / "v").hash
+    write_set(inputs / "other", vocabulary, 200, seed=3)
+    (inputs / "v").rename(inputs / "old")
+    (inputs / "other").rename(inputs / "v")
+    code, _, err = stage(train_ref, args)
+    assert code == 2 and err.count("\n") == 1
+    was, now = (TokenSet(inputs / name).hash[:12] for name in ("old", "v"))
+    assert f"hash of validation {was} -> {now}" in err and "hash of data" not in err
+    del before["inputs"]["validation"]  # as runs were noted at first
+    (inputs / "a/args.json").write_text(json.dumps(before))
+    code, out, err = stage(train_ref, args)
+    assert code == 0 and "validation loss" in out, err
 
 
 def test_a_run_without_a_saved_state_may_be_changed(stage, inputs, monkeypatch):
