@@ -102,8 +102,9 @@ def slm_loss(logits, labels, ref_loss, k, n_kept=None):
 def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=False, dtype=None):
     """A datasets.Dataset with one more column, `ref_loss` (and `ref_entropy`): a list per row.
 
-    `dataset` has `input_ids`, and `seq_lengths` where several texts are packed into a row; do this
-    AFTER packing, for the context must be the one that the student will have. `model`: a folder, a
+    `dataset` has `input_ids`, `seq_lengths` where several texts are packed into a row, and
+    `attention_mask` where rows are padded already; do this AFTER packing, for the context must be
+    the one that the student will have. `model`: a folder, a
     hub id, or a model of transformers. Every `ROWS` rows go into the data set's own cache, and the
     same call goes on after a kill. Values are float32, indexed by the target; the first is 0.
     Raises UserError for a data set without input_ids, and for losses that are not finite.
@@ -159,18 +160,25 @@ def _score(rows, model, batch_size, entropy):
     out = {"ref_loss": []}
     if entropy:
         out["ref_entropy"] = []
-    lengths = rows.get("seq_lengths", [None] * len(rows["input_ids"]))
-    for ids, parts in zip(rows["input_ids"], lengths):
-        ids = torch.tensor(ids, device=next(model.parameters()).device)[None]
-        more = {} if parts is None else {"position_ids": positions(parts).to(ids.device)[None]}
+    device = next(model.parameters()).device
+    none = [None] * len(rows["input_ids"])
+    lengths = rows.get("seq_lengths", none)
+    masks = rows.get("attention_mask", none)
+    for ids, parts, mask in zip(rows["input_ids"], lengths, masks):
+        ids = torch.tensor(ids, device=device)[None]
+        more = {} if parts is None else {"position_ids": positions(parts).to(device)[None]}
+        labels = ids
+        if mask is not None and not all(mask):  # rows that were padded before
+            more["attention_mask"] = torch.tensor(mask, device=device)[None]
+            labels = ids.masked_fill(more["attention_mask"] == 0, IGNORED)
         logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
-        losses, _ = next_token_losses(logits, ids)
+        losses, valid = next_token_losses(logits, labels)
         if not losses.isfinite().all():
             raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")
         out["ref_loss"].append([0.0, *losses[0].tolist()])
         if entropy:
             log_p = logits[0, :-1].log_softmax(-1)
-            entropies = -(log_p.exp() * log_p).sum(-1)
+            entropies = -(log_p.exp() * log_p).sum(-1).where(valid[0], 0.0)
             out["ref_entropy"].append([0.0, *entropies.tolist()])
     return out
 

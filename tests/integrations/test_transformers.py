@@ -199,6 +199,21 @@ def padded(rows, side="right"):
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_no_context_of_the_reference(inputs, side):
+    whole = ragged(4).remove_columns(["labels", "ref_loss"])
+    batch = padded([{**row, "labels": row["input_ids"]} for row in whole], side)
+    del batch["labels"]
+    rows = datasets.Dataset.from_dict({name: value.tolist() for name, value in batch.items()})
+    for name in ("ref_loss", "ref_entropy"):
+        wanted = add_reference_losses(whole, inputs / "r", entropy=True)[name]
+        got = add_reference_losses(rows, inputs / "r", entropy=True)[name]
+        for i, mask in enumerate(np.array(rows["attention_mask"]) > 0):
+            values = np.array(got[i])
+            assert np.allclose(values[mask][1:], wanted[i][1:], atol=1e-5)
+            assert not values[~mask].any()
+
+
 def by_hand(logits, labels, ref, k):
     """Rank the targets that count in a plain loop; the mean loss of the kept ones."""
     found = []
