@@ -1,4 +1,4 @@
-"""A training run's folder: its identity, its log, its checkpoints, its summary.
+"""A training run's folder: its log, its checkpoints, its model, its summary.
 
 Nothing here knows about token selection: the method is in slm.py.
 """
@@ -7,51 +7,24 @@ import json
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from common import aside, files, locks, owned, provenance
+from common import files, locks, owned
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
-from common.json_files import parse, read_json
-from common.numerics import REFUSED, differences, notice, numerics
+from common.json_files import parse
 from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
 from hf.config import config_to_hf
-from training import finished, parallel, states
+from training import parallel, states
 from training.arguments import is_snapshot
+from training.identity import START_OVER, claim, identity
 from training.lead import Lead
 from training.optimizer import flops_per_token
 from training.track import Tracker
 
-# What may change when a run goes on: it changes no number of it, or only what is reported.
-NOT_IDENTITY = {
-    "out",
-    "overwrite",
-    "threads",
-    "save_every",
-    "save_minutes",
-    "eval_every",
-    "snapshots",
-    "verify",
-    "compile",
-    "device",
-    "head",
-    "parallel",
-    "shard_size",
-    "reshard_after_forward",
-    "checkpointing",
-    "chain",
-    "track",
-}
-SEPARATE = ("inputs", "numerics", "source", "made")  # compared in ways of their own
-LENGTH = {"steps", "epochs"}
-FORMAT = 1  # of args.json and what it belongs to
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
-RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
-MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
-START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
 SHOWN = {
     "loss": "loss",
@@ -72,20 +45,6 @@ SUMMARY = {
     "mfu": "MFU {:.1%}",
 }
 UNITS = {"peak_memory_bytes": 1e9}  # what a number is divided by before it is shown
-
-
-def changed_inputs(before, now):
-    """Which of a run's inputs have another hash than before: a phrase for each."""
-    before = before if isinstance(before, dict) else {}
-    if "validation" in now:  # runs that were begun before it was noted go on
-        before = {"validation": now["validation"], **before}
-    names = sorted({*before, *now})
-    hashes = [(name, before.get(name), now.get(name)) for name in names]
-    return [
-        f"hash of {name} {str(old)[:12]} -> {str(new)[:12]}"
-        for name, old, new in hashes
-        if old != new
-    ]
 
 
 @dataclass
@@ -118,13 +77,8 @@ class Run:
         self.env = env
         self.tokenizer_from = tokenizer_from
         self.config = model.config
-        identity = {k: v for k, v in sorted(vars(args).items()) if k not in NOT_IDENTITY}
-        record = {"format": FORMAT, **identity, "inputs": inputs}
-        record["numerics"] = numerics(args, env, args.micro_batch_size)
-        record["source"] = selector.source if selector else None
-        record["made"] = provenance.made_by(record["numerics"]["device"], env.world)
-        self.record = json.loads(json.dumps(record, default=str))
-        self.summary = env.from_main(self._claim)
+        self.record = identity(args, inputs, env, selector.source if selector else None)
+        self.summary = env.from_main(partial(claim, self.folder, self.record, args.overwrite))
         self.states = states.States(self.folder, env, args.save_minutes)
         self.state = self.states.resume() if self.summary is None else None
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
@@ -146,92 +100,6 @@ class Run:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
             if args.track:
                 self.tracker = Tracker(args.track, self.folder, self.record, self.step)
-
-    def _claim(self):
-        """Settle what the folder is. Returns the summary of a finished run, else None."""
-        path = self.folder / "args.json"
-        if self.folder.exists():
-            self._refuse_foreign()
-        locks.lock_folder(self.folder, "run")
-        if self.args.overwrite:
-            aside.set_aside(self.folder)
-        else:
-            aside.put_back(self.folder)
-        if not (self.folder / "summary.json").exists():
-            owned.refuse_foreign(self.folder / name for name in MODEL)
-        if not path.exists():
-            if states.present(self.folder):
-                raise UserError(
-                    f"{self.folder} holds the state of a run, but not its args.json; start over "
-                    f"with --overwrite, or name another --out"
-                )
-            write_atomic(path, json.dumps(self.record, indent=1))
-            return None
-        saved = read_json(path, "run", START_OVER)
-        others = [k for k, v in self.record.items() if saved.get(k) != v and k not in SEPARATE]
-        differing = [f"{k} {saved.get(k)!r} -> {self.record[k]!r}" for k in others]
-        differing += changed_inputs(saved.get("inputs"), self.record["inputs"])
-        if saved.get("source", self.record["source"]) != self.record["source"]:
-            differing.append("the code of its score")
-        before = saved.get("numerics", {})
-        as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
-        now = self.record["numerics"]
-        differing += [f"{k} {old} -> {new}" for k, old, new in differences(before, now, REFUSED)]
-        if differing and self._begun():
-            is_longer = len(differing) == len(others) and set(others) <= LENGTH
-            raise UserError(
-                f"{self.folder} holds a run with other arguments ({'; '.join(differing)}); "
-                f"{self._way_out(is_longer)}"
-            )
-        if differing:  # it stopped before anything was saved, for lack of memory perhaps
-            write_atomic(path, json.dumps(self.record, indent=1))
-        if (self.folder / "summary.json").exists():
-            return self._finished()
-        if self._begun():
-            made = provenance.differences(saved.get("made", {}), self.record["made"])
-            if made:
-                print(f"note: {path} was begun by another kit or machine ({made})")
-            if said := notice(path, before, now):
-                print(said)
-        return None
-
-    def _refuse_foreign(self):
-        """Raises UserError where the folder holds something, and nothing that a run wrote."""
-        if not self.folder.is_dir():
-            raise UserError(f"--out {self.folder}: is a file, wanted a folder; name another one")
-        owned.refuse_foreign(self.folder / name for name in RECORDS)
-        there = {path.name for path in self.folder.iterdir()} - {owned.LIST}
-        if there and not owned.written(self.folder):
-            raise UserError(
-                f"{self.folder} exists and is not a run of this kit; choose another --out"
-            )
-
-    def _finished(self):
-        """The summary of a finished run. Raises UserError where its weights are gone."""
-        if not any((self.folder / name).exists() for name in WEIGHTS):
-            raise UserError(
-                f"{self.folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or "
-                f"train again with --overwrite"
-            )
-        aside.discard(self.folder)
-        states.keep_one(self.folder)
-        locks.unlock(self.folder)
-        return finished.summary(self.folder)
-
-    def _way_out(self, is_longer):
-        """What to do where arguments differ. `is_longer`: in the number of steps alone."""
-        if is_longer and (self.folder / "summary.json").exists():
-            return (
-                f"it is finished: to train its model further, name it as the start of another run, "
-                f"--init {self.folder} --out ANOTHER, whose schedule begins anew"
-            )
-        return "choose another --out or start it over with --overwrite"
-
-    def _begun(self):
-        """Is there anything that the run would go on from? A log alone is not: it starts over."""
-        if any(self.folder.glob("step-[0-9]*")):
-            return True
-        return (self.folder / "summary.json").exists() or bool(states.present(self.folder))
 
     def _log_size(self):
         """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.

@@ -1,0 +1,163 @@
+"""Which run a folder holds: none yet, this one, or another one, which is refused.
+
+args.json has what tells a run from others: its arguments, the hashes of what it reads, the code of
+its score, and what its rounding hangs on.
+"""
+
+import json
+from typing import Any
+
+from common import aside, locks, owned, provenance
+from common.errors import UserError
+from common.files import write_atomic
+from common.json_files import read_json
+from common.numerics import REFUSED, differences, notice, numerics
+from common.records import as_record
+from training import finished, states
+
+FORMAT = 1  # of args.json and what it belongs to
+# What may change when a run goes on: it changes no number of it, or only what is reported.
+NOT_IDENTITY = {
+    "out",
+    "overwrite",
+    "threads",
+    "save_every",
+    "save_minutes",
+    "eval_every",
+    "snapshots",
+    "verify",
+    "compile",
+    "device",
+    "head",
+    "parallel",
+    "shard_size",
+    "reshard_after_forward",
+    "checkpointing",
+    "chain",
+    "track",
+}
+SEPARATE = ("inputs", "numerics", "source", "made")  # compared in ways of their own
+LENGTH = {"steps", "epochs"}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
+RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
+MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
+START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
+
+
+def identity(args, inputs, env, source=None):
+    """What args.json says of a run. `inputs`: {name: hash}; `source`: hash of its score's code."""
+    record = {"format": FORMAT}
+    record |= {key: v for key, v in sorted(vars(args).items()) if key not in NOT_IDENTITY}
+    record["inputs"] = inputs
+    record["numerics"] = numerics(args, env, args.micro_batch_size)
+    record["source"] = source
+    record["made"] = provenance.made_by(record["numerics"]["device"], env.world)
+    return json.loads(json.dumps(record, default=str))
+
+
+def claim(folder, record, overwrite):
+    """Lock a folder for the run of this `identity`. Returns a finished run's summary, else None.
+
+    Raises UserError where the folder holds another run, or what no run wrote.
+    """
+    path = folder / "args.json"
+    if folder.exists():
+        refuse_foreign(folder)
+    locks.lock_folder(folder, "run")
+    if overwrite:
+        aside.set_aside(folder)
+    else:
+        aside.put_back(folder)
+    if not (folder / "summary.json").exists():
+        owned.refuse_foreign(folder / name for name in MODEL)
+    if not path.exists():
+        if states.present(folder):
+            raise UserError(
+                f"{folder} holds the state of a run, but not its args.json; start over with "
+                f"--overwrite, or name another --out"
+            )
+        write_atomic(path, json.dumps(record, indent=1))
+        return None
+    saved = read_json(path, "run", START_OVER)
+    before = saved.get("numerics", {})
+    as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
+    refuse_another(folder, saved, record)
+    if (folder / "summary.json").exists():
+        return summary_of_finished(folder)
+    if begun(folder):
+        made = provenance.differences(saved.get("made", {}), record["made"])
+        if made:
+            print(f"note: {path} was begun by another kit or machine ({made})")
+        if said := notice(path, before, record["numerics"]):
+            print(said)
+    return None
+
+
+def refuse_foreign(folder):
+    """Raises UserError where the folder holds something, and nothing that a run wrote."""
+    if not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file, wanted a folder; name another one")
+    owned.refuse_foreign(folder / name for name in RECORDS)
+    there = {path.name for path in folder.iterdir()} - {owned.LIST}
+    if there and not owned.written(folder):
+        raise UserError(f"{folder} exists and is not a run of this kit; choose another --out")
+
+
+def refuse_another(folder, saved, record):
+    """Raises UserError where the folder's run is not that of `record`, and has begun."""
+    changed = [key for key in record if saved.get(key) != record[key] and key not in SEPARATE]
+    differing = [f"{key} {saved.get(key)!r} -> {record[key]!r}" for key in changed]
+    is_longer = bool(changed) and set(changed) <= LENGTH
+    others = changed_inputs(saved.get("inputs"), record["inputs"])
+    if saved.get("source", record["source"]) != record["source"]:
+        others.append("the code of its score")
+    rounding = differences(saved.get("numerics", {}), record["numerics"], REFUSED)
+    others += [f"{key} {old} -> {new}" for key, old, new in rounding]
+    if not differing and not others:
+        return
+    if not begun(folder):  # it stopped before anything was saved, for lack of memory perhaps
+        write_atomic(folder / "args.json", json.dumps(record, indent=1))
+        return
+    way_out = "choose another --out or start it over with --overwrite"
+    if is_longer and not others and (folder / "summary.json").exists():
+        way_out = (
+            f"it is finished: to train its model further, name it as the start of another run, "
+            f"--init {folder} --out ANOTHER, whose schedule begins anew"
+        )
+    raise UserError(
+        f"{folder} holds a run with other arguments ({'; '.join([*differing, *others])}); {way_out}"
+    )
+
+
+def changed_inputs(before, now):
+    """Which of a run's inputs have another hash than before: a phrase for each."""
+    before = before if isinstance(before, dict) else {}
+    if "validation" in now:  # runs that were begun before it was noted go on
+        before = {"validation": now["validation"], **before}
+    names = sorted({*before, *now})
+    hashes = [(name, before.get(name), now.get(name)) for name in names]
+    return [
+        f"hash of {name} {str(old)[:12]} -> {str(new)[:12]}"
+        for name, old, new in hashes
+        if old != new
+    ]
+
+
+def begun(folder):
+    """Is there anything that a run would go on from? A log alone is not: it starts over."""
+    if any(folder.glob("step-[0-9]*")):
+        return True
+    return (folder / "summary.json").exists() or bool(states.present(folder))
+
+
+def summary_of_finished(folder):
+    """The summary of a finished run. Raises UserError where its weights are gone."""
+    if not any((folder / name).exists() for name in WEIGHTS):
+        raise UserError(
+            f"{folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or train "
+            f"again with --overwrite"
+        )
+    aside.discard(folder)
+    states.keep_one(folder)
+    locks.unlock(folder)
+    return finished.summary(folder)
