@@ -49,6 +49,8 @@ class Header:
     sha256: str
     sample_sha256: str
     tokenizer: str  # its hash
+    loss_mask_sha256: str | None = None  # of loss_mask.bin, where the set has one
+    loss_mask_sample_sha256: str | None = None
     kinds: list[str] | None = None  # names of the labels in kind.bin
     sources: list[Source] = dataclasses.field(default_factory=list)
     text_bytes: Annotated[int, at_least(0)] = 0
@@ -61,8 +63,9 @@ class TokenSet:
     """A token set on disk, memory-mapped: opening it reads the header and 64 sampled blocks.
 
     Attributes: `tokens` (count,), `loss_mask` and `kind` (count,) uint8 or None, `kinds` their
-    names, `meta`, `hash` (sha256 of tokens.bin). `verify` reads and hashes everything. Raises
-    UserError where a file is missing, truncated or not the one that meta.json describes.
+    names, `meta`, `hash` (sha256 of tokens.bin), `mask_hash` (of loss_mask.bin, "" without one).
+    `verify` reads and hashes everything. Raises UserError where a file is missing, truncated or not
+    the one that meta.json describes.
     """
 
     def __init__(self, folder, verify=False):
@@ -82,10 +85,20 @@ class TokenSet:
         self.loss_mask = self._open("loss_mask.bin", np.uint8, optional=True)
         self.kind = self._open("kind.bin", np.uint8, optional=True)
         self.kinds = header.kinds if self.kind is not None else None
-        path = self.folder / "tokens.bin"
-        same = file_hash(path, sampled=True) == header.sample_sha256
+        self._check("tokens.bin", header.sha256, header.sample_sha256, verify)
+        self.mask_hash = header.loss_mask_sha256 or ""
+        if self.mask_hash:
+            sample = header.loss_mask_sample_sha256
+            self._check("loss_mask.bin", self.mask_hash, sample, verify)
+        elif self.loss_mask is not None:  # a set that was made before its hash was noted
+            self.mask_hash = file_hash(self.folder / "loss_mask.bin", sampled=True)
+
+    def _check(self, name, sha256, sample_sha256, verify):
+        """Raises UserError where a file is not the one that meta.json describes."""
+        path = self.folder / name
+        same = path.exists() and file_hash(path, sampled=True) == sample_sha256
         if same and verify:
-            same = file_hash(path) == self.hash
+            same = file_hash(path) == sha256
         if not same:
             raise UserError(
                 f"token set: {path} is not the file that meta.json describes (its sha256 differs); "
@@ -275,7 +288,7 @@ class Note:
     torch: str | None = None
 
 
-def score_command(ref_loss, token_set, seq_len, numerics, meta=None):
+def score_command(ref_loss, token_set, seq_len, numerics, meta=None, val=None):
     """How the losses that a run needs are made, for a message. `meta`: of those that are there."""
     meta = meta or {}
     words = ["score.py", "--model", meta.get("model") or "REFERENCE"]
@@ -288,6 +301,8 @@ def score_command(ref_loss, token_set, seq_len, numerics, meta=None):
         words += ["--dtype", numerics["dtype"]]
     if numerics.get("document_mask"):
         words.append("--document-mask")
+    if val:
+        words += ["--val", val]
     return command(*words)
 
 

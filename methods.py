@@ -14,7 +14,7 @@ import math
 import torch
 
 from common.errors import UserError
-from slm import PREDICTION, SCORES, Score, Weight, keep_top
+from slm import PREDICTION, SCORES, Score, Weight, keep_top, refuse_not_finite
 
 # --------------------------------------------------------------------------------------------------
 # 1. The top k by another score.
@@ -71,6 +71,7 @@ def keep_whole(values, valid, k, together=None):
     wins. At least one piece of each group of `together` rows is kept, if it has a valid token.
     """
     scores, piece = values
+    refuse_not_finite(scores, valid)
     kept = torch.zeros_like(valid)
     size = together or len(valid)
     for first in range(0, len(valid), size):

@@ -168,17 +168,22 @@ def n_keep(n_valid, k):
     return max(1, math.floor(k * n_valid + 0.5))
 
 
+def refuse_not_finite(scores, valid):
+    """Raises UserError where a valid score is not finite. On a GPU that check would cost a
+    synchronisation: there the trainer looks once a step (training/meter.py)."""
+    if scores.is_cpu and not scores[valid].isfinite().all():
+        bad = (~scores[valid].isfinite()).sum()
+        raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
+
+
 def keep_top(scores, valid, k, together=None):
     """Which tokens are kept, (B, T) bool: the k highest scores among the valid ones of each group.
 
     A group is `together` rows, one after the other; None: all of the input. Equal scores: the
     lowest position wins (a threshold `>=` would keep every one of them). Raises UserError where
-    a valid score is not finite. On a GPU that check would cost a synchronisation: there the
-    trainer looks once a step (training/meter.py).
+    a valid score is not finite.
     """
-    if scores.is_cpu and not scores[valid].isfinite().all():
-        bad = (~scores[valid].isfinite()).sum()
-        raise UserError(f"{bad} of {valid.sum()} scores are not finite; look at the score")
+    refuse_not_finite(scores, valid)
     group = (together or len(scores)) * scores.shape[1]  # tokens
     ranked = scores.float().clamp_min(LOWEST).where(valid, -torch.inf).view(-1, group)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
@@ -281,7 +286,10 @@ class Selection:
         """Which tokens are kept, (B, T) bool; of a `Weight`: how much each counts."""
         if self.method is None:
             return valid
-        values = self.values(tokens, valid)
+        return self.chosen(self.values(tokens, valid), valid)
+
+    def chosen(self, values, valid):
+        """`mask`, from what the score's function gave."""
         if isinstance(self.method, Weight):
             return weights_of(values, valid)
         choose = self.method.choose or keep_top

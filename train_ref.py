@@ -21,11 +21,12 @@ from data import Loader, TokenSet
 from hf import models
 from training import parallel
 from training.arguments import add_arguments, parse, settle
+from training.identity import hashes_of
 from training.loss import FastLoss
 from training.meter import Meter
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
-from training.validation import hash_of, is_due, validate, validation_sets
+from training.validation import is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -45,7 +46,7 @@ def main():
     if args.steps is None:
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     model, tokenizer_from, init = models.initial_model(args, data, env)
-    inputs = {"data": data.hash, "validation": hash_of(val), "init": init}
+    inputs = {**hashes_of(data, val), "init": init}
     run = Run(args, inputs, env, model, tokenizer_from)
     if not run.summary:
         train(args, env, run, data, val, loader, model)

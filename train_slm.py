@@ -21,13 +21,14 @@ from data import Loader, TokenSet
 from hf import models
 from training import parallel
 from training.arguments import add_arguments, parse, settle
+from training.identity import hashes_of
 from training.loss import FastLoss
 from training.meter import Meter
 from training.method_flags import add_method, forget, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
-from training.validation import hash_of, is_due, validate, validation_sets
+from training.validation import is_due, validate, validation_sets
 
 
 def arguments(argv=None):
@@ -49,8 +50,7 @@ def main():
         args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
     selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
-    inputs = {"data": data.hash, "validation": hash_of(val), "init": init}
-    inputs |= selector.started_from(init)
+    inputs = {**hashes_of(data, val), "init": init, **selector.started_from(init)}
     reference_loss = selector.reference_loss_on(val[0] if val else None)
     run = Run(args, inputs, env, model, tokenizer_from, reference_loss, selector)
     if not run.summary:
@@ -89,7 +89,8 @@ def train(args, env, run, data, val, loader, model, selector):
                 total, losses, kept = student(x, y, choice.keep, choice.wants, counts[i])
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
             (total * (env.world / n_kept)).backward()
-            meter.add(losses, valid, kept, data.labels(windows, T), choice.ranked())
+            ranked = choice.ranked()
+            meter.add(losses, valid, kept, data.labels(windows, T), ranked, choice.wrong)
         selector.finish(student)  # where the losses told how many
         grad_norm = clip_gradients(student, args)
         optimizer.step()

@@ -21,8 +21,9 @@ MENDS = {
 # What to lower where memory runs out.
 LOWER = {
     "prepare.py": "--workers",
-    "train_ref.py": "--micro-batch-size or --seq-len, or add --checkpointing",
-    "train_slm.py": "--micro-batch-size or --seq-len, or add --checkpointing",
+    "train_ref.py": "--micro-batch-size, or add --checkpointing",
+    "train_slm.py": "--micro-batch-size (with --rank-windows it changes no choice), or add "
+    "--checkpointing",
     "score.py": "--batch-size or --seq-len",
     "eval_math.py": "--batch-tokens or --max-new-tokens",
 }

@@ -16,6 +16,7 @@ from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
 from training.finished import arguments, steps, summary
+from training.identity import hashes_of
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -99,7 +100,8 @@ def finished(path, command):
     else:
         wanted["init"] = checkpoint.model_hash(flags["--init"])
     if "--val" in flags and "--model" not in flags:
-        wanted["validation"] = TokenSet(flags["--val"]).hash
+        val = TokenSet(flags["--val"])
+        wanted["validation"] = hashes_of(val, [val])["validation"]
     if any(got.get(key) != value for key, value in wanted.items()):
         return False
     for flag, value in flags.items():

@@ -122,6 +122,10 @@ class TokenSetWriter:
             "sha256": file_hash(path),
             "sample_sha256": file_hash(path, sampled=True),
         }
+        if "loss_mask" in self.dtypes:
+            path = self.folder / self.NAMES["loss_mask"]
+            header["loss_mask_sha256"] = file_hash(path)
+            header["loss_mask_sample_sha256"] = file_hash(path, sampled=True)
         write_atomic(self.folder / "meta.json", json.dumps(header, indent=1))
         files.remove(self.folder / "progress.json")
         return TokenSet(self.folder)

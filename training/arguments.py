@@ -150,9 +150,9 @@ def add_arguments(parser):
 def parse(parser, argv=None, forget=None):
     """The command line, where `--from RUN/args.json` says what its flags leave open.
 
-    `forget(saved, given)` takes out of args.json what follows from other flags; `given(flag)` tells
-    whether the command line has one. Raises UserError where that file is not a run's, or the
-    package of `--track` is missing.
+    `forget(saved, given)` takes out of args.json what follows from other flags; `given(flag)` is
+    what the command line says of one, or None. Raises UserError where that file is not a run's, or
+    the package of `--track` is missing.
     """
     to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
@@ -170,7 +170,9 @@ def earlier_arguments(argv, forget=None):
     """What `--from FILE` says: a run's args.json, but for what follows from other flags."""
 
     def given(flag):
-        return any(word == flag or word.startswith(f"{flag}=") for word in argv)
+        words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        words.add_argument(flag, dest="value", nargs="?", const="")
+        return words.parse_known_args(argv)[0].value
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--from", dest="earlier")
@@ -183,13 +185,15 @@ def earlier_arguments(argv, forget=None):
     as_record(saved, finished.Arguments, f"--from: {path}")
     if saved.get("k_schedule"):  # train_slm.py's: as it was written
         saved["k"] = saved["k_schedule"]
-    if given("--epochs") or (saved.get("epochs") is not None and not given("--steps")):
+    if given("--epochs") is not None or (
+        saved.get("epochs") is not None and given("--steps") is None
+    ):
         saved.pop("steps")  # they follow from the epochs
     else:
         saved.pop("epochs", None)
-    if given("--batch-size") and saved["micro_batch_size"] == saved["batch_size"]:
+    if given("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
-    if given("--lr") and saved.get("min_lr") == saved["lr"] / 10:
+    if given("--lr") is not None and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
     if forget:
         forget(saved, given)

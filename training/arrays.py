@@ -40,8 +40,16 @@ class Note:
 
 
 def save(path, values, token_set):
-    """Write one value for each token of a token set. Raises UserError for what cannot be read."""
+    """Write one value for each token of a token set: NAME.bin, and NAME.json beside it.
+
+    Raises UserError for what cannot be read, and in the place of another kind of file.
+    """
     path = Path(path)
+    if path.suffix != ".bin" or is_score_py_s(path):
+        raise UserError(
+            f"{path}: got a name of something else, wanted one that ends in .bin, beside which no "
+            f"stored losses lie"
+        )
     values = np.ascontiguousarray(values)
     if values.dtype == np.float64:
         values = values.astype("<f4")
@@ -103,11 +111,19 @@ def made_with(meta):
     return f"{meta['reference']}, context {context}" if context else meta["reference"]
 
 
-def opened(name, path, token_set, seq_len):
-    """A file of `save` or of score.py: (what has `batch`, its hash)."""
+def is_score_py_s(path):
+    """Does the note beside `path` tell of losses that score.py stored?"""
     note = Path(path).with_suffix(".json")
-    if note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]:
-        stored = Stored(path, token_set, seq_len)
+    return note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]
+
+
+def opened(name, path, token_set, seq_len, now):
+    """A file of `save` or of score.py: (what has `batch`, its hash).
+
+    `now`: how the student computes (common/numerics.py), which has to be the way of stored losses.
+    """
+    if is_score_py_s(path):
+        stored = Stored(path, token_set, seq_len, numerics=now)
         return stored, made_with(stored.meta)
     array = Array(name, path, token_set, seq_len)
     return array, array.hash

@@ -42,8 +42,9 @@ class Columns:
                 self.stored[name] = self._open(name)
                 self.references[name] = arrays.made_with(self.stored[name].meta)
             elif name in files:
-                opened = arrays.opened(name, files[name], data, args.seq_len)
+                opened = arrays.opened(name, files[name], data, args.seq_len, self.now)
                 self.stored[name], self.references[name] = opened
+                self._say(files[name], getattr(self.stored[name], "meta", {}))
             elif name not in known():
                 raise UserError(
                     f"--score {args.score} needs t.{name}, wanted one of {', '.join(known())}, "
@@ -78,10 +79,14 @@ class Columns:
                 f"{f'{got} tokens of context' if got else 'the whole window as context'}, --score "
                 f"{args.score} needs {WHOSE[flag]}; name another file"
             )
-        said = notice(path, stored.meta, now)
+        self._say(path, stored.meta)
+        return stored
+
+    def _say(self, path, meta):
+        """Print where stored losses were computed in another way than the student's."""
+        said = notice(path, meta, self.now)
         if said and self.env.main:
             print(said)
-        return stored
 
     def command(self, name):
         """How stored values are made, for a message."""

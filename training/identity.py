@@ -7,6 +7,7 @@ its score, and what its rounding hangs on.
 import json
 from typing import Any
 
+import slm
 from common import aside, locks, owned, provenance
 from common.errors import UserError
 from common.files import write_atomic
@@ -36,12 +37,32 @@ NOT_IDENTITY = {
     "chain",
     "track",
 }
-SEPARATE = ("inputs", "numerics", "source", "made")  # compared in ways of their own
+SEPARATE = {"inputs", "numerics", "source", "made"}  # compared in ways of their own
+# Recorded, and compared by what follows from it: hashes of what it names, numerics.
+FOLLOWED = {
+    "data",
+    "val",
+    "init",
+    "revision",
+    "ref_loss",
+    "base_loss",
+    "short_loss",
+    "stored",
+    "dtype",
+    "micro_batch_size",
+}
+LATER = ("validation", "loss_mask")  # inputs that older records do not have: such runs go on
 LENGTH = {"steps", "epochs"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
 START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
+
+
+def hashes_of(data, val):
+    """What a run's inputs are known by: the tokens, which of them are targets, the same of val."""
+    validation = [f"{part.hash} {part.mask_hash}".strip() for part in val]
+    return {"data": data.hash, "loss_mask": data.mask_hash, "validation": ", ".join(validation)}
 
 
 def identity(args, inputs, env, source=None):
@@ -105,18 +126,23 @@ def refuse_foreign(folder):
 
 def refuse_another(folder, saved, record):
     """Raises UserError where the folder's run is not that of `record`, and has begun."""
-    changed = [key for key in record if saved.get(key) != record[key] and key not in SEPARATE]
+    if not begun(folder):  # it stopped before anything was saved, for lack of memory perhaps
+        if saved != record:
+            write_atomic(folder / "args.json", json.dumps(record, indent=1))
+        return
+    compared = record.keys() - SEPARATE - FOLLOWED
+    changed = sorted(key for key in compared if saved.get(key) != record[key])
     differing = [f"{key} {saved.get(key)!r} -> {record[key]!r}" for key in changed]
     is_longer = bool(changed) and set(changed) <= LENGTH
     others = changed_inputs(saved.get("inputs"), record["inputs"])
+    was, now = ranked_together(saved), ranked_together(record)
+    if was != now:
+        others.append(f"windows ranked together {was} -> {now}")
     if saved.get("source", record["source"]) != record["source"]:
         others.append("the code of its score")
     rounding = differences(saved.get("numerics", {}), record["numerics"], REFUSED)
     others += [f"{key} {old} -> {new}" for key, old, new in rounding]
     if not differing and not others:
-        return
-    if not begun(folder):  # it stopped before anything was saved, for lack of memory perhaps
-        write_atomic(folder / "args.json", json.dumps(record, indent=1))
         return
     way_out = "choose another --out or start it over with --overwrite"
     if is_longer and not others and (folder / "summary.json").exists():
@@ -129,11 +155,22 @@ def refuse_another(folder, saved, record):
     )
 
 
+def ranked_together(record):
+    """The windows of a forward pass, where they are ranked among each other; None elsewhere.
+
+    Elsewhere `--micro-batch-size` is a matter of speed and of rounding (common/numerics.py).
+    """
+    weighs = isinstance(slm.SCORES.get(record.get("score")), slm.Weight)
+    selects = weighs or record.get("k") != 1 or record.get("k_schedule")
+    if record.get("scope") != "micro" or record.get("rank_windows") or not selects:
+        return None
+    return record.get("micro_batch_size")
+
+
 def changed_inputs(before, now):
     """Which of a run's inputs have another hash than before: a phrase for each."""
     before = before if isinstance(before, dict) else {}
-    if "validation" in now:  # runs that were begun before it was noted go on
-        before = {"validation": now["validation"], **before}
+    before = {**{name: now[name] for name in LATER if name in now}, **before}
     names = sorted({*before, *now})
     hashes = [(name, before.get(name), now.get(name)) for name in names]
     return [

@@ -28,15 +28,15 @@ class Meter:
         self.threshold = torch.full((), math.inf, device=env.device)
         self.weighted = False
 
-    def add(self, losses, valid, kept, kind=None, scores=None):
+    def add(self, losses, valid, kept, kind=None, scores=None, wrong=None):
         """losses, valid, kept (B, T), or weights; `kind` (B, T) labels (numpy).
 
-        `scores`: what was ranked, or the weights; not finite where one is wrong.
+        `scores`: what was ranked, or the weights; `wrong` (B, T) bool: which of them cannot be.
         """
         self.weighted = kept.dtype != torch.bool
         sums = [torch.where(w != 0, w * losses, 0.0).sum() for w in (valid, kept)]
-        bad = 0 * valid.sum() if scores is None else (valid & ~scores.isfinite()).sum()
-        sums += [valid.sum(), (kept != 0).sum(), kept.sum(), bad]
+        bad = torch.zeros_like(valid) if wrong is None else wrong
+        sums += [valid.sum(), (kept != 0).sum(), kept.sum(), bad.sum()]
         parts = [torch.stack([value.double() for value in sums])]
         if kind is not None:
             kind = self.env.tensor(kind).flatten()

@@ -75,7 +75,7 @@ def steps_of(schedule):
 
 def forget(saved, given):
     """Of an earlier run's arguments, take out those of its score where `--score` names another."""
-    if not given("--score"):
+    if given("--score") in (None, saved.get("score")):
         return
     saved.pop("set", None)
     before = slm.SCORES.get(saved.get("score"))
@@ -120,7 +120,18 @@ def by_name(texts):
 
 
 def refuse_what_does_nothing(args, method):
-    """Raises UserError for flags that a method would ignore in silence."""
+    """Raises UserError for flags, and parts of a method, that would be ignored in silence."""
+    for name in set(arrays_of(args)).difference(method.needs):
+        raise UserError(
+            f"--stored: got {name}, which --score {args.score} does not read: "
+            f'needs=(..., "{name}") in its slm.Score says so'
+        )
+    if bool(method.remember) != ("memory" in method.needs):
+        got = "remembers, and does not need" if method.remember else "needs, and does not remember,"
+        raise UserError(
+            f"--score {args.score}: {got} t.memory; wanted both: "
+            f'slm.Score(..., needs=(..., "memory"), remember=function)'
+        )
     selection = slm.Selection(args.k, args.score, args.scope)
     told_late = selection.counted == "losses" and args.scope != "batch"
     if args.backward == "pruned" and (isinstance(method, slm.Weight) or told_late):

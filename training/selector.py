@@ -70,7 +70,12 @@ class Selector:
             parts.append({**vars(tokens), "valid": self.env.tensor(valid)})
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         valid = whole.pop("valid")
-        mask = mask_of(self.selection, Tokens(**whole), valid)
+        _, mask, wrong = select(self.selection, Tokens(**whole), valid)
+        if wrong.any():
+            raise UserError(
+                f"--score {self.selection.score}: {wrong.sum()} of {valid.sum()} scores are not "
+                f"finite; look at what it reads"
+            )
         kept = np.zeros(len(windows) * T + 1, bool)
         kept[1:] = mask.flatten().cpu().numpy()
         return kept[: self.data.count]
@@ -91,10 +96,11 @@ class Selector:
         if known and self.env.main:
             names = ", ".join(validation["name"] for validation in known)
             now = self.columns.now
-            again = score_command(self.args.ref_loss, self.data, self.args.seq_len, now, meta)
+            path, T = self.args.ref_loss, self.args.seq_len
             print(
-                f"note: {self.args.ref_loss} knows the reference's validation loss on {names}, not "
-                f"on --val {val.folder}; add that one's with {again} --val {val.folder}"
+                f"note: {path} knows the reference's validation loss on {names}, not on --val "
+                f"{val.folder}; add that one's with "
+                f"{score_command(path, self.data, T, now, meta, val.folder)}"
             )
         return None
 
@@ -109,17 +115,20 @@ class Selector:
         decide (as with ref_and). Where the student's losses decide, the counts are None, and the
         divisor is the number of valid targets, until `finish`.
         """
-        self.settled = {}
+        self.settled = {}  # number of a micro-batch: its mask, and where a score is wrong
         self.choices = []
         self.micro_batches = micro_batches
         self._set_k(k_at(step, self.args))
         selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        together = selection.scope == "batch" and len(micro_batches) > 1
+        # The pruned backward pass has to know how many are kept, even of one micro-batch.
+        unknown = self.args.backward == "pruned" and selection.counted == "losses"
+        together = selection.scope == "batch" and (len(micro_batches) > 1 or unknown)
         counts = [None] * len(micro_batches)
         if selection.method and (together or selection.counted == "stored"):
-            masks = self._settle(student, step, micro_batches, together)
-            self.settled = dict(enumerate(masks))
+            settled = self._settle(student, step, micro_batches, together)
+            self.settled = dict(enumerate(settled))
+            masks = [mask for mask, _ in settled]
             if masks[0].dtype == torch.bool:
                 counts = torch.stack([mask.sum() for mask in masks]).tolist()
         elif selection.counted == "masks":
@@ -140,25 +149,26 @@ class Selector:
             self.of_set = self._choose_from_set()
 
     def _settle(self, student, step, micro_batches, together):
-        """The mask of each micro-batch, (B, T) bool or weights."""
+        """Of each micro-batch: its mask, (B, T) bool or weights; where a score is wrong."""
         if self.of_set is not None:
             T = self.args.seq_len
             cut = [self.data.cut(self.of_set, windows, T, fill=0) for windows in micro_batches]
-            return [self.env.tensor(mask) for mask in cut]
+            return [(self.env.tensor(mask), None) for mask in cut]
         if not together:
-            return [self._mask(step, windows) for windows in micro_batches]
+            return [self._select(step, windows) for windows in micro_batches]
         predicted = {}
         if not self.selection.static:
             predicted = self._first_pass(student, micro_batches)
-        mask = self._mask(step, np.concatenate(micro_batches), predicted)
-        return mask.split(self.args.micro_batch_size)
+        of_batch = self._select(step, np.concatenate(micro_batches), predicted)
+        return list(zip(*(part.split(self.args.micro_batch_size) for part in of_batch)))
 
-    def _mask(self, step, windows, predicted=()):
+    def _select(self, step, windows, predicted=()):
+        """The mask of some windows, and where a score is wrong."""
         valid = self.data.valid(windows, self.args.seq_len)
         tokens = self.columns.tokens(step, windows, valid)
         for name in predicted:
             setattr(tokens, name, predicted[name])
-        return mask_of(self.selection, tokens, self.env.tensor(valid))
+        return select(self.selection, tokens, self.env.tensor(valid))[1:]
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
@@ -178,9 +188,9 @@ class Selector:
         return dict(zip(("loss", *wants), columns))
 
     def choice(self, step, i, windows, valid):
-        """What `keep` and `ranked` need for micro-batch i; `valid` (B, T) on the device."""
+        """The `Choice` among the targets of micro-batch i; `valid` (B, T) on the device."""
         known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
-        choice = Choice(self.selection, known, valid, self.settled.get(i))
+        choice = Choice(self.selection, known, valid, *self.settled.get(i, ()))
         if not self.exact or self.memory:
             self.choices.append(choice)
         return choice
@@ -213,23 +223,35 @@ def scale_gradients(module, factor):
             local.mul_(factor)
 
 
-def mask_of(selection, tokens, valid):
-    """selection.mask, whose UserError names the score."""
+def select(selection, tokens, valid):
+    """(values, mask, wrong): what the score's function gives, selection.mask, and where a valid
+    score is not finite or a weight is below 0, (B, T) bool. A UserError names the score."""
+    if selection.method is None:
+        return None, valid, torch.zeros_like(valid)
     try:
-        return selection.mask(tokens, valid)
+        values = selection.values(tokens, valid)
+        mask = selection.chosen(values, valid)
     except UserError as error:
         raise UserError(f"--score {selection.score}: {error}") from None
+    parts = values if isinstance(values, tuple) else (values,)
+    wrong = [~part.isfinite() for part in parts]
+    if isinstance(selection.method, Weight):
+        wrong.append(values < 0)
+    return values, mask, torch.stack(wrong).any(0) & valid
 
 
 class Choice:
     """The selection among the targets of one micro-batch."""
 
-    def __init__(self, selection, tokens, valid, settled):
+    def __init__(self, selection, tokens, valid, settled=None, wrong=None):
+        """`settled`: the mask, where it is known already; `wrong`: where a score of it is."""
         self.selection = selection
         self.tokens = tokens
         self.valid = valid
         self.settled = settled
+        self.wrong = wrong
         self.wants = selection.wants  # what the head makes beside the losses
+        self.values = None  # what the score's function gave
         self.kept = None
 
     def keep(self, losses, **also):
@@ -243,7 +265,7 @@ class Choice:
             setattr(self.tokens, name, values)
         self.kept = self.settled
         if self.kept is None:
-            self.kept = mask_of(self.selection, self.tokens, self.valid)
+            self.values, self.kept, self.wrong = select(self.selection, self.tokens, self.valid)
         return self.kept
 
     def amount(self):
@@ -261,13 +283,11 @@ class Choice:
         method = self.selection.method
         if method is None or method.choose is not None:
             return None
-        if self.settled is not None and isinstance(method, Weight):
-            return None if self.settled.dtype == torch.bool else self.settled
-        if self.selection.scope == "set" and "noise" in method.needs:
-            return None  # what was ranked was drawn in the first step
-        values = self.selection.values(self.tokens, self.valid)
-        if values.dtype == torch.bool:
-            return None
-        if isinstance(method, Weight):  # the meter looks for what is not finite
-            return torch.where(values < 0, torch.nan, values)
-        return values
+        values = self.values
+        if values is None and isinstance(method, Weight):
+            values = self.settled
+        elif values is None:
+            if self.selection.scope == "set" and "noise" in method.needs:
+                return None  # what was ranked was drawn in the first step
+            values = self.selection.values(self.tokens, self.valid)
+        return None if values.dtype == torch.bool else values

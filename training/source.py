@@ -1,6 +1,7 @@
 """The code that a method consists of, as a hash: a run goes on with the code that it began with."""
 
 import ast
+import dis
 import functools
 import hashlib
 import importlib.metadata
@@ -11,18 +12,22 @@ import types
 
 import slm
 
+GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}  # and no attribute, such as t.loss beside a function loss
 PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 def source_hash(method):
     """sha256 of a slm.Score's functions, of what they call in their own file, and of its settings.
 
+    The choice that slm.py makes of what they give is part of it.
+
     Comments, docstrings and layout do not count. Where there is no source, as of a compiled
     function, the version of its package stands for it. None of no method.
     """
     if method is None:
         return None
-    functions = [method.function, method.choose, method.remember]
+    functions = [method.function, method.choose or slm.keep_top, method.remember]
+    functions += [slm.n_keep, slm.weights_of]
     functions += [slm.PREDICTION[name] for name in method.needs if name in slm.PREDICTION]
     seen = {}
     for function in functions:
@@ -66,7 +71,7 @@ def uses(function):
     names = set()
     codes = [function.__code__]
     for code in codes:
-        names.update(code.co_names)
+        names |= {step.argval for step in dis.get_instructions(code) if step.opname in GLOBAL}
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
     for name in sorted(names & set(function.__globals__)):
         yield name, function.__globals__[name]

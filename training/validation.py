@@ -23,11 +23,6 @@ def validation_sets(args, data):
     return sets
 
 
-def hash_of(token_sets):
-    """What a run's identity says of its validation sets: their hashes, "" of none."""
-    return ", ".join(token_set.hash for token_set in token_sets)
-
-
 def folders_of(val):
     """`--val` as a list: None, one folder, or several."""
     if not val:

@@ -69,7 +69,7 @@ def test_memory_that_runs_out_is_one_line(allocate, capsys, monkeypatch):
         code, err = ended(error, capsys)
     assert code == 2
     assert err.startswith("error: out of memory") and err.count("\n") == 1
-    assert "lower --micro-batch-size or --seq-len, or add --checkpointing" in err
+    assert "lower --micro-batch-size (with --rank-windows it changes no choice), or add" in err
 
 
 def test_a_gpu_whose_memory_runs_out_is_one_line(capsys, monkeypatch):

@@ -140,7 +140,7 @@ def test_verify_checks_tokens_masks_and_sources(folder, demo, tmp_path, capsys):
     prepare.main(check)
     assert "verified" in capsys.readouterr().out
     for name, wanted in (
-        ("loss_mask.bin", "--verify: .*loss_mask.bin is not what it was"),
+        ("loss_mask.bin", "loss_mask.bin is not the file that meta.json describes"),
         ("kind.bin", "--verify: .*kind.bin is not what it was"),
         ("tokens.bin", "tokens.bin is not the file that meta.json describes"),
     ):

@@ -70,6 +70,8 @@ def test_what_belongs_to_a_score_goes_with_it(runs):
     assert again("", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
     assert again("--set gamma=1", **earlier) == ("mile", 1.0, "micro", ["gamma=1"])
     assert again("--set gamma=10 --set gamma=9", **earlier)[3] == ["gamma=9"]
+    assert again("--score mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
+    assert again("--score=mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
     assert again("--score dft", **earlier) == ("dft", 1.0, "micro", None)
     earlier = {"score": "excess", "k": 0.6, "scope": "micro"}
     assert again("--score clean", **earlier) == ("clean", 0.6, "set", None)

@@ -18,6 +18,7 @@ import score
 import slm
 import train_slm
 from common import provenance
+from common.errors import UserError
 from conftest import finish, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
@@ -353,6 +354,47 @@ def test_another_reference_is_an_array_too(stage, scored, monkeypatch):
     assert distance(scored / "a", scored / "b") == 0
 
 
+def test_another_reference_is_checked_like_the_first(stage, scored, monkeypatch):
+    both = slm.Score(lambda t: t.loss - t.second, needs=("loss", "second"))
+    monkeypatch.setitem(slm.SCORES, "both", both)
+    assert stage(score, f"--model r {SCORING} --out masked.bin --document-mask")[0] == 0
+    code, _, err = stage(train_slm, f"{SLM} --score both --stored second=masked.bin --out a")
+    assert code == 2 and "has the document mask True" in err
+    assert not (scored / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["quality.json", "quality", "ref_loss.bin", "ref_loss.q"])
+def test_an_array_takes_no_other_file_s_place(name, scored):
+    data = TokenSet(scored / "d")
+    before = (scored / "ref_loss.json").read_bytes()
+    with pytest.raises(UserError, match="wanted one that ends in .bin"):
+        arrays.save(scored / name, np.zeros(data.count), data)
+    assert (scored / "ref_loss.json").read_bytes() == before
+
+
+def test_an_array_that_no_score_reads_is_refused(stage, inputs):
+    code, _, err = stage(train_slm, f"{SLM} --score loss --stored q=nofile.bin --out a")
+    assert code == 2 and "--stored: got q, which --score loss does not read" in err
+
+
+@pytest.mark.parametrize("needs, remember", [(("loss",), True), (("loss", "memory"), False)])
+def test_a_memory_is_written_and_read(needs, remember, stage, inputs, monkeypatch):
+    function = slm.Score(lambda t: t.loss, needs, remember=mean_loss if remember else None)
+    monkeypatch.setitem(slm.SCORES, "half", function)
+    code, _, err = stage(train_slm, f"{SLM} --score half --out a")
+    assert code == 2 and "t.memory; wanted both" in err
+
+
+def test_pruned_of_one_micro_batch_is_pruned(stage, scored, monkeypatch):
+    """How many are kept is known only from the losses: a first pass tells, as of several."""
+    extremes = slm.Score(lambda t: (t.loss, -t.loss), ("loss",), choose=methods.keep_either)
+    monkeypatch.setitem(slm.SCORES, "extremes", extremes)
+    flags = "--score extremes --scope batch --k 0.2 --steps 2"
+    trained(stage, f"{flags} --out exact")
+    trained(stage, f"{flags} --out pruned --backward pruned")
+    assert distance(scored / "exact", scored / "pruned") > 1e-5
+
+
 # --------------------------------------------------------------------------------------------------
 # a fork goes on with the code that it began with
 
@@ -396,6 +438,22 @@ def test_a_run_goes_on_with_the_code_of_its_score_alone(stage, inputs, monkeypat
         code, _, err = stage(train_slm, f"{SLM} {args}")
         assert code == 2 and "a holds a run with other arguments (the code of its score)" in err
     sys.modules.pop("mine")
+
+
+def test_the_choice_is_part_of_the_code_and_a_field_s_name_is_not(monkeypatch):
+    """t.loss names no function `loss` that stands beside it."""
+    before = {name: source_hash(score) for name, score in slm.SCORES.items()}
+
+    def other(*args):
+        return None
+
+    monkeypatch.setattr(slm, "loss", other)
+    monkeypatch.setattr(methods, "entropy", other)
+    assert source_hash(slm.SCORES["excess"]) == before["excess"]
+    assert source_hash(slm.SCORES["mile"]) == before["mile"]
+    monkeypatch.setattr(slm, "keep_top", other)
+    changed = {name for name, score in slm.SCORES.items() if source_hash(score) != before[name]}
+    assert "excess" in changed and "document" not in changed
 
 
 def test_what_has_no_source_is_known_by_its_code_or_version():
@@ -476,11 +534,10 @@ def test_memory_is_what_the_score_wrote(stage, inputs, monkeypatch):
     monkeypatch.setitem(slm.SCORES, "watched", score)
     flags = "--batch-size 1 --epochs 3 --seq-len 750 --score watched --out a"
     trained(stage, flags)
-    calls = seen[::2]  # each step asks twice: to choose, and for the log
-    assert len(calls) == 6
+    assert len(seen) == 6  # once a step
     order = [w for epoch in range(3) for w in np.random.RandomState([0, epoch]).permutation(2)]
     kept = {0: torch.zeros(1, 750), 1: torch.zeros(1, 750)}
-    for window, (loss, memory) in zip(order, calls):
+    for window, (loss, memory) in zip(order, seen):
         known = kept[window].half().float()
         n = 750 if window == 0 else 749  # the last one is padded
         assert torch.equal(memory[:, :n], known[:, :n])

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import eval_math
+import methods
 import score
 import slm
 import train_ref
@@ -28,6 +29,7 @@ from training import checkpoints
 from training.meter import Meter
 from training.optimizer import MOMENTS, make_optimizer
 from training.run import Run
+from training.selector import Choice, select
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
@@ -580,13 +582,36 @@ def test_a_validation_set_of_another_tokenizer_is_refused(stage, inputs):
     assert code == 2 and "its tokenizer is not that of --data d" in err
 
 
-def test_scores_that_are_not_finite_stop_the_run_on_any_device():
-    """keep_top looks on a CPU alone; the meter looks once a step."""
-    meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("excess", "2 of 3 scores of a batch are not finite"),
+        ("document", "2 of 3 scores of a batch are not finite"),
+        ("ref_and", "2 of 3 scores of a batch are not finite"),
+        ("twofold", "3 of 3 weights of a batch are below 0 or not finite"),
+    ],
+)
+def test_scores_that_are_wrong_stop_the_run_on_any_device(name, said, settled, monkeypatch):
+    """slm.py looks on a CPU alone; the meter looks once a step. Here slm.py does as on a GPU."""
+    for module in (slm, methods):
+        monkeypatch.setattr(module, "refuse_not_finite", lambda scores, valid: None)
+    monkeypatch.setattr(slm, "weights_of", lambda values, valid: values.clamp(min=0).nan_to_num())
+    monkeypatch.setitem(slm.SCORES, "twofold", slm.Weight(lambda t: 2 * t.loss, needs=("loss",)))
+    losses = torch.tensor([[-1.0, torch.nan, torch.inf, torch.nan]])
     valid = torch.tensor([[True, True, True, False]])
-    scores = torch.tensor([[1.0, torch.nan, torch.inf, torch.nan]])
-    meter.add(torch.zeros(1, 4), valid, valid, scores=scores)
-    with pytest.raises(UserError, match="2 of 3 scores of a batch are not finite"):
+    zero = torch.zeros(1, 4)
+    ref_loss = -losses if name == "ref_and" else zero
+    known = {"loss": losses, "base_loss": losses, "ref_loss": ref_loss, "ref_entropy": zero}
+    tokens = slm.Tokens(**known, document=zero.long())
+    selection = slm.Selection(1.0 if name == "twofold" else 0.5, name)
+    choice = Choice(selection, tokens, valid)
+    if settled:
+        choice = Choice(selection, tokens, valid, *select(selection, tokens, valid)[1:])
+    kept = choice.keep(losses)
+    meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
+    meter.add(zero, valid, kept, scores=choice.ranked(), wrong=choice.wrong)
+    with pytest.raises(UserError, match=said):
         meter.read()
 
 

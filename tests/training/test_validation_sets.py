@@ -89,10 +89,75 @@ def test_a_run_goes_on_with_the_validation_set_that_it_began_with(stage, inputs,
     assert code == 2 and err.count("\n") == 1
     was, now = (TokenSet(inputs / name).hash[:12] for name in ("old", "v"))
     assert f"hash of validation {was} -> {now}" in err and "hash of data" not in err
-    del before["inputs"]["validation"]  # as runs were noted at first
+    del before["inputs"]["validation"], before["inputs"]["loss_mask"]  # as runs were noted once
     (inputs / "a/args.json").write_text(json.dumps(before))
     code, out, err = stage(train_ref, args)
     assert code == 0 and "validation loss" in out, err
+
+
+def test_a_run_goes_on_with_the_targets_that_it_began_with(stage, inputs, vocabulary):
+    """Whether a token may be a target is in a file of its own, which a copy may lose."""
+    mask = (np.arange(1000) % 3 > 0).astype(np.uint8)
+    write_set(inputs / "masked", vocabulary, 1000, loss_mask=mask)
+    args = f"--data masked --val masked --init m {TINY} --steps 2 --out a"
+    assert stage(train_ref, args)[0] == 0
+    content = (inputs / "masked/loss_mask.bin").read_bytes()
+    (inputs / "masked/loss_mask.bin").unlink()
+    code, _, err = stage(train_ref, args)
+    assert code == 2 and "masked/loss_mask.bin is not the file that meta.json describes" in err
+    (inputs / "masked/loss_mask.bin").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    code, _, err = stage(train_ref, args)
+    assert code == 2 and "masked/loss_mask.bin is not the file that meta.json describes" in err
+
+    # the same tokens with other targets, and a set that was made before its mask had a hash
+    write_set(inputs / "other", vocabulary, 1000, loss_mask=1 - mask)
+    (inputs / "masked").rename(inputs / "old")
+    (inputs / "other").rename(inputs / "masked")
+    code, _, err = stage(train_ref, args)
+    assert code == 2 and "hash of loss_mask " in err and "hash of validation " in err
+    assert "hash of data" not in err
+    meta = json.loads((inputs / "masked/meta.json").read_text())
+    known = {key: value for key, value in meta.items() if not key.startswith("loss_mask")}
+    (inputs / "masked/meta.json").write_text(json.dumps(known))
+    assert stage(train_ref, args.replace("--out a", "--out b"))[0] == 0
+    (inputs / "masked/loss_mask.bin").write_bytes(content)
+    code, _, err = stage(train_ref, args.replace("--out a", "--out b"))
+    assert code == 2 and "hash of loss_mask " in err
+
+
+def test_what_changes_no_result_is_no_other_run(stage, inputs):
+    """Another way to name the same files, the same precision, another micro-batch."""
+    (inputs / "moved").symlink_to(inputs / "d")
+    args = f"{STEPS} --val v --out a"
+    assert stage(train_ref, args)[0] == 0
+    for change in ("--data moved", "--data ./d", "--val ./v", "--init ./m", "--dtype float32"):
+        code, out, err = stage(train_ref, f"{args} {change}")
+        assert code == 0 and "validation loss" in out, err
+    assert stage(train_ref, f"{args} --micro-batch-size 2")[0] == 0
+    for change, said in (("--data w", "hash of data"), ("--init scratch", "hash of init")):
+        code, _, err = stage(train_ref, f"{args} {change}")
+        assert code == 2 and said in err
+
+
+@pytest.mark.parametrize(
+    "flags, is_the_same",
+    [
+        ("--score loss --k 0.5", False),
+        ("--score loss --k 0.5 --scope sequence", True),
+        ("--score loss --k 0.5 --scope batch", True),
+        ("--score loss --k 0.5 --rank-windows 2", True),
+        ("--score loss --k 1.0", True),
+        ("--score loss --k 1.0:0.5@0.5", False),
+        ("--score dft", False),
+    ],
+)
+def test_the_micro_batch_belongs_to_a_run_where_it_is_ranked(stage, inputs, flags, is_the_same):
+    args = f"{STEPS} {flags} --out a"
+    code, _, err = stage(train_slm, args)
+    assert code == 0, err
+    code, _, err = stage(train_slm, f"{args} --micro-batch-size 2")
+    assert code == (0 if is_the_same else 2)
+    assert ("windows ranked together 4 -> 2" in err) != is_the_same
 
 
 def test_a_run_without_a_saved_state_may_be_changed(stage, inputs, monkeypatch):
