@@ -20,7 +20,6 @@ micro-batches and ranks before any gradient, so that the loss is their exact mea
 
 import hashlib
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -29,7 +28,9 @@ import slm
 from common.errors import UserError
 from integrations.windows import IGNORED
 
+VERSION = "2"  # of what add_reference_losses gives, for the data set's cache
 ROWS = 1000  # of a data set that are scored between two files of its cache
+ROUTER = "output_router_logits"
 STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can make
 
 
@@ -65,7 +66,9 @@ def selective_loss(logits, labels, selection, n_kept=None, **stored):
     """
     losses, valid = next_token_losses(logits, labels)
     known = {name: values[:, 1:].float() for name, values in stored.items()}
-    tokens = slm.Tokens(loss=losses.detach(), noise=torch.rand_like(losses.detach()), **known)
+    tokens = slm.Tokens(loss=losses.detach(), **known)
+    if "noise" in selection.needs:
+        tokens.noise = torch.rand_like(losses.detach())
     if selection.wants:
         scores = at_least_fp32(logits[:, :-1].detach()).flatten(0, 1)
         for name, values in slm.of_predictions(scores, selection.wants).items():
@@ -80,7 +83,7 @@ def divisor(selection, kept, valid):
     """What the summed loss is divided by, a scalar tensor."""
     per = selection.method.per if selection.method else "kept"
     if per == "weights":
-        return kept.sum()
+        return torch.where(kept.sum() > 0, kept.sum(), 1)
     return ((kept != 0) if per == "kept" else valid).sum().clamp(min=1)
 
 
@@ -119,12 +122,12 @@ def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=Fals
     reference, identity = _reference(model, device, dtype)
 
     def score(rows):
-        return _score(rows, reference, batch_size, entropy)
+        return _score(rows, reference, entropy)
 
     parts = []
     for start in range(0, len(dataset), ROWS):
         part = dataset.select(range(start, min(len(dataset), start + ROWS)))
-        words = [part._fingerprint, identity, str(entropy)]
+        words = [part._fingerprint, identity, str(entropy), VERSION]
         fingerprint = hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
         parts.append(
             part.map(
@@ -147,40 +150,64 @@ def _reference(model, device, dtype):
     if device is None:
         device = "cuda" if torch.cuda.is_available() else next(model.parameters()).device
     model = model.to(device).eval()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return model, digest.hexdigest()
 
 
-@torch.no_grad()
-def _score(rows, model, batch_size, entropy):
-    """Columns for some rows of a data set."""
-    out = {"ref_loss": []}
+def _score(rows, model, entropy):
+    """Columns for some rows of a data set. Rows of one length go through the model together."""
+    n = len(rows["input_ids"])
+    parts = rows.get("seq_lengths", [None] * n)
+    groups = {}
+    for i, ids in enumerate(rows["input_ids"]):
+        alone = i if parts[i] is not None and len(parts[i]) > 1 else None
+        groups.setdefault((len(ids), alone), []).append(i)
+    out = {"ref_loss": [None] * n}
     if entropy:
-        out["ref_entropy"] = []
-    device = next(model.parameters()).device
-    none = [None] * len(rows["input_ids"])
-    lengths = rows.get("seq_lengths", none)
-    masks = rows.get("attention_mask", none)
-    for ids, parts, mask in zip(rows["input_ids"], lengths, masks):
-        ids = torch.tensor(ids, device=device)[None]
-        more = {} if parts is None else {"position_ids": positions(parts).to(device)[None]}
-        labels = ids
-        if mask is not None and not all(mask):  # rows that were padded before
-            more["attention_mask"] = torch.tensor(mask, device=device)[None]
-            labels = ids.masked_fill(more["attention_mask"] == 0, IGNORED)
-        logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
-        losses, valid = next_token_losses(logits, labels)
-        if not losses.isfinite().all():
-            raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")
-        out["ref_loss"].append([0.0, *losses[0].tolist()])
-        if entropy:
-            log_p = logits[0, :-1].log_softmax(-1)
-            entropies = -(log_p.exp() * log_p).sum(-1).where(valid[0], 0.0)
-            out["ref_entropy"].append([0.0, *entropies.tolist()])
+        out["ref_entropy"] = [None] * n
+    for (_, alone), places in groups.items():
+        chosen = {name: [column[i] for i in places] for name, column in rows.items()}
+        found = _score_together(chosen, model, entropy, None if alone is None else parts[alone])
+        for name, values in zip(out, found):
+            for i, row in zip(places, values):
+                out[name][i] = [0.0, *row.tolist()]
     return out
+
+
+@torch.no_grad()
+def _score_together(rows, model, entropy, lengths=None):
+    """The losses (B, T - 1), and the entropies, of rows of one length.
+
+    `lengths`: of the texts that are packed into a single row.
+    """
+    device = next(model.parameters()).device
+    ids = torch.tensor(rows["input_ids"], device=device)
+    labels = ids
+    more = {}
+    if lengths is not None:
+        more["position_ids"] = positions(lengths).to(device)[None]
+    mask = torch.tensor(rows.get("attention_mask", [[1]]), device=device)
+    if not mask.all():  # rows that were padded before
+        more["attention_mask"] = mask
+        labels = targets(ids, mask)
+    logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
+    losses, valid = next_token_losses(logits, labels)
+    if not losses.isfinite().all():
+        raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")
+    if not entropy:
+        return [losses]
+    values = slm.of_predictions(logits[:, :-1], ("entropy",))["entropy"]
+    return [losses, values.where(valid, 0.0)]
+
+
+def targets(labels, attention_mask):
+    """Labels that are no padding, and that no padding predicts: the others are -100. (B, T)."""
+    masked = labels.masked_fill(attention_mask == 0, IGNORED)
+    masked[:, 1:][attention_mask[:, :-1] == 0] = IGNORED
+    return masked
 
 
 def positions(lengths):
@@ -196,9 +223,10 @@ class SelectiveMixin:
     """Goes in front of Trainer or SFTTrainer and takes `selection`, a slm.Selection.
 
     The training data has the columns that the selection needs (add_reference_losses). With k = 1
-    the loss is the Trainer's own. Evaluation is untouched: the mean over every target. Scopes:
+    the Trainer's own loss is called. Evaluation is untouched: the mean over every target. Scopes:
     "micro" and "sequence". Scores whose divisor is known before any gradient: a top k, and weights
-    over all valid targets. Raises UserError for what it cannot do.
+    over all valid targets. Padding is no target, and predicts none: behind padding on the left a
+    row's first token is not ranked. Raises UserError for what it cannot do.
     """
 
     def __init__(self, *args, selection, **kwargs):
@@ -220,18 +248,37 @@ class SelectiveMixin:
         self.args.remove_unused_columns = False
         if self.args.n_gpu > 1:
             raise UserError("SelectiveMixin: wants one process per GPU; start it with torchrun")
-        self.loss_is_scaled_for_ga = True  # it is divided by what all micro-batches keep
         self.needed = sorted(set(selection.needs) & STORED)
-        self._refuse_missing(self.train_dataset)
-        self.data_collator = Collator(self.data_collator, self.needed, self._model_columns())
+        if selection.method:
+            self.loss_is_scaled_for_ga = True  # it is divided by what all micro-batches keep
+            self._refuse_other_losses()
+        columns = getattr(self.train_dataset, "column_names", None)
+        if columns is not None:
+            self._refuse_missing(columns)
+        self.data_collator = Collator(
+            self.data_collator, self.needed, self._model_columns(), selection.scope
+        )
 
     @staticmethod
     def _is_over_valid(selection):
         return selection.method is not None and selection.method.per == "valid"
 
-    def _refuse_missing(self, dataset):
-        columns = getattr(dataset, "column_names", None)
-        missing = [name for name in self.needed if columns is not None and name not in columns]
+    def _refuse_other_losses(self):
+        """Raises UserError where the trainer was told to train on another loss as well."""
+        config = getattr(self.model, "config", None)
+        for what, is_set in (
+            ("label_smoothing_factor", self.args.label_smoothing_factor),
+            ("compute_loss_func, or a loss_type that sets it,", self.compute_loss_func),
+            ("output_router_logits, whose loss is added,", config and config.to_dict().get(ROUTER)),
+        ):
+            if is_set:
+                raise UserError(
+                    f"SelectiveMixin: got {what} beside a selection; wanted one loss: leave it "
+                    f"out, or take k = 1, which is the trainer's own"
+                )
+
+    def _refuse_missing(self, columns):
+        missing = [name for name in self.needed if name not in columns]
         if missing:
             raise UserError(
                 f"SelectiveMixin: the training data has no column {missing[0]}; make it with "
@@ -244,9 +291,13 @@ class SelectiveMixin:
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of a step, and how many tokens they keep over all ranks."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, own = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.selection.method is None:
+            return batches, own
         kept = 0
         for batch in batches:
+            if "attention_mask" in batch and batch["attention_mask"].dim() == 2:
+                batch["labels"] = targets(batch["labels"], batch["attention_mask"])
             valid = (batch["labels"][:, 1:] != IGNORED).cpu().numpy()
             whole = self._is_over_valid(self.selection)
             kept += int(valid.sum()) if whole else self.selection.count(valid)
@@ -255,8 +306,9 @@ class SelectiveMixin:
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         stored = {name: inputs.pop(name) for name in self.needed if name in inputs}
-        if not model.training:
+        if not model.training or self.selection.method is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._refuse_missing(stored)
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
         n_kept = num_items_in_batch
@@ -270,45 +322,72 @@ def _entropy_flag(missing):
 
 
 class Collator:
-    """Another collator's batches, with the stored columns laid out as its labels are."""
+    """Another collator's batches, with the stored columns laid out as its tokens are."""
 
-    def __init__(self, collator, stored, columns):
+    def __init__(self, collator, stored, columns, scope="micro"):
         """`stored`: names of columns with a value per token; `columns`: what the other one sees."""
         self.collator = collator
         self.stored = stored
         self.columns = columns
+        self.scope = scope
 
     def __call__(self, rows):
         values = {name: [row[name] for row in rows if name in row] for name in self.stored}
         rows = [{key: row[key] for key in row if key in self.columns} for row in rows]
+        tokens = [torch.as_tensor(row["input_ids"]) for row in rows]
+        is_packed = any(len(row.get("seq_lengths") or ()) > 1 for row in rows)
         batch = self.collator(rows)
-        lengths = [len(row["input_ids"]) for row in rows]
         for name, columns in values.items():
             if columns:  # evaluation sets need none
-                batch[name] = laid_out(name, columns, lengths, batch)
+                self._refuse_mixed_texts(batch, is_packed)
+                batch[name] = laid_out(name, columns, tokens, batch["input_ids"])
         return batch
 
-
-def laid_out(name, columns, lengths, batch):
-    """Values of each row as a tensor of the labels' shape: padded left or right, or in one row."""
-    shape = batch["input_ids"].shape
-    out = torch.zeros(shape)
-    for column, length in zip(columns, lengths):
-        if len(column) != length:
+    def _refuse_mixed_texts(self, batch, is_packed):
+        """Raises UserError where texts in one row are not told apart as they were when scored."""
+        if is_packed and "position_ids" not in batch:
             raise UserError(
-                f"column {name}: got {len(column)} values for {length} tokens; the data was "
+                "SelectiveMixin: got packed rows (seq_lengths) without position_ids, so that texts "
+                "would see each other, which they did not when the reference scored them; wanted "
+                "padding_free=True"
+            )
+        starts = batch["position_ids"] == 0 if "position_ids" in batch else torch.zeros(1, 1)
+        if self.scope == "sequence" and (starts.sum(1) > 1).any():
+            raise UserError(
+                "SelectiveMixin: got scope sequence and several texts in one row; wanted scope "
+                "micro, or rows of one text (padding_free=False)"
+            )
+
+
+def laid_out(name, columns, tokens, ids):
+    """Values of each row, (rows, T) as `ids` are: where the row's `tokens` stand.
+
+    The collator padded them left or right, or put all behind each other in one row.
+    """
+    out = torch.zeros(ids.shape)
+    values = []
+    for column, row in zip(columns, tokens):
+        column = torch.as_tensor(column, dtype=out.dtype)
+        if len(column) != len(row):
+            raise UserError(
+                f"column {name}: got {len(column)} values for {len(row)} tokens; the data was "
                 f"changed after add_reference_losses: do that last"
             )
-    if len(shape) == 2 and shape[0] == len(columns) and max(lengths) <= shape[1]:
-        left = "attention_mask" in batch and bool((batch["attention_mask"][:, 0] == 0).any())
-        for row, column in zip(out, columns):
-            place = slice(shape[1] - len(column), None) if left else slice(0, len(column))
-            row[place] = torch.as_tensor(column)
-        return out
-    if shape[0] == 1 and sum(lengths) <= shape[1]:  # without padding, one behind the other
-        out[0, : sum(lengths)] = torch.tensor(np.concatenate(columns), dtype=out.dtype)
-        return out
-    raise UserError(
-        f"column {name}: the collator made {tuple(shape)} of rows of {lengths} tokens; wanted "
-        f"them padded or one behind the other: cut and pack before add_reference_losses"
-    )
+        if not column.isfinite().all():
+            raise UserError(f"column {name}: a value is not finite; make the column again")
+        values.append(column)
+    if len(ids) == 1 and len(tokens) > 1:
+        values, tokens = [torch.cat(values)], [torch.cat(tokens)]
+    for i, (column, row) in enumerate(zip(values, tokens)):
+        n = len(row)
+        for place in (slice(0, n), slice(ids.shape[1] - n, None)):
+            if n <= ids.shape[1] and torch.equal(ids[i, place].cpu(), row):
+                out[i, place] = column
+                break
+        else:
+            raise UserError(
+                f"column {name}: the collator made {tuple(ids.shape)} of rows of "
+                f"{[len(row) for row in tokens]} tokens, in which they are not found padded or one "
+                f"behind the other; cut and pack before add_reference_losses"
+            )
+    return out
