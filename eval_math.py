@@ -16,7 +16,7 @@ import json
 from functools import cached_property
 from pathlib import Path
 
-from common.device import Env  # first: it sets how torch's threads wait
+from common.device import Env, free_memory  # first: it sets how torch's threads wait
 
 import torch
 
@@ -255,6 +255,7 @@ class Subject:
             return self.args.batch_tokens
         device = self.env.device
         on_gpu = device.type == "cuda"
+        free_memory(device)  # an earlier task's cache
         free = CACHE_SHARE * torch.cuda.mem_get_info(device)[0] if on_gpu else CACHE_BYTES
         config = self.model.config
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim

@@ -169,7 +169,8 @@ def attend(q, k, v, mask=None):
     if mask is not None and not isinstance(mask, torch.Tensor):
         return attend_in_blocks(q, k, v, mask)
     shared = k.shape[1] != q.shape[1]
-    if shared and mask is not None:  # masked kernels do not take shared heads
+    # Masked kernels do not take shared heads, and a GPU's of fp32 neither.
+    if shared and (mask is not None or (q.is_cuda and q.dtype == torch.float32)):
         group = q.shape[1] // k.shape[1]
         k = k.repeat_interleave(group, dim=1)
         v = v.repeat_interleave(group, dim=1)

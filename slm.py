@@ -316,9 +316,12 @@ def logits_of(hidden, weight):
     Rounded to bf16, as autocast would do, a logit near 20 is off by up to 1/16: more than many of
     the differences that are ranked. So both factors may be bf16, but their product is not rounded.
     """
-    wide = torch.promote_types(hidden.dtype, torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
-        return F.linear(hidden.to(wide), weight.to(hidden.dtype).to(wide))
+        return F.linear(at_least_fp32(hidden), at_least_fp32(weight.to(hidden.dtype)))
+
+
+def at_least_fp32(tensor):
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def head_full(hidden, weight, targets, select, wants=()):
@@ -348,9 +351,10 @@ def token_losses(hidden, weight, targets, wants=(), chunk=1024):
     With `wants`, such as ("entropy",), a list: the losses, then these (appendix H). For scoring,
     validation and the first pass of the batch scope.
     """
+    weight = at_least_fp32(weight.to(hidden.dtype))  # once, and not in each chunk
     parts = []
     for i in range(0, len(targets), chunk):
-        logits = logits_of(hidden[i : i + chunk], weight)  # (chunk, V)
+        logits = logits_of(at_least_fp32(hidden[i : i + chunk]), weight)  # (chunk, V)
         losses = F.cross_entropy(logits, targets[i : i + chunk], reduction="none")
         parts.append([losses, *of_predictions(logits, wants).values()])
     columns = [torch.cat(column) for column in zip(*parts)]

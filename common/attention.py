@@ -1,10 +1,12 @@
 """Which tokens of a text each token may see, and the kernel that such a mask goes with.
 
-Plain causal attention has no mask: PyTorch's own attention takes its flash kernel. For documents
+Plain causal attention has no mask: PyTorch's own attention takes a kernel that holds no scores. For documents
 that do not see each other, and for windows shorter than the text, a GPU is given a BlockMask and
 FlexAttention (compiled), which passes over blocks of 128 x 128 pairs that see nothing. Elsewhere
 the mask is dense, for FlexAttention has no backward pass on a CPU.
 """
+
+import functools
 
 import torch
 
@@ -62,6 +64,25 @@ def block_mask(may_see, rows, length, device):
     return create_block_mask(may_see, rows, None, length, length, device)
 
 
+def of_many_shapes():
+    """A context for attention whose shapes never come again, without cuDNN's.
+
+    PyTorch prefers that on the newest GPUs. It makes a plan for each shape, which takes as long as
+    hundreds of steps.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    others = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    return sdpa_kernel(list(others))
+
+
+@functools.cache
+def compiled_flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
 def attend_in_blocks(q, k, v, mask):
     """Attention of q (B, H, T, D) over k and v (B, H_kv, T, D) with a BlockMask."""
     from torch.nn.attention.flex_attention import flex_attention
@@ -69,5 +90,5 @@ def attend_in_blocks(q, k, v, mask):
     attention = flex_attention
     if q.is_cuda and not torch.compiler.is_compiling():
         # By itself it would hold all scores. Within a compiled block it is compiled with it.
-        attention = torch.compile(flex_attention)
+        attention = compiled_flex_attention()
     return attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])

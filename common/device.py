@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import gc
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -20,10 +22,11 @@ if "PYTORCH_ALLOC_CONF" not in os.environ:
 import torch
 import torch.distributed as dist
 
-# Dense bf16, by a part of the device's name.
+# Dense bf16, by whole words of the device's name; the first that fits.
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "B200": 2250e12,
     "A100": 312e12,
@@ -33,6 +36,13 @@ PEAK_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
+
+
+def free_memory(device):
+    """Give a GPU's memory back that nothing refers to: compiled modules lie in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _device(name, local):
@@ -161,7 +171,7 @@ class Env:
             return None
         name = torch.cuda.get_device_name(self.device)
         for part, peak in PEAK_FLOPS.items():
-            if part in name:
+            if re.search(rf"\b{part}\b", name):
                 return flops_per_s / (peak * self.world)
         return None
 

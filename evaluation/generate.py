@@ -18,10 +18,11 @@ from itertools import takewhile
 import torch
 import torch.nn.functional as F
 
+from common.attention import of_many_shapes
 from common.errors import UserError
 from evaluation.sampling import chance, draw
 from model import Cache
-from training.parallel import or_stop
+from training.parallel import GRAPHS, or_stop
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward pass, padding included
 STEP = 64  # slots that the rows of the cache grow by
@@ -152,7 +153,8 @@ class Decoder:
         self.dtype = model.head_weight.dtype
         self.decode = self.next_ids
         if compiled:
-            self.decode = or_stop(torch.compile(self.next_ids, dynamic=True))
+            torch._dynamo.config.recompile_limit = GRAPHS
+            self.decode = or_stop(torch.compile(self.next_ids, dynamic=True, fullgraph=True))
 
         self.queue = deque()  # rows that wait
         self.rows = []  # rows in the batch; row b's keys and values are the cache's row b
@@ -163,7 +165,8 @@ class Decoder:
         with torch.inference_mode():
             if prefix:
                 self.prefix = self.new_cache(1, len(prefix), None)
-                model(torch.tensor([list(prefix)], device=self.device), self.prefix)
+                with of_many_shapes():
+                    model(torch.tensor([list(prefix)], device=self.device), self.prefix)
             self.cache = self.new_cache(0, 0, self.prefix)
 
     def new_cache(self, rows, slots, prefix):
@@ -271,7 +274,8 @@ class Decoder:
         padded = [row.ids[self.n_prefix :] + [0] * (T - self.own(row)) for row in rows]
         fresh = self.new_cache(n_new, T, self.prefix)
         ids = torch.tensor(padded, device=self.device)
-        first = self.next_ids(ids, fresh, tail, self.chances(rows))
+        with of_many_shapes():
+            first = self.next_ids(ids, fresh, tail, self.chances(rows))
         for mine, new in zip(self.cache.keys + self.cache.values, fresh.keys + fresh.values):
             mine[n:needed, :, :T] = new
         self.cache.lengths[n:needed] = tail
@@ -287,8 +291,9 @@ class Decoder:
         computed again later.
         """
         longest = max(map(self.own, self.rows))
-        if longest > self.cache.keys[0].shape[2]:
-            slots = round_up(longest, STEP)
+        # Never filled to the last slot: that would be a graph of its own (`compiled`).
+        if longest >= self.cache.keys[0].shape[2]:
+            slots = round_up(longest + 1, STEP)
             limit = max(1, self.batch_tokens // slots)
             self.queue.extendleft(reversed(self.rows[limit:]))
             del self.rows[limit:]

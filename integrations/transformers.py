@@ -38,11 +38,6 @@ STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can ma
 # the loss
 
 
-def at_least_fp32(logits):
-    """bf16 would blur the small differences that are ranked; fp64 stays fp64."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 def next_token_losses(logits, labels):
     """The loss of each target: logits (B, T, V), labels (B, T) -> losses, valid (B, T - 1).
 
@@ -50,7 +45,7 @@ def next_token_losses(logits, labels):
     the label is -100.
     """
     targets = labels[:, 1:]
-    scores = at_least_fp32(logits[:, :-1])
+    scores = slm.at_least_fp32(logits[:, :-1])
     losses = F.cross_entropy(
         scores.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED
     )
@@ -70,7 +65,7 @@ def selective_loss(logits, labels, selection, n_kept=None, **stored):
     if "noise" in selection.needs:
         tokens.noise = torch.rand_like(losses.detach())
     if selection.wants:
-        scores = at_least_fp32(logits[:, :-1].detach()).flatten(0, 1)
+        scores = slm.at_least_fp32(logits[:, :-1].detach()).flatten(0, 1)
         for name, values in slm.of_predictions(scores, selection.wants).items():
             setattr(tokens, name, values.view_as(losses))
     kept = selection.mask(tokens, valid)
@@ -107,10 +102,12 @@ def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=Fals
 
     `dataset` has `input_ids`, `seq_lengths` where several texts are packed into a row, and
     `attention_mask` where rows are padded already; do this AFTER packing, for the context must be
-    the one that the student will have. `model`: a folder, a
-    hub id, or a model of transformers. Every `ROWS` rows go into the data set's own cache, and the
-    same call goes on after a kill. Values are float32, indexed by the target; the first is 0.
-    Raises UserError for a data set without input_ids, and for losses that are not finite.
+    the one that the student will have. `model`: a folder, a hub id, or a model of transformers;
+    `dtype`: what the first two are loaded as, torch.float32 by default, which on a GPU is several
+    times as slow as torch.bfloat16. Up to `batch_size` rows of one length go through it together.
+    Every `ROWS` rows go into the data set's own cache, and the same call goes on after a kill.
+    Values are float32, indexed by the target; the first is 0. Raises UserError for a data set
+    without input_ids, and for losses that are not finite.
     """
     from datasets import concatenate_datasets
 
@@ -193,7 +190,7 @@ def _score_together(rows, model, entropy, lengths=None):
     if not mask.all():  # rows that were padded before
         more["attention_mask"] = mask
         labels = targets(ids, mask)
-    logits = at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
+    logits = slm.at_least_fp32(model(input_ids=ids, use_cache=False, **more).logits)
     losses, valid = next_token_losses(logits, labels)
     if not losses.isfinite().all():
         raise UserError("add_reference_losses: a loss is not finite; it cannot be a reference")

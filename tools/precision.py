@@ -13,7 +13,7 @@ as score.py stores them.
 import json
 from typing import NamedTuple
 
-from common.device import Env  # first: it sets how torch's threads wait
+from common.device import Env, free_memory  # first: it sets how torch's threads wait
 
 import numpy as np
 import torch
@@ -118,6 +118,8 @@ def losses_of(folder, form, data, batches, args, env):
             found.append(losses.cpu())
     finally:
         torch.set_float32_matmul_precision(before)
+    del model
+    free_memory(env.device)  # before the next one is there
     return torch.cat(found)
 
 

@@ -43,7 +43,7 @@ def or_stop(compiled):
             return compiled(*args, **kwargs)
         except FailOnRecompileLimitHit:
             raise UserError(
-                f"torch.compile has made {GRAPHS} graphs of one block and wants another; "
+                f"torch.compile has made {GRAPHS} graphs of one function and wants another; "
                 f"TORCH_LOGS=recompiles says why. --compile off runs without"
             ) from None
         except InductorError as error:

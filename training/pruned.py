@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model import MLP, attend
+from slm import at_least_fp32
 
 QUERIES = 64  # of attention's backward pass on CPU, at a time
 
@@ -114,11 +115,6 @@ def attention_backward(
 @attention_backward.register_fake
 def _(grad, q, k, v, rows):
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def at_least_fp32(scores):
-    """Softmax and its gradient are made in fp32; fp64 stays fp64."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def pick(rows, *tensors):

@@ -1,6 +1,7 @@
 """tools.bench: its rows do what they say, and its numbers agree with what can be counted."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -158,3 +159,16 @@ def test_refused_in_one_line(flags, message, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_saves_are_timed_on_two_ranks():
+    words = (
+        "--nproc-per-node 2 --standalone -m tools.bench.saves --preset demo --device cpu --saves 1"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", *words.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for row in ("| ranks | 2, fsdp |", "| stands still, gathered |", "| stands still, sharded |"):
+        assert row in done.stdout

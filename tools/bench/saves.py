@@ -91,7 +91,7 @@ def sharded(trainer, states, number):
     meanwhile)."""
     dist.barrier()
     started = time.perf_counter()
-    states.save(trainer.student, trainer.optimizer, {"step": number})
+    states.save(trainer.student, trainer.optimizer, {"step": number}, kept={})
     dist.barrier()
     still = time.perf_counter() - started
     steps = []

@@ -9,8 +9,9 @@ import tempfile
 from itertools import count
 from pathlib import Path
 
+from common.device import free_memory
+
 import numpy as np
-import torch
 
 import slm
 from common.checksums import Checksums
@@ -101,8 +102,7 @@ def bench_train(args, env, names, baseline="clm"):
         }
     # The models of this process must not lie on the GPU while others measure theirs.
     del rows, seconds
-    if env.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory(env.device)
     for row in names:
         out[row].update(memory_in_own_process(row, args))
     return out
