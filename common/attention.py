@@ -1,9 +1,9 @@
 """Which tokens of a text each token may see, and the kernel that such a mask goes with.
 
-Plain causal attention has no mask: PyTorch's own attention takes a kernel that holds no scores. For documents
-that do not see each other, and for windows shorter than the text, a GPU is given a BlockMask and
-FlexAttention (compiled), which passes over blocks of 128 x 128 pairs that see nothing. Elsewhere
-the mask is dense, for FlexAttention has no backward pass on a CPU.
+Plain causal attention has no mask: PyTorch's own attention takes a kernel that holds no scores. For
+documents that do not see each other, and for windows shorter than the text, a GPU is given a
+BlockMask and FlexAttention (compiled), which passes over blocks of 128 x 128 pairs that see
+nothing. Elsewhere the mask is dense, for FlexAttention has no backward pass on a CPU.
 """
 
 import functools
