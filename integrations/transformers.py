@@ -26,6 +26,7 @@ import torch.nn.functional as F
 import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
+from integrations.collator import Collator
 from integrations.windows import IGNORED
 
 VERSION = "2"  # of what add_reference_losses gives, for the data set's cache
@@ -316,75 +317,3 @@ class SelectiveMixin:
 
 def _entropy_flag(missing):
     return ", entropy=True" if "ref_entropy" in missing else ""
-
-
-class Collator:
-    """Another collator's batches, with the stored columns laid out as its tokens are."""
-
-    def __init__(self, collator, stored, columns, scope="micro"):
-        """`stored`: names of columns with a value per token; `columns`: what the other one sees."""
-        self.collator = collator
-        self.stored = stored
-        self.columns = columns
-        self.scope = scope
-
-    def __call__(self, rows):
-        values = {name: [row[name] for row in rows if name in row] for name in self.stored}
-        rows = [{key: row[key] for key in row if key in self.columns} for row in rows]
-        tokens = [torch.as_tensor(row["input_ids"]) for row in rows]
-        is_packed = any(len(row.get("seq_lengths") or ()) > 1 for row in rows)
-        batch = self.collator(rows)
-        for name, columns in values.items():
-            if columns:  # evaluation sets need none
-                self._refuse_mixed_texts(batch, is_packed)
-                batch[name] = laid_out(name, columns, tokens, batch["input_ids"])
-        return batch
-
-    def _refuse_mixed_texts(self, batch, is_packed):
-        """Raises UserError where texts in one row are not told apart as they were when scored."""
-        if is_packed and "position_ids" not in batch:
-            raise UserError(
-                "SelectiveMixin: got packed rows (seq_lengths) without position_ids, so that texts "
-                "would see each other, which they did not when the reference scored them; wanted "
-                "padding_free=True"
-            )
-        starts = batch["position_ids"] == 0 if "position_ids" in batch else torch.zeros(1, 1)
-        if self.scope == "sequence" and (starts.sum(1) > 1).any():
-            raise UserError(
-                "SelectiveMixin: got scope sequence and several texts in one row; wanted scope "
-                "micro, or rows of one text (padding_free=False)"
-            )
-
-
-def laid_out(name, columns, tokens, ids):
-    """Values of each row, (rows, T) as `ids` are: where the row's `tokens` stand.
-
-    The collator padded them left or right, or put all behind each other in one row.
-    """
-    out = torch.zeros(ids.shape)
-    values = []
-    for column, row in zip(columns, tokens):
-        column = torch.as_tensor(column, dtype=out.dtype)
-        if len(column) != len(row):
-            raise UserError(
-                f"column {name}: got {len(column)} values for {len(row)} tokens; the data was "
-                f"changed after add_reference_losses: do that last"
-            )
-        if not column.isfinite().all():
-            raise UserError(f"column {name}: a value is not finite; make the column again")
-        values.append(column)
-    if len(ids) == 1 and len(tokens) > 1:
-        values, tokens = [torch.cat(values)], [torch.cat(tokens)]
-    for i, (column, row) in enumerate(zip(values, tokens)):
-        n = len(row)
-        for place in (slice(0, n), slice(ids.shape[1] - n, None)):
-            if n <= ids.shape[1] and torch.equal(ids[i, place].cpu(), row):
-                out[i, place] = column
-                break
-        else:
-            raise UserError(
-                f"column {name}: the collator made {tuple(ids.shape)} of rows of "
-                f"{[len(row) for row in tokens]} tokens, in which they are not found padded or one "
-                f"behind the other; cut and pack before add_reference_losses"
-            )
-    return out

@@ -22,10 +22,10 @@ from training.selector import Choice
 
 datasets = pytest.importorskip("datasets", reason="not installed")
 
+from integrations.collator import laid_out  # noqa: E402
 from integrations.transformers import (  # noqa: E402
     SelectiveMixin,
     add_reference_losses,
-    laid_out,
     next_token_losses,
     selective_loss,
     slm_loss,
