@@ -379,7 +379,7 @@ def test_a_graph_too_many_stops_the_run_with_one_line(compiled, monkeypatch):
     monkeypatch.setattr(parallel, "GRAPHS", 2)
     module = FastLoss(tiny()[0])
     compiled(module)
-    with pytest.raises(UserError, match="has made 2 graphs of one block.*--compile off runs"):
+    with pytest.raises(UserError, match="has made 2 graphs of one function.*--compile off runs"):
         for step in range(4):
             _, x, y, ref, valid = tiny(seed=step)
             results(module, x, y, selection(ref, valid), slm.Selection(0.6).count(valid.numpy()))
