@@ -91,7 +91,7 @@ class TokenSet:
             sample = header.loss_mask_sample_sha256
             self._check("loss_mask.bin", self.mask_hash, sample, verify)
         elif self.loss_mask is not None:  # a set that was made before its hash was noted
-            self.mask_hash = file_hash(self.folder / "loss_mask.bin", sampled=True)
+            self.mask_hash = file_hash(self.folder / "loss_mask.bin")
 
     def _check(self, name, sha256, sample_sha256, verify):
         """Raises UserError where a file is not the one that meta.json describes."""

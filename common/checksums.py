@@ -5,6 +5,7 @@ Those of blocks are made as a file grows, and checked where it is read.
 
 import hashlib
 import os
+import re
 import zlib
 
 from common.errors import UserError
@@ -30,6 +31,11 @@ def file_hash(path, sampled=False):
             while block := file.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def short(text):
+    """A text with the beginnings of the hashes in it."""
+    return re.sub(r"[0-9a-f]{13,}", lambda found: found[0][:12], text)
 
 
 def blocks_of(size):

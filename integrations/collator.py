@@ -8,39 +8,34 @@ from common.errors import UserError
 class Collator:
     """Another collator's batches, with the stored columns laid out as its tokens are."""
 
-    def __init__(self, collator, stored, columns, scope="micro"):
+    def __init__(self, collator, stored, columns):
         """`stored`: names of columns with a value per token; `columns`: what the other one sees."""
         self.collator = collator
         self.stored = stored
         self.columns = columns
-        self.scope = scope
 
     def __call__(self, rows):
         values = {name: [row[name] for row in rows if name in row] for name in self.stored}
         rows = [{key: row[key] for key in row if key in self.columns} for row in rows]
         tokens = [torch.as_tensor(row["input_ids"]) for row in rows]
-        is_packed = any(len(row.get("seq_lengths") or ()) > 1 for row in rows)
+        parts = [row["seq_lengths"] for row in rows if row.get("seq_lengths") is not None]
+        is_packed = any(len(lengths) > 1 for lengths in parts)
         batch = self.collator(rows)
         for name, columns in values.items():
             if columns:  # evaluation sets need none
-                self._refuse_mixed_texts(batch, is_packed)
+                refuse_mixed_texts(batch, is_packed)
                 batch[name] = laid_out(name, columns, tokens, batch["input_ids"])
         return batch
 
-    def _refuse_mixed_texts(self, batch, is_packed):
-        """Raises UserError where texts in one row are not told apart as they were when scored."""
-        if is_packed and "position_ids" not in batch:
-            raise UserError(
-                "SelectiveMixin: got packed rows (seq_lengths) without position_ids, so that texts "
-                "would see each other, which they did not when the reference scored them; wanted "
-                "padding_free=True"
-            )
-        starts = batch["position_ids"] == 0 if "position_ids" in batch else torch.zeros(1, 1)
-        if self.scope == "sequence" and (starts.sum(1) > 1).any():
-            raise UserError(
-                "SelectiveMixin: got scope sequence and several texts in one row; wanted scope "
-                "micro, or rows of one text (padding_free=False)"
-            )
+
+def refuse_mixed_texts(batch, is_packed):
+    """Raises UserError where texts in one row are not told apart as they were when scored."""
+    if is_packed and "position_ids" not in batch:
+        raise UserError(
+            "SelectiveMixin: got packed rows (seq_lengths) without position_ids, so that texts "
+            "would see each other, which they did not when the reference scored them; wanted "
+            "padding_free=True"
+        )
 
 
 def laid_out(name, columns, tokens, ids):

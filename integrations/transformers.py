@@ -182,12 +182,12 @@ def _score_together(rows, model, entropy, lengths=None):
     `lengths`: of the texts that are packed into a single row.
     """
     device = next(model.parameters()).device
-    ids = torch.tensor(rows["input_ids"], device=device)
+    ids = stacked(rows["input_ids"], device)
     labels = ids
     more = {}
     if lengths is not None:
         more["position_ids"] = positions(lengths).to(device)[None]
-    mask = torch.tensor(rows.get("attention_mask", [[1]]), device=device)
+    mask = stacked(rows.get("attention_mask", [[1]]), device)
     if not mask.all():  # rows that were padded before
         more["attention_mask"] = mask
         labels = targets(ids, mask)
@@ -199,6 +199,11 @@ def _score_together(rows, model, entropy, lengths=None):
         return [losses]
     values = slm.of_predictions(logits[:, :-1], ("entropy",))["entropy"]
     return [losses, values.where(valid, 0.0)]
+
+
+def stacked(rows, device):
+    """Rows of one length, lists or arrays, as one tensor (B, T)."""
+    return torch.stack([torch.as_tensor(row) for row in rows]).to(device)
 
 
 def targets(labels, attention_mask):
@@ -253,9 +258,7 @@ class SelectiveMixin:
         columns = getattr(self.train_dataset, "column_names", None)
         if columns is not None:
             self._refuse_missing(columns)
-        self.data_collator = Collator(
-            self.data_collator, self.needed, self._model_columns(), selection.scope
-        )
+        self.data_collator = Collator(self.data_collator, self.needed, self._model_columns())
 
     @staticmethod
     def _is_over_valid(selection):
@@ -266,7 +269,8 @@ class SelectiveMixin:
         config = getattr(self.model, "config", None)
         for what, is_set in (
             ("label_smoothing_factor", self.args.label_smoothing_factor),
-            ("compute_loss_func, or a loss_type that sets it,", self.compute_loss_func),
+            ("compute_loss_func", self.compute_loss_func),
+            ("loss_type dft", getattr(self.args, "loss_type", None) == "dft"),
             ("output_router_logits, whose loss is added,", config and config.to_dict().get(ROUTER)),
         ):
             if is_set:
@@ -294,6 +298,7 @@ class SelectiveMixin:
             return batches, own
         kept = 0
         for batch in batches:
+            self._refuse_texts_in_one_row(batch)
             if "attention_mask" in batch and batch["attention_mask"].dim() == 2:
                 batch["labels"] = targets(batch["labels"], batch["attention_mask"])
             valid = (batch["labels"][:, 1:] != IGNORED).cpu().numpy()
@@ -301,6 +306,16 @@ class SelectiveMixin:
             kept += int(valid.sum()) if whole else self.selection.count(valid)
         kept = torch.tensor(kept, device=device)
         return batches, self.accelerator.gather(kept).sum().clamp(min=1)
+
+    def _refuse_texts_in_one_row(self, batch):
+        """Raises UserError where texts would be ranked together that have a rank each."""
+        if self.selection.scope != "sequence" or "position_ids" not in batch:
+            return
+        if ((batch["position_ids"] == 0).sum(1) > 1).any():
+            raise UserError(
+                "SelectiveMixin: got scope sequence and several texts in one row; wanted scope "
+                "micro, or rows of one text (padding_free=False)"
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         stored = {name: inputs.pop(name) for name in self.needed if name in inputs}

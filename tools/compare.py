@@ -5,6 +5,7 @@ python -m tools.compare out/demo/clm out/demo/slm out/demo/random
 
 from pathlib import Path
 
+from common.checksums import short
 from common.command_line import Parser
 from common.errors import UserError, cli
 from training import finished
@@ -80,7 +81,7 @@ def differing(runs):
     """
     flat = []
     for saved, _ in runs.values():
-        inputs = {f"hash of {key}": str(value)[:12] for key, value in saved["inputs"].items()}
+        inputs = {f"hash of {key}": short(str(value)) for key, value in saved["inputs"].items()}
         made = saved.get("made", {})
         code = {"code of the score": saved.get("source"), "commit": made.get("commit")}
         inputs |= {key: value[:12] for key, value in code.items() if value}

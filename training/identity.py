@@ -9,12 +9,14 @@ from typing import Any
 
 import slm
 from common import aside, locks, owned, provenance
+from common.checksums import short
 from common.errors import UserError
 from common.files import write_atomic
 from common.json_files import read_json
 from common.numerics import REFUSED, differences, notice, numerics
 from common.records import as_record
 from training import finished, states
+from training.source import VERSION
 
 FORMAT = 1  # of args.json and what it belongs to
 # What may change when a run goes on: it changes no number of it, or only what is reported.
@@ -134,11 +136,15 @@ def refuse_another(folder, saved, record):
     changed = sorted(key for key in compared if saved.get(key) != record[key])
     differing = [f"{key} {saved.get(key)!r} -> {record[key]!r}" for key in changed]
     is_longer = bool(changed) and set(changed) <= LENGTH
-    others = changed_inputs(saved.get("inputs"), record["inputs"])
+    inputs = saved.get("inputs") if isinstance(saved.get("inputs"), dict) else {}
+    if "validation" not in inputs and saved.get("val") != record.get("val"):
+        differing.append(f"val {saved.get('val')!r} -> {record.get('val')!r}")
+    others = changed_inputs(inputs, record["inputs"])
     was, now = ranked_together(saved), ranked_together(record)
     if was != now:
         others.append(f"windows ranked together {was} -> {now}")
-    if saved.get("source", record["source"]) != record["source"]:
+    source = saved.get("source", record["source"])
+    if source != record["source"] and is_comparable(source):
         others.append("the code of its score")
     rounding = differences(saved.get("numerics", {}), record["numerics"], REFUSED)
     others += [f"{key} {old} -> {new}" for key, old, new in rounding]
@@ -155,6 +161,11 @@ def refuse_another(folder, saved, record):
     )
 
 
+def is_comparable(source):
+    """Is it a hash of a score's code as hashes are made now, or none? Runs of older ones go on."""
+    return source is None or str(source).startswith(VERSION)
+
+
 def ranked_together(record):
     """The windows of a forward pass, where they are ranked among each other; None elsewhere.
 
@@ -169,12 +180,11 @@ def ranked_together(record):
 
 def changed_inputs(before, now):
     """Which of a run's inputs have another hash than before: a phrase for each."""
-    before = before if isinstance(before, dict) else {}
     before = {**{name: now[name] for name in LATER if name in now}, **before}
     names = sorted({*before, *now})
     hashes = [(name, before.get(name), now.get(name)) for name in names]
     return [
-        f"hash of {name} {str(old)[:12]} -> {str(new)[:12]}"
+        f"hash of {name} {short(str(old))} -> {short(str(new))}"
         for name, old, new in hashes
         if old != new
     ]

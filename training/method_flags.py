@@ -78,6 +78,11 @@ def forget(saved, given):
     if given("--score") in (None, saved.get("score")):
         return
     saved.pop("set", None)
+    method = slm.SCORES.get(given("--score"))
+    read = [
+        text for text in saved.get("stored") or () if named(text) in getattr(method, "needs", ())
+    ]
+    saved["stored"] = read or None
     before = slm.SCORES.get(saved.get("score"))
     if before and saved.get("scope") == before.scope:
         saved.pop("scope")
@@ -113,9 +118,14 @@ def settle_method(args):
     return args
 
 
+def named(text):
+    """The NAME of NAME=VALUE."""
+    return text.partition("=")[0]
+
+
 def by_name(texts):
     """NAME=VALUE texts in the order of their names, the last one of each; None for none."""
-    latest = {text.partition("=")[0]: text for text in texts or ()}
+    latest = {named(text): text for text in texts or ()}
     return [latest[name] for name in sorted(latest)] or None
 
 

@@ -12,6 +12,7 @@ import types
 
 import slm
 
+VERSION = "2:"  # of what is hashed: hashes of other versions cannot be compared
 GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}  # and no attribute, such as t.loss beside a function loss
 PLAIN = (bool, int, float, str, bytes, type(None))
 
@@ -35,7 +36,7 @@ def source_hash(method):
             describe(function, seen)
     settings = repr((type(method).__name__, method.needs, method.per))
     text = "\n".join([settings, *seen.values()])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return VERSION + hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe(value, seen):

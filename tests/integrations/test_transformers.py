@@ -421,7 +421,7 @@ def test_one_loss_at_a_time(inputs):
     with pytest.raises(UserError, match="got label_smoothing_factor beside a selection"):
         made(Selection(K), label_smoothing_factor=0.1)
     own = {"compute_loss_func": lambda outputs, labels, num_items_in_batch: outputs.logits.sum()}
-    with pytest.raises(UserError, match="got compute_loss_func, or a loss_type"):
+    with pytest.raises(UserError, match="got compute_loss_func beside"):
         made(Selection(K), own)
     made(Selection(1.0), own, label_smoothing_factor=0.1)
     model.config.output_router_logits = True
@@ -496,11 +496,20 @@ def test_packed_texts_are_told_apart_or_refused(inputs):
         trainer.train()
     trainer = sft(inputs, rows, config={"padding_free": True})
     trainer.train()
-    trainer = sft(
-        inputs, rows, config={"padding_free": True}, selection=Selection(K, scope="sequence")
-    )
-    with pytest.raises(UserError, match="got scope sequence and several texts in one row"):
-        trainer.train()
+    for name in ("excess", "loss"):
+        selection = Selection(K, name, "sequence")
+        trainer = sft(inputs, rows, config={"padding_free": True}, selection=selection)
+        with pytest.raises(UserError, match="got scope sequence and several texts in one row"):
+            trainer.train()
+    with pytest.raises(UserError, match="got loss_type dft"):
+        sft(inputs, rows, config={"padding_free": True, "loss_type": "dft"})
+    for kind in ("torch", "numpy"):
+        scored = add_reference_losses(
+            rows.remove_columns("ref_loss").with_format(kind), inputs / "m"
+        )
+        assert np.allclose(scored[0]["ref_loss"], got, atol=1e-6)
+        trainer = sft(inputs, scored, config={"padding_free": True})
+        trainer.data_collator([{**scored[0]}])
 
 
 def test_sft_with_masked_prompts(inputs):

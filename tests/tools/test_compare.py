@@ -73,6 +73,7 @@ def test_what_belongs_to_a_score_goes_with_it(runs):
     assert again("--score mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
     assert again("--score=mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
     assert again("--score dft", **earlier) == ("dft", 1.0, "micro", None)
+    again("--score loss", **{**earlier, "stored": ["q=q.bin"]})  # which it does not read
     earlier = {"score": "excess", "k": 0.6, "scope": "micro"}
     assert again("--score clean", **earlier) == ("clean", 0.6, "set", None)
     assert again("--score mile", **earlier) == ("mile", 1.0, "micro", None)

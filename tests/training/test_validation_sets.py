@@ -1,6 +1,7 @@
 """Several validation sets at once, the log's seconds, and a run that is called anew."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,6 +94,8 @@ def test_a_run_goes_on_with_the_validation_set_that_it_began_with(stage, inputs,
     (inputs / "a/args.json").write_text(json.dumps(before))
     code, out, err = stage(train_ref, args)
     assert code == 0 and "validation loss" in out, err
+    code, _, err = stage(train_ref, f"{args} --val w")  # then the name has to be the same
+    assert code == 2 and "val 'v' -> 'w'" in err
 
 
 def test_a_run_goes_on_with_the_targets_that_it_began_with(stage, inputs, vocabulary):
@@ -115,6 +118,8 @@ def test_a_run_goes_on_with_the_targets_that_it_began_with(stage, inputs, vocabu
     (inputs / "other").rename(inputs / "masked")
     code, _, err = stage(train_ref, args)
     assert code == 2 and "hash of loss_mask " in err and "hash of validation " in err
+    was, now = re.search(r"hash of validation (\w+ \w+) -> (\w+ \w+)", err).groups()
+    assert was != now and was.split()[0] == now.split()[0]
     assert "hash of data" not in err
     meta = json.loads((inputs / "masked/meta.json").read_text())
     known = {key: value for key, value in meta.items() if not key.startswith("loss_mask")}
