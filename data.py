@@ -10,6 +10,7 @@ loss that was stored once (score.py) be used in any order of training (train_slm
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,12 +87,16 @@ class TokenSet:
         self.kind = self._open("kind.bin", np.uint8, optional=True)
         self.kinds = header.kinds if self.kind is not None else None
         self._check("tokens.bin", header.sha256, header.sample_sha256, verify)
-        self.mask_hash = header.loss_mask_sha256 or ""
-        if self.mask_hash:
+        if header.loss_mask_sha256:
             sample = header.loss_mask_sample_sha256
-            self._check("loss_mask.bin", self.mask_hash, sample, verify)
-        elif self.loss_mask is not None:  # a set that was made before its hash was noted
-            self.mask_hash = file_hash(self.folder / "loss_mask.bin")
+            self._check("loss_mask.bin", header.loss_mask_sha256, sample, verify)
+
+    @functools.cached_property
+    def mask_hash(self):
+        if self.loss_mask is None:
+            return ""
+        # A set that was made before the hash was noted is read for it, where a run asks.
+        return self.meta["loss_mask_sha256"] or file_hash(self.folder / "loss_mask.bin")
 
     def _check(self, name, sha256, sample_sha256, verify):
         """Raises UserError where a file is not the one that meta.json describes."""

@@ -16,7 +16,7 @@ from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
 from training.finished import arguments, steps, summary
-from training.identity import hashes_of
+from training.identity import hash_of_validation
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -100,8 +100,7 @@ def finished(path, command):
     else:
         wanted["init"] = checkpoint.model_hash(flags["--init"])
     if "--val" in flags and "--model" not in flags:
-        val = TokenSet(flags["--val"])
-        wanted["validation"] = hashes_of(val, [val])["validation"]
+        wanted["validation"] = hash_of_validation([TokenSet(flags["--val"])])
     if any(got.get(key) != value for key, value in wanted.items()):
         return False
     for flag, value in flags.items():

@@ -22,7 +22,7 @@ from common.attention import of_many_shapes
 from common.errors import UserError
 from evaluation.sampling import chance, draw
 from model import Cache
-from training.parallel import GRAPHS, or_stop
+from training.parallel import whole_graphs
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward pass, padding included
 STEP = 64  # slots that the rows of the cache grow by
@@ -153,8 +153,7 @@ class Decoder:
         self.dtype = model.head_weight.dtype
         self.decode = self.next_ids
         if compiled:
-            torch._dynamo.config.recompile_limit = GRAPHS
-            self.decode = or_stop(torch.compile(self.next_ids, dynamic=True, fullgraph=True))
+            self.decode = whole_graphs(self.next_ids, dynamic=True)
 
         self.queue = deque()  # rows that wait
         self.rows = []  # rows in the batch; row b's keys and values are the cache's row b

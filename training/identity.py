@@ -63,8 +63,12 @@ START_OVER = "bring it back, or start over with --overwrite"  # for a file that 
 
 def hashes_of(data, val):
     """What a run's inputs are known by: the tokens, which of them are targets, the same of val."""
-    validation = [f"{part.hash} {part.mask_hash}".strip() for part in val]
-    return {"data": data.hash, "loss_mask": data.mask_hash, "validation": ", ".join(validation)}
+    return {"data": data.hash, "loss_mask": data.mask_hash, "validation": hash_of_validation(val)}
+
+
+def hash_of_validation(val):
+    """The same of the token sets of `--val`, in one text."""
+    return ", ".join(f"{part.hash} {part.mask_hash}".strip() for part in val)
 
 
 def identity(args, inputs, env, source=None):

@@ -24,10 +24,14 @@ def compile_blocks(module, args, env):
         return
     # It would cut blocks at DDP's buckets; a block is small enough.
     torch._dynamo.config.optimize_ddp = False
-    torch._dynamo.config.recompile_limit = GRAPHS
     for block in module.lm.model.layers:
-        # fullgraph: where a part cannot be compiled, that is an error and no slow run.
-        block.forward = or_stop(torch.compile(block.forward, fullgraph=True))
+        block.forward = whole_graphs(block.forward)
+
+
+def whole_graphs(function, **options):
+    """torch.compile of a function; an error where a part cannot be compiled, and past GRAPHS."""
+    torch._dynamo.config.recompile_limit = GRAPHS
+    return or_stop(torch.compile(function, fullgraph=True, **options))
 
 
 def or_stop(compiled):

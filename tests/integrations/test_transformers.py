@@ -229,16 +229,21 @@ def by_hand(logits, labels, ref, k):
     return sum(found[i][0] for i in best) / n
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_padding_and_prompts_are_never_ranked(inputs, side):
-    rows = ragged(4)
-    trainer = SelectiveTrainer(
+def that_pads(inputs, rows, side):
+    """A trainer whose batch is all rows, padded on one side."""
+    return SelectiveTrainer(
         model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
-        args=arguments(inputs / "o", 4, 1),
+        args=arguments(inputs / "o", len(rows), 1),
         train_dataset=rows,
         data_collator=lambda rows: padded(rows, side),
         selection=Selection(K),
     )
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_and_prompts_are_never_ranked(inputs, side):
+    rows = ragged(4)
+    trainer = that_pads(inputs, rows, side)
     batch = trainer.data_collator([rows[i] for i in range(4)])
     labels, ref = batch["labels"], batch["ref_loss"]
     for row in range(4):  # values stand where their tokens do
@@ -258,13 +263,7 @@ def test_a_row_s_loss_does_not_hang_on_its_padding(inputs, side):
     rows = [{**row, "labels": row["input_ids"]} for row in ragged(3)]
     rows = datasets.Dataset.from_list(rows).remove_columns("ref_loss")
     rows = add_reference_losses(rows, inputs / "m")  # its own reference: no token has an excess
-    trainer = SelectiveTrainer(
-        model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
-        args=arguments(inputs / "o", 3, 1),
-        train_dataset=rows,
-        data_collator=lambda rows: padded(rows, side),
-        selection=Selection(K),
-    )
+    trainer = that_pads(inputs, rows, side)
     made = trainer.data_collator([rows[i] for i in range(3)])
     (batch,), n_kept = trainer.get_batch_samples(iter([made]), 1, torch.device("cpu"))
     n_targets = sum(len(row["input_ids"]) - 1 for row in rows)
