@@ -6,7 +6,7 @@ python -m runs.methods table --names clm excess dft --seeds 71 72 73 --steps 120
 
 import argparse
 import json
-import statistics
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from demo.chain import roots
 from tools.explore.lines import PASSES
 from tools.results import figures, files
 from tools.results.collect import collected, share_kept
-from tools.results.methods import KINDS
+from tools.results.methods import KINDS, loss_of
 from tools.results.tables import render
 from training import finished
 
@@ -35,7 +35,9 @@ KNOBS = {  # a method's one number, and three values of it; the published one is
     "longce": ("most", (2, 5, 10)),
 }
 SHARES = (0.4, 0.6, 0.8)  # k, the knob of those that rank
-NAME = "methods"
+K = 0.6  # the published one
+NAME, SEARCH = "methods", "methods-search"  # in results/
+COMMAND = "bash runs/methods.sh"
 REFERENCE = {"ref_loss", "ref_entropy"}  # what a reference gives
 
 
@@ -50,6 +52,7 @@ def main():
         add("--name", help="a method, or clm")
         add("--names", nargs="+", help="methods, and clm")
         add("--rates", nargs="+", default=["1e-3"], help="learning rates")
+        add("--stage", choices=("rates", "knobs"), default="rates", help="of the search")
         add("--seeds", type=int, nargs="*", help="seeds whose runs are finished")
         add("--steps", type=int, default=1200, help="of the students")
         add("--out", default="out/methods.json", help="what was chosen")
@@ -58,28 +61,35 @@ def main():
     globals()[f"show_{args.command}"](args)
 
 
-def variants(name, rates):
-    """{folder: flags} of a method's variants."""
-    found = {}
-    for rate in rates:
-        for knob in knobs_of(name):
-            text = knob.replace("--set ", "").replace("--k ", "k").replace("=", "")
-            folder = "-".join(part for part in (name, text, rate) if part)
-            score = "--k 1.0" if name == "clm" else f"--score {name}"
-            found[folder] = f"{score} {knob} --lr {rate}".replace("  ", " ")
-    return found
+def at_rates(name, rates):
+    """{folder: flags} of a method as published, at each rate."""
+    return {f"{name}-{rate}": published(name, rate) for rate in rates}
 
 
-def knobs_of(name):
-    """The flags for each value of a method's knob; one empty text where it has none."""
-    if name == "clm":
-        return [""]
+def at_knobs(name, rate):
+    """{folder: flags} of a method's other values of its knob, at one rate. Some have no knob."""
     if name in KNOBS:
         knob, values = KNOBS[name]
-        return [f"--set {knob}={value:g}" for value in values]
-    if isinstance(slm.SCORES[name], slm.Weight):
-        return [""]
-    return [f"--k {k}" for k in SHARES]
+        default = slm.SCORES[name].function.__defaults__[0]
+        changed = {
+            f"{knob}{value:g}": f"--set {knob}={value:g}" for value in values if value != default
+        }
+    elif name == "clm" or isinstance(slm.SCORES[name], slm.Weight):
+        return {}
+    else:
+        changed = {f"k{k}": f"--k {k}" for k in SHARES if k != K}
+    return {
+        f"{name}-{text}-{rate}": f"--score {name} {flags} --lr {rate}"
+        for text, flags in changed.items()
+    }
+
+
+def published(name, rate):
+    """The flags of a method as its paper has it: its knob's default, or k = 0.6."""
+    if name == "clm":
+        return f"--k 1.0 --lr {rate}"
+    weighs = isinstance(slm.SCORES[name], slm.Weight)
+    return f"--score {name} {'' if weighs else f'--k {K} '}--lr {rate}"
 
 
 def folder_of(name, seed, steps):
@@ -91,45 +101,54 @@ def show_names(args):
 
 
 def show_variants(args):
-    for folder, flags in variants(args.name, args.rates).items():
+    """A line for each variant of a stage of the search: its folder, and its flags."""
+    for folder, flags in tried(args, args.name).items():
         print(folder, flags)
 
 
-def published(name, rate):
-    """The flags of a method as its paper has it: its knob's default, or k = 0.6."""
-    if name == "clm":
-        return f"--k 1.0 --lr {rate}"
-    weighs = isinstance(slm.SCORES[name], slm.Weight)
-    return f"--score {name} {'' if weighs else '--k 0.6 '}--lr {rate}"
+def tried(args, name):
+    """{folder: flags} of a stage: the method at each rate, then its knob at the best of them."""
+    if args.stage == "rates":
+        return at_rates(name, args.rates)
+    return at_knobs(name, choices_of(args)[name]["flags"].split()[-1])
 
 
 def show_choose(args):
-    """Of each method's variants the one with the lowest mean validation loss.
+    """Of each method's variants so far the one with the lowest mean validation loss.
 
     Without seeds: each as published, at the first of the rates.
     """
-    chosen = {}
+    choices = {} if args.stage == "rates" else choices_of(args)
+    search = files.load_or_new(SEARCH, COMMAND)
     for name in args.names:
-        losses = {}
-        if not args.seeds:
-            chosen[name] = {"flags": published(name, args.rates[0]), "losses": losses}
-            continue
-        for folder, flags in variants(name, args.rates).items():
-            runs = [folder_of(f"tune/{folder}", seed, args.steps) for seed in args.seeds]
-            losses[flags] = statistics.mean(finished.summary(run)["val_loss"] for run in runs)
-        best = min(losses, key=losses.get)
-        chosen[name] = {"flags": best, "losses": losses}
-        print(f"{name}: {best}")
-    write_atomic(args.out, json.dumps(chosen, indent=1))
+        choice = choices.setdefault(name, {"losses": {}})
+        for folder, flags in tried(args, name).items():
+            runs = []
+            for seed in args.seeds:
+                runs.append(collected(folder_of(folder, seed, args.steps), name, folder))
+                files.add(search, runs[-1])
+            loss = loss_of(runs) if runs else 0.0
+            if loss < min(choice["losses"].values(), default=math.inf):
+                choice |= {"folder": folder, "flags": flags}
+            choice["losses"][folder] = loss
+    if args.seeds:
+        files.save(search)
+    write_atomic(args.out, json.dumps(choices, indent=1))
 
 
 def show_chosen(args):
-    chosen = json.loads(Path(args.out).read_text())
-    if args.name not in chosen:
-        raise UserError(
-            f"{args.out}: has no {args.name}; delete it, runs/methods.sh makes it again"
-        )
-    print(chosen[args.name]["flags"])
+    """A method's folder and flags."""
+    choice = choices_of(args)[args.name]
+    print(choice["folder"], choice["flags"])
+
+
+def choices_of(args):
+    """What was chosen so far. Raises UserError where a method is missing."""
+    choices = json.loads(Path(args.out).read_text())
+    for name in args.names or [args.name]:
+        if name not in choices:
+            raise UserError(f"{args.out}: has no {name}; delete it, runs/methods.sh makes it again")
+    return choices
 
 
 # --------------------------------------------------------------------------------------------------
@@ -138,19 +157,20 @@ def show_chosen(args):
 
 def show_table(args):
     """Add the runs to results/methods.json; print its tables and draw the figure."""
-    experiment = files.load_or_new(NAME, "bash runs/methods.sh")
+    experiment = files.load_or_new(NAME, COMMAND)
+    choices = choices_of(args)
     for name in args.names:
         for seed in args.seeds:
-            files.add(experiment, record(name, seed, args.steps))
+            folder = folder_of(choices[name]["folder"], seed, args.steps)
+            files.add(experiment, record(name, seed, folder))
     files.save(experiment)
     for table in (NAME, f"{NAME} kept"):
         print("\n".join([*render(table, experiment), ""]))
     figures.write(NAME, Path(args.figures) / NAME)
 
 
-def record(name, seed, steps):
+def record(name, seed, folder):
     """A finished run for results/, with what it kept of each kind of text and what it costs."""
-    folder = folder_of(name, seed, steps)
     run = collected(folder, name)
     log = finished.steps(folder)
     shares = {f"kept_{kind}": share_kept(log, kind) for kind in KINDS}

@@ -6,10 +6,11 @@
 #   TUNE_SEEDS="61 62" SEEDS="71 72 73" bash runs/methods.sh
 #   TUNE_SEEDS= RATES=1e-3 bash runs/methods.sh          # no search: each as published, at one rate
 #
-# Each method's learning rate, and its knob where it has one, are the best of three on TUNE_SEEDS, by
-# the mean validation loss; CLM's rate likewise. They are written to CHOICES and then fixed. A student
-# takes one to two minutes on a slow core: 22 methods with 3 rates, 9 with knobs, make some 250
-# runs for tuning and 115 for the table. Interrupted, the same command goes on. For a trial:
+# Each method's learning rate, and then its knob where it has one, are the best of three on
+# TUNE_SEEDS, by the mean validation loss; CLM's rate likewise. They are written to CHOICES and then
+# fixed. A student takes one to two minutes on a slow core: 24 methods with 3 rates, 21 with 2 more
+# values of a knob, make 228 runs for the search and 120 for the table. Interrupted, the same command
+# goes on. For a trial:
 # STEPS=20 BASE_STEPS=20 REF_STEPS=20 EVALUATE=0 RATES=1e-3 KIT_RESULTS=out/trial
 set -euo pipefail
 cd "${WHERE:-$(dirname "$0")/..}"
@@ -39,24 +40,27 @@ student() {                             # folder, flags of the method
     --seed "$S" --threads 1 --out "$1" "${@:2}"
 }
 
-for seed in $TUNE_SEEDS; do
-  common "$seed"
-  for name in clm $NAMES; do
-    python -m runs.methods variants --name "$name" --rates $RATES | while read -r folder flags; do
-      student "$M/tune/$folder" $flags < /dev/null
+for stage in rates knobs; do
+  search="--stage $stage --rates $RATES --out $CHOICES"
+  for seed in $TUNE_SEEDS; do
+    common "$seed"
+    for name in clm $NAMES; do
+      python -m runs.methods variants --name "$name" $search | while read -r folder flags; do
+        student "$M/$folder" $flags < /dev/null
+      done
     done
   done
+  python -m runs.methods choose --names clm $NAMES --seeds $TUNE_SEEDS --steps "$STEPS" $search
 done
-python -m runs.methods choose --names clm $NAMES --seeds $TUNE_SEEDS --steps "$STEPS" \
-  --rates $RATES --out "$CHOICES"
 
 for seed in $SEEDS; do
   common "$seed"
   for name in clm $NAMES; do
-    student "$M/$name" $(python -m runs.methods chosen --name "$name" --out "$CHOICES")
+    read -r folder flags < <(python -m runs.methods chosen --name "$name" --out "$CHOICES")
+    student "$M/$folder" $flags
     [ "$EVALUATE" = 0 ] ||
-      python "$KIT/eval_math.py" --model "$M/$name" --tasks "$D/test.jsonl" --threads 1
+      python "$KIT/eval_math.py" --model "$M/$folder" --tasks "$D/test.jsonl" --threads 1
   done
 done
 mkdir -p figures
-python -m runs.methods table --names clm $NAMES --seeds $SEEDS --steps "$STEPS"
+python -m runs.methods table --names clm $NAMES --seeds $SEEDS --steps "$STEPS" --out "$CHOICES"

@@ -16,9 +16,12 @@ from runs import methods as table
 
 @pytest.mark.parametrize("name", ["clm", *slm.SCORES])
 def test_every_variant_is_what_the_trainer_takes(name):
-    found = table.variants(name, ["5e-4", "1e-3"])
-    assert len(found) in (2, 6)
-    for folder, flags in found.items():
+    found = table.at_rates(name, ["5e-4", "1e-3"])
+    assert len(found) == 2
+    knobs = table.at_knobs(name, "1e-3")
+    assert len(knobs) == (0 if name in ("clm", "dft", "deft") else 2)
+    assert not found.keys() & knobs.keys()
+    for folder, flags in (found | knobs).items():
         args = train_slm.arguments(flags.split())
         assert args.score == ("excess" if name == "clm" else name) and "/" not in folder
         assert (args.k == 1) == (name == "clm" or isinstance(slm.SCORES[name], slm.Weight))
@@ -62,4 +65,7 @@ def test_shrunken(tmp_path):
     assert (tmp_path / "figures/methods.png").stat().st_size > 10_000
     chosen = json.loads((tmp_path / "out/methods.json").read_text())
     assert set(chosen) == {"clm", "mile", "longce", "document"}
-    assert len(chosen["mile"]["losses"]) == 3
+    losses = chosen["mile"]["losses"]
+    assert len(losses) == 3 and losses[chosen["mile"]["folder"]] == min(losses.values())
+    tried = json.loads((tmp_path / "results/methods-search.json").read_text())["runs"]
+    assert len(tried) == 1 + 3 * 3  # CLM has no knob

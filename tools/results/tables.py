@@ -158,6 +158,7 @@ TABLES = {
     "when-it-pays others": pays.others,
     "methods": methods.by_method,
     "methods kept": methods.kept,
+    "methods-search": methods.search,
     "methods-real-text": methods.on_real_text,
     "methods-real-text-5e-4": methods.on_real_text,
     "real-model": real_model,
