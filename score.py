@@ -24,12 +24,12 @@ from common import aside, files, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_machine, whole
 from common.errors import UserError, cli
+from common.json_files import START_OVER
 from common.numerics import numerics
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
 from training.losses_file import (
-    START_OVER,
     claim,
     files_of,
     passes,

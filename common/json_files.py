@@ -15,6 +15,7 @@ from common.errors import UserError
 LARGEST = 64 << 20  # bytes of a file, above the largest tokenizer.json that is known
 DEEPEST = 50  # levels of objects and lists in one another
 SHOWN = 80  # characters of a wrong value
+START_OVER = "bring it back, or start over with --overwrite"  # how a stage mends one
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # of half a character, where the other is missing
 
 

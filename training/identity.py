@@ -12,7 +12,7 @@ from common import aside, locks, owned, provenance
 from common.checksums import short
 from common.errors import UserError
 from common.files import write_atomic
-from common.json_files import read_json
+from common.json_files import START_OVER, read_json
 from common.numerics import REFUSED, differences, notice, numerics
 from common.records import as_record
 from training import finished, states
@@ -58,7 +58,6 @@ LENGTH = {"steps", "epochs"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)
-START_OVER = "bring it back, or start over with --overwrite"  # for a file that cannot be read
 
 
 def hashes_of(data, val):

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from common import aside, files, locks, owned
 from common.errors import UserError
-from common.json_files import read_json
+from common.json_files import START_OVER, read_json
 from common.numerics import SAID, notice
 from common.records import as_record
 from data import Note, entropy_path
 
-START_OVER = "bring it back, or start over with --overwrite"
 NO_MATTER = ("model", "revision", "entropy")  # in the note: its losses are the same with another
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from common import files, locks, owned
 from common.errors import StopRequest, UserError
 from common.files import write_atomic
-from common.json_files import parse
+from common.json_files import START_OVER, parse
 from common.records import as_record
 from hf import checkpoint
 from hf.card import model_card
 from hf.config import config_to_hf
 from training import parallel, states
 from training.arguments import is_snapshot
-from training.identity import START_OVER, claim, identity
+from training.identity import claim, identity
 from training.lead import Lead
 from training.optimizer import flops_per_token
 from training.track import Tracker
