@@ -1,6 +1,6 @@
 """The tables of runs/ablations.sh: a row for each student or reference, beside CLM and SLM.
 
-All differences are taken seed by seed. A row counts the seeds that have CLM, too.
+All differences are taken seed by seed.
 """
 
 import statistics
@@ -85,15 +85,23 @@ SHARES |= {"id_hash": "ids", "chatter": "chatter"}
 
 
 def found(experiment, name, variant=""):
-    """{label: its runs, one a seed} of an ablation, and all runs by (method, seed)."""
+    """{label: its runs, one a seed} of an ablation, and all runs by (method, seed).
+
+    Only seeds that every row has that has any: all means are over the same.
+    """
     runs = runs_of(experiment, variant)
-    seeds = sorted(seed for method, seed in runs if method == "clm")
+    made = {label: method for label, method in ROWS[name].items() if seeds_of(runs, method)}
+    seeds = [seeds_of(runs, method) for method in made.values()]
+    common = sorted(set.intersection(*seeds)) if seeds else []
     rows = {}
-    for label, method in ROWS[name].items():
-        own = [runs[method, seed] for seed in seeds if (method, seed) in runs]
-        if own:
-            rows[label] = own
+    for label, method in made.items():
+        if common:
+            rows[label] = [runs[method, seed] for seed in common]
     return rows, runs
+
+
+def seeds_of(runs, method):
+    return {seed for name, seed in runs if name == method}
 
 
 def losses_and_shares(experiment, name, variant=""):
