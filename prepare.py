@@ -305,6 +305,9 @@ def main(argv=None):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads would not survive a fork
     if args.verify:
         verify(args.out)
+        held_out = Path(args.out) / FOLDER
+        if (held_out / "meta.json").exists():  # of --val-share
+            verify(held_out)
     elif args.source == ["demo"]:
         prepare_demo(args)
     else:

@@ -1,6 +1,6 @@
 """What runs/ablations.sh needs beside the stages: an ablation's table and figure.
 
-python -m runs.ablations table --name score --seeds 31 32 33
+python -m runs.ablations table --name score --seeds 41 42 43
 python -m runs.ablations narrow --seed 31 --out data/demo-seed31/narrow.jsonl
 """
 
@@ -44,7 +44,7 @@ def main():
     add("--name", required=True, choices=list(ROWS), help="which ablation")
     add("--seeds", type=int, nargs="+", required=True, help="seeds whose runs are finished")
     add("--steps", type=int, default=STEPS, help="of the students")
-    add("--figures", default="figures", help="folder for the figure")
+    add("--figures", default=files.FIGURES, help="folder for the figure")
     add = commands.add_parser("narrow", help="curated problems of one template only").add_argument
     add("--seed", type=int, default=0, help="the demo's seed")
     add("--out", required=True, help="where they go (FILE.jsonl)")

@@ -7,6 +7,7 @@
 #   EXTRA="--checkpointing"          more flags of the training stages; MICRO=8: their micro-batch
 #   RANK=2                           windows that are ranked together, a divisor of MICRO
 #   DATA_DIR=folder                  the evaluation's files (eval/ and prompts/), else downloaded
+#   PYTHON=python3                   the interpreter; TINY=out/tiny: where SCALE=tiny writes
 # Interrupted, the same command goes on where it stopped.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
 EXTRA=${EXTRA:-}

@@ -56,7 +56,7 @@ def main():
         add("--seeds", type=int, nargs="*", help="seeds whose runs are finished")
         add("--steps", type=int, default=1200, help="of the students")
         add("--out", default="out/methods.json", help="what was chosen")
-        add("--figures", default="figures", help="folder of the figure")
+        add("--figures", default=files.FIGURES, help="folder of the figure")
     args = parser.parse_args()
     globals()[f"show_{args.command}"](args)
 

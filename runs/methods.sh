@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every method of slm.py and methods.py, like for like, on the demo: one table and one figure.
+# Every method of slm.py and methods.py, like for like, on the demo: one table and one
+# figure, which needs matplotlib (requirements-dev.txt).
 #
 #   bash runs/methods.sh                                 # tune on two seeds, then five fresh ones
 #   bash runs/methods.sh "excess dft mile"               # some of them; CLM is always there
@@ -10,8 +11,9 @@
 # TUNE_SEEDS, by the mean validation loss; CLM's rate likewise. They are written to CHOICES and then
 # fixed. A student takes one to two minutes on a slow core: 24 methods with 3 rates, 21 with 2 more
 # values of a knob, make 228 runs for the search and 120 for the table. Interrupted, the same command
-# goes on. For a trial:
-# STEPS=20 BASE_STEPS=20 REF_STEPS=20 EVALUATE=0 RATES=1e-3 KIT_RESULTS=out/trial
+# goes on. A trial, in a folder of its own:
+# mkdir trial && WHERE=trial KIT=$PWD KIT_RESULTS=$PWD/trial EVALUATE=0 RATES=1e-3 \
+#     STEPS=20 BASE_STEPS=20 REF_STEPS=20 bash runs/methods.sh
 set -euo pipefail
 cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}
@@ -62,5 +64,4 @@ for seed in $SEEDS; do
       python "$KIT/eval_math.py" --model "$M/$folder" --tasks "$D/test.jsonl" --threads 1
   done
 done
-mkdir -p figures
 python -m runs.methods table --names clm $NAMES --seeds $SEEDS --steps "$STEPS" --out "$CHOICES"

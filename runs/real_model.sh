@@ -11,7 +11,7 @@
 #   python -m tools.plan runs/real_model.sh --n-gpus 1
 #   SCALE=tiny DATA_DIR=folder bash runs/real_model.sh      # all of it on a CPU, in a few steps
 #
-# MODEL: any Llama or Mistral, a folder or a hub id. DATA: the two files of runs/real_text.sh.
+# MODEL: any Llama, Mistral or Qwen, a folder or a hub id. DATA: the two files of runs/real_text.sh.
 # DATA_DIR: eval/ and prompts/ of the evaluation. More variables: runs/common.sh. Interrupted, the
 # same command goes on. Results are added to results/real-model.json (SCALE=tiny: to a folder of
 # its own); the table is printed at the end.
@@ -25,7 +25,7 @@ MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M}
 SEEDS=${SEEDS:-0}                                   # of the students; the reference has seed 0
 WINDOW=${WINDOW:-$(pick 1024 64)} BATCH=${BATCH:-$(pick 32 4)}
 MICRO=${MICRO:-$(pick 8 4)} RANK=${RANK:-$(pick 8 4)}
-STUDENT=${STUDENT:-$(pick "--epochs 2" "--steps 4")}        # 5M tokens of text, read twice
+STUDENT=${STUDENT:-$(pick "--epochs 2" "--steps 4")}        # 6M tokens of text, read twice
 REFERENCE=${REFERENCE:-$(pick "--epochs 3" "--steps 4")}    # the curated set, read three times
 K=${K:-0.6}
 TOKENS=${TOKENS:-$(pick 8000000 20000)}             # of the corpus at most: the public text has 6M

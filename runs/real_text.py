@@ -1,9 +1,9 @@
 """Data and report of runs/real_text.sh: real text, split so that the curated half can be a target.
 
     python runs/real_text.py fetch --out data/real/raw      # the pinned public files, checksummed
-    python runs/real_text.py split --data data/real/raw --out data/real    # the four sets, as
-    .jsonl python runs/real_text.py test --data data/real/raw      # prints where GSM8K's test split
-    lies python runs/real_text.py report --data data/real --out out/real --seeds 0    # Markdown
+    python runs/real_text.py split --data data/real/raw --out data/real    # the four sets, .jsonl
+    python runs/real_text.py test --data data/real/raw    # prints where GSM8K's test split lies
+    python runs/real_text.py report --data data/real --out out/real --seeds 0    # Markdown
 
 GSM8K's training problems are put in the order of a hash of their question. Half of them is mixed
 with LaTeX mathematics (sections of the Stacks project); every second problem and section of this

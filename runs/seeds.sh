@@ -1,4 +1,4 @@
-# Read by demo.sh and equal_time.sh: an experiment over several seeds, JOBS of them side by side.
+# Read by demo.sh, equal_time.sh and moments.sh: an experiment over several seeds, JOBS of them side by side.
 #   parse_seeds "$@"         --seeds "1 2 3" and --jobs N in place of SEEDS and JOBS
 #   each_seed PREFIX         calls one_seed S for every seed, with its output in PREFIX-seedS.log
 # One thread for each seed: two side by side do more than one with two threads.

@@ -7,7 +7,8 @@
 #
 # All nodes must see the same working folder. Two minutes before the time limit the ranks are told:
 # they end the step that they are in, save, and the job is queued again. It goes on on any number of
-# nodes: the order of the windows does not depend on it. Other stages: STAGE=score.py sbatch ...
+# nodes: the order of the windows does not depend on it. It starts one stage; another one:
+# STAGE=score.py sbatch ...
 #SBATCH --job-name=slm
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1

@@ -9,7 +9,8 @@
 #   THREADS=1 bash runs/when_it_pays.sh              # beside others; each training run is a process
 #
 # Run in part (docs/results.md); all of it is about 8 hours on one thread. Interrupted, the same
-# command goes on; what is done is not done again. Results are added to results/when-it-pays.json, the table is printed.
+# command goes on; what is done is not done again. Results are added to results/when-it-pays.json,
+# and the table is printed. The figure at the end needs matplotlib (requirements-dev.txt).
 #
 # References, all fine-tuned on clean bodies at 2e-3 and with seed 0:
 #   quarter   from the base, two epochs of a quarter of the curated set

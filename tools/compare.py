@@ -18,7 +18,7 @@ SHOWN = {  # a column's title: a key of summary.json, how it is written
     "minutes": ("seconds", None),
     "tokens/s": ("tok_per_s", "{:,}"),
 }
-LEFT_OUT = ("format", "inputs", "numerics", "source", "made")
+LEFT_OUT = ("format", "inputs", "numerics", "source", "made", "execution")
 
 
 def arguments(argv=None):
@@ -85,7 +85,8 @@ def differing(runs):
         made = saved.get("made", {})
         code = {"code of the score": saved.get("source"), "commit": made.get("commit")}
         inputs |= {key: value[:12] for key, value in code.items() if value}
-        flat.append({**{k: v for k, v in saved.items() if k not in LEFT_OUT}, **inputs})
+        flags = {k: v for k, v in saved.items() if k not in LEFT_OUT}
+        flat.append({**flags, **saved.get("execution", {}), **inputs})
     keys = dict.fromkeys(key for run in flat for key in run)
     found = {}
     for key in keys:

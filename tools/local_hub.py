@@ -12,7 +12,6 @@ import hashlib
 import http.server
 import json
 import random
-import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +19,8 @@ import pyarrow
 import pyarrow.parquet
 import zstandard
 
+from common.command_line import Parser
+from common.errors import cli
 from common.files import renamed_when_whole, write_atomic
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -312,9 +313,9 @@ def serve(root):
 
 
 def main():
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m tools.local_hub FOLDER")
-    folder = Path(sys.argv[1])
+    parser = Parser(__doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="filled if need be, and served")
+    folder = parser.parse_args().folder
     if not (folder / "made").exists():
         make(folder)
         write_atomic(folder / "made", "")
@@ -324,4 +325,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

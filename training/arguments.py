@@ -21,13 +21,20 @@ READ = ("data", "val", "init", "ref_loss", "base_loss", "short_loss")
 def add_arguments(parser):
     """Add the flags that train_ref.py and train_slm.py have in common, in titled groups."""
     group = parser.add_argument_group("data and model")
-    group.add_argument("--data", metavar="DIR", help="token set to train on; default: the demo's")
+    group.add_argument(
+        "--data",
+        metavar="DIR",
+        help="token set to train on; default: the demo's, with its own steps and rates",
+    )
     group.add_argument(
         "--val", nargs="+", metavar="DIR", help="token sets for the validation loss, the main first"
     )
     group.add_argument("--seq-len", type=whole(1, LONGEST), default=128, help="tokens per window")
     group.add_argument(
-        "--document-mask", action="store_true", help="attention stays inside of each document"
+        "--document-mask",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="attention stays inside of each document",
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument("--init", help="model: folder, hub id or scratch; default: the demo's base")
@@ -111,7 +118,10 @@ def add_arguments(parser):
         "last, never: more memory, half of the gathers",
     )
     group.add_argument(
-        "--checkpointing", action="store_true", help="recompute activations, store none"
+        "--checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="recompute activations, store none",
     )
     group.add_argument(
         "--head", default="kept", choices=[*HEADS], help="how the loss is made (training/heads.py)"
@@ -119,7 +129,10 @@ def add_arguments(parser):
 
     group = parser.add_argument_group("output")
     group.add_argument(
-        "--from", dest="earlier", metavar="FILE", help="args.json of a run: repeat it, but for:"
+        "--from",
+        dest="earlier",
+        metavar="FILE",
+        help="args.json of a run: repeat it, but for --threads, --device, --track and:",
     )
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
@@ -183,6 +196,7 @@ def earlier_arguments(argv, forget=None):
     if "inputs" not in saved or "steps" not in saved:
         raise UserError(f"--from {path}: is not the args.json of a run; name RUN/args.json")
     as_record(saved, finished.Arguments, f"--from: {path}")
+    saved |= saved.pop("execution", {})
     if saved.get("k_schedule"):  # train_slm.py's: as it was written
         saved["k"] = saved["k_schedule"]
     if given("--epochs") is not None or (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from common.errors import UserError
 from common.records import FINITE, as_record, at_least, read_json, read_lines
@@ -34,6 +34,7 @@ class Arguments:
     document_mask: bool = False
     min_lr: Annotated[float, FINITE] | None = None
     epochs: Share | None = None
+    execution: dict[str, Any] = field(default_factory=dict)  # flags that change no number
 
 
 @dataclass

@@ -19,27 +19,23 @@ from training import finished, states
 from training.source import VERSION
 
 FORMAT = 1  # of args.json and what it belongs to
-# What may change when a run goes on: it changes no number of it, or only what is reported.
-NOT_IDENTITY = {
-    "out",
-    "overwrite",
-    "threads",
+# What may change when a run goes on: it changes no number of it, or only what is reported. Noted
+# for `--from`:
+EXECUTION = {
     "save_every",
     "save_minutes",
     "eval_every",
     "snapshots",
-    "verify",
     "compile",
-    "device",
     "head",
     "parallel",
     "shard_size",
     "reshard_after_forward",
     "checkpointing",
-    "chain",
-    "track",
 }
-SEPARATE = {"inputs", "numerics", "source", "made"}  # compared in ways of their own
+NOT_NOTED = {"out", "overwrite", "threads", "verify", "device", "chain", "track"}
+# Compared in ways of their own, or not at all.
+SEPARATE = {"inputs", "numerics", "source", "made", "execution"}
 # Recorded, and compared by what follows from it: hashes of what it names, numerics.
 FOLLOWED = {
     "data",
@@ -73,7 +69,9 @@ def hash_of_validation(val):
 def identity(args, inputs, env, source=None):
     """What args.json says of a run. `inputs`: {name: hash}; `source`: hash of its score's code."""
     record = {"format": FORMAT}
-    record |= {key: v for key, v in sorted(vars(args).items()) if key not in NOT_IDENTITY}
+    flags = {key: v for key, v in sorted(vars(args).items()) if key not in NOT_NOTED}
+    record |= {key: v for key, v in flags.items() if key not in EXECUTION}
+    record["execution"] = {key: v for key, v in flags.items() if key in EXECUTION}
     record["inputs"] = inputs
     record["numerics"] = numerics(args, env, args.micro_batch_size)
     record["source"] = source

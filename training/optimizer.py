@@ -128,6 +128,7 @@ def finite_norm(norm, args, step):
     if not math.isfinite(norm):
         raise UserError(
             f"step {step + 1}: the gradient norm is {norm}; nothing of this step is saved, the "
-            f"last saved state is kept. Lower --lr {args.lr} or lengthen --warmup {args.warmup}"
+            f"last saved state is kept. Lower --lr {args.lr} or lengthen --warmup {args.warmup}, "
+            f"with another --out or with --overwrite"
         )
     return norm

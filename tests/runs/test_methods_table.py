@@ -62,7 +62,7 @@ def test_shrunken(tmp_path):
     made = json.loads((tmp_path / "results/methods.json").read_text())["runs"]
     assert {run["method"] for run in made} == {"clm", "mile", "longce", "document"}
     assert all(run["numbers"]["kept_solution"] > 0 for run in made if run["method"] != "clm")
-    assert (tmp_path / "figures/methods.png").stat().st_size > 10_000
+    assert (tmp_path / "results/figures/methods.png").stat().st_size > 10_000
     chosen = json.loads((tmp_path / "out/methods.json").read_text())
     assert set(chosen) == {"clm", "mile", "longce", "document"}
     losses = chosen["mile"]["losses"]

@@ -50,6 +50,11 @@ def test_a_hash_of_the_text_decides(corpus, tmp_path, folder):
     assert not seen & {tuple(ids) for ids in documents(val)}  # copies are on one side
     share = val.count / (val.count + rest.count)
     assert 0.03 < share < 0.2
+    prepare.main(["--verify", "--out", str(tmp_path / "out")])
+    damaged = tmp_path / "out/val/tokens.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-2] + b"xy")
+    with pytest.raises(UserError, match="val/tokens.bin is not the file that"):
+        prepare.main(["--verify", "--out", str(tmp_path / "out")])
 
 
 def test_workers_and_order_make_no_difference(corpus, tmp_path):

@@ -39,6 +39,17 @@ def test_repeated_with_one_change(runs, stage, capsys):
         assert f"{summary['tokens_selected']:,}" in out
 
 
+def test_what_changes_no_number_is_repeated_too(runs, stage):
+    flags = "--from a/args.json --checkpointing --head full --eval-every 2"
+    assert stage(train_slm, f"{flags} --out b")[0] == 0
+    again = train_slm.arguments(["--from", "b/args.json", "--out", "c"])
+    assert (again.checkpointing, again.head, again.eval_every) == (True, "full", 2)
+    again = train_slm.arguments(["--from", "b/args.json", "--out", "c", "--no-checkpointing"])
+    assert not again.checkpointing
+    code, out, _ = stage(compare, "a b")
+    assert code == 0 and "| checkpointing " in out and "| head " in out
+
+
 def test_what_follows_from_other_flags_follows_again(runs, stage):
     assert stage(train_slm, "--from a/args.json --out b --lr 4e-3")[0] == 0
     assert record(runs / "b")["min_lr"] == pytest.approx(4e-4)

@@ -252,6 +252,7 @@ def test_the_narrow_reference_sees_one_template(stage, tmp_path):
 
 def test_an_ablations_table(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FOLDER", tmp_path / "results")
+    monkeypatch.setattr(files, "FIGURES", tmp_path / "figures")
     for seed, losses in ((1, [3.0, 2.0, 1.5]), (2, [3.0, 2.0, 1.7])):
         out = tmp_path / f"out/demo-seed{seed}/steps3"
         write_log(out / "clm", [4.0, 3.0, 2.0], seed=seed)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 import methods  # noqa: F401  more scores, by name
 import slm
+from common.errors import UserError
 from common.numerics import is_compiled
 from model import Config, Transformer, initialise
 from text.writing import TokenSetWriter
@@ -150,8 +151,13 @@ class Rows:
         """transformers' Llama of the same shapes, compiled where ours is, and its optimiser."""
 
         def make():
-            from transformers import LlamaConfig, LlamaForCausalLM
-
+            try:
+                from transformers import LlamaConfig, LlamaForCausalLM
+            except ModuleNotFoundError:
+                raise UserError(
+                    "transformers' model: is not installed; pip install transformers, or take "
+                    "other --rows"
+                ) from None
             shapes = (
                 "vocab_size",
                 "hidden_size",
@@ -296,9 +302,11 @@ def memory_of(row, args, env):
     """
     # What rows import at their first use counts among the libraries.
     import torch._dynamo  # an optimiser does
-    import transformers  # noqa: F401
 
     import score  # noqa: F401
+
+    with contextlib.suppress(ModuleNotFoundError):
+        import transformers  # noqa: F401
 
     def now():
         if env.device.type == "cuda":

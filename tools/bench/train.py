@@ -15,6 +15,7 @@ import numpy as np
 
 import slm
 from common.checksums import Checksums
+from common.errors import UserError
 from data import STORED_FORMAT, Loader, Stored
 from tools.bench.rows import SCORED, Rows, token_set
 from tools.bench.timing import interleaved, ratio
@@ -69,7 +70,8 @@ def memory_in_own_process(row, args):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    if done.returncode != 0:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -39,6 +39,7 @@ def plotting():
 def save_figure(figure, out, description=None, suffixes=(".png", ".svg")):
     """Write `out`.png and `out`.svg, which holds the description; print their names."""
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     for suffix in suffixes:
         path = out.with_name(out.name + suffix)
         # Without a date the same figure is the same file.

@@ -4,8 +4,9 @@
     python -m tools.gpu_check --out gpu_check --part train   # one of train, numbers, ranks
     python -m tools.gpu_check --preset demo --device cpu     # the same path on a CPU, tiny
 
-TinyLlama's shapes with random weights; no network, nothing but torch, numpy and the kit's own
-requirements. Each case runs in a process of its own and is kept in OUT/gpu_check.json at once.
+TinyLlama's shapes with random weights; no network, nothing but the kit's own requirements
+("SLM, the usual way" also needs transformers, and is noted as failed without it). Each case runs in
+a process of its own and is kept in OUT/gpu_check.json at once.
 """
 
 import argparse

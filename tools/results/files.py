@@ -18,7 +18,9 @@ from common.owned import temporary_of
 from common.records import at_least, matching, read_record
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = Path(os.environ.get("KIT_RESULTS") or ROOT / "results")  # tests have one of their own
+OWN = os.environ.get("KIT_RESULTS")  # a folder for runs that only try a script out, and for tests
+FOLDER = Path(OWN or ROOT / "results")
+FIGURES = FOLDER / "figures" if OWN else ROOT / "figures"
 
 Name = Annotated[str, matching(r"[a-z0-9][a-z0-9-]*", "small letters, digits and hyphens")]
 
@@ -52,7 +54,7 @@ def load(name):
     """The `Experiment`. Raises UserError where its file is missing or not as it should be."""
     path = path_of(name)
     if not path.exists():
-        raise UserError(f"results: {path} does not exist; make it with runs/{name}.sh")
+        raise UserError(f"results: {path} does not exist; the scripts in runs/ make such files")
     return read_record(path, Experiment, "results", "take the file of the repository")
 
 
