@@ -21,6 +21,7 @@ from tools.results.ablations import (
     REFERENCES,
     ROWS,
     SHARES,
+    SMALLER,
     losses_and_shares,
     price,
 )
@@ -31,7 +32,7 @@ from training import finished
 NAME = "ablations"
 STEPS = 1200  # the demo's students
 # Whose reference's price is counted.
-PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in ("80k", "52k", "28k")}
+PRICED = {"slm": "ref"} | {f"slm-weak-{size}": f"weak-{size}" for size in SMALLER}
 
 
 def main():

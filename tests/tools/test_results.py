@@ -200,6 +200,22 @@ def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
 
 
+def test_seeds_of_several_experiments_are_one_table(repository):
+    files.save(demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2))
+    more = files.Experiment("methods", "bash runs/methods.sh")
+    for method, match, curve in (("clm", 0.2, CLM_CURVE), ("excess", 0.8, SLM_CURVE)):
+        files.add(more, run(method, 7, "", match, curve))
+        files.add(more, run(method, 8 + len(method), "", match, curve))  # without the other one
+    files.save(more)
+    lines = demo.pooled(files.load("demo"))
+    rows = {row[0]: row[1:] for row in cells_of(lines[:-2])}
+    # Exact match less CLM's: 0.5, 0.7, 0.6. Half of the interval: t(2) = 4.303 times 0.1 / 3^0.5.
+    assert rows["exact match"][0] == "3"
+    assert rows["exact match"][3:] == ["+0.600 ± 0.248", "+0.500 to +0.700"]
+    assert rows["times fewer tokens"][3] == "median 2.0"
+    assert lines[-1] == "*results/demo.json, seeds 0, 1; results/methods.json, seeds 7*"
+
+
 def test_a_small_reference_that_costs_less_saves_more():
     made = files.Experiment("ablations", "")
     for seed in range(3):
@@ -247,7 +263,7 @@ def test_readme_s_table_gives_means_intervals_and_the_span_of_what_is_saved():
     rows = cells_of(demo.first_screen(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, fast])))
     assert rows[2] == ["CLM, every token", "0.400 ± 0.000", "20% ± 0%", "", ""]
     assert rows[4][0] == "**SLM, k = 0.6**"
-    assert rows[4][3:] == ["2.0 to 5.0", "1.0 to 1.4"]
+    assert rows[4][3:] == ["3.5 (2.0 to 5.0)", "1.2 (1.0 to 1.4)"]
 
 
 def test_a_run_is_added_with_what_made_it(repository, stage, vocabulary):

@@ -77,7 +77,8 @@ ROWS = {  # label: folder of the run
         "(the stale reference itself)": "stale",
     },
 }
-REFERENCES = ("ref", "weak-80k", "weak-52k", "weak-28k", "narrow", "stale")
+SMALLER = ("80k", "52k", "28k")  # references of so many parameters, of a student of 271k
+REFERENCES = ("ref", *(f"weak-{size}" for size in SMALLER), "narrow", "stale")
 COMPARED = {"clm": "less CLM", "slm": "less SLM of 0.6"}
 LOSSES = {"problem": "of it problems", "solution": "correct solutions", "end_of_text": "ends"}
 SHARES = {"solution": "of solutions", "problem": "problems", "wrong_digits": "wrong digits"}

@@ -2,8 +2,10 @@
 
 import math
 import statistics
+import textwrap
 
 from tools.compare import table
+from tools.results import files
 from tools.results.seeds import (
     MEASURES,
     estimate,
@@ -22,6 +24,8 @@ METHODS = {
     "random": "random 60 %",
     "slm": "SLM k 0.6",
 }
+# The same two runs of other seeds: {experiment: SLM's name there}.
+POOLED = {"demo": "slm", "ablations": "slm", "methods": "excess"}
 FIRST_SCREEN = {
     "clm": "CLM, every token",
     "random": "random 60 %",
@@ -74,7 +78,8 @@ def first_screen(experiment):
             values = [runs[method, seed].numbers[key] for seed in seeds]
             cells.append(plain(*estimate(values), form))
         for ratios in fewer.values() if method == "slm" else ():
-            cells.append(span(ratios, ".1f") if None not in ratios else "–")
+            middle = statistics.median(ratio or 0.0 for ratio in ratios)
+            cells.append(f"{middle:.1f} ({span(ratios, '.1f')})" if None not in ratios else "–")
         rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     return table(rows).splitlines()
 
@@ -93,6 +98,38 @@ def tokens(experiment):
         median = statistics.median(ratio or 0.0 for ratio in ratios)
         rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
     return table(rows).splitlines()
+
+
+def pooled(experiment):
+    """CLM and SLM on every seed that any experiment has made in the demo's setting.
+
+    `experiment` is one of POOLED; the others are read from their files, where they are there.
+    """
+    pairs, made = [], []
+    for name, method in POOLED.items():
+        if files.path_of(name).exists():
+            found = pairs_of(files.load(name), method)
+            pairs += found.values()
+            made.append(f"results/{name}.json, seeds {', '.join(map(str, found))}")
+    clm, slm = zip(*pairs)
+    rows = [["", "seeds", "CLM", "SLM k 0.6", "SLM less CLM, 95 % interval", "lowest, highest"]]
+    for key, (name, form) in MEASURES.items():
+        sides = [[run.numbers[key] for run in side] for side in (clm, slm)]
+        means = [plain(*estimate(side), form) for side in sides]
+        differences = [b - a for a, b in zip(*sides)]
+        mean = interval(*estimate(differences), form)
+        rows.append([name, str(len(pairs)), *means, mean, span(differences, "+" + form)])
+    ratios = [times_fewer(own, base) or 0.0 for base, own in pairs]
+    middle = f"median {statistics.median(ratios):.1f}"
+    rows.append(["times fewer tokens", str(len(pairs)), "", "", middle, span(ratios, ".1f")])
+    return [*table(rows).splitlines(), "", *textwrap.wrap(f"*{'; '.join(made)}*", 100)]
+
+
+def pairs_of(experiment, method):
+    """{seed: (CLM's run, that of SLM, which is called `method`)}, in the order of the seeds."""
+    runs = runs_of(experiment, "")
+    seeds = sorted(seed for name, seed in runs if name == method and ("clm", seed) in runs)
+    return {seed: (runs["clm", seed], runs[method, seed]) for seed in seeds}
 
 
 def ratios_of(runs, seeds):

@@ -90,30 +90,38 @@ def effect(experiment):
 # runs/when_it_pays.sh
 
 
-def when_it_pays(experiment, demo=None):
-    """Gains against the lead over CLM's end: a point for each reference at k = 0.6."""
-    figure, axes = plotting().subplots(figsize=(6.4, 3.8))
-    shown = [point for point in pays.points(experiment) if point.is_shown]
-    if demo:
-        shown.append(pays.of_demo(demo))
-    for i, (label, marker) in enumerate({"at the end": "o", "after a quarter": "^"}.items()):
-        gains = [point.early_gain if i else point.gain for point in shown]
-        axes.errorbar(
-            [point.lead_at_end for point in shown],
-            [mean for mean, _ in gains],
-            yerr=[half or 0.0 for _, half in gains],
-            fmt=marker,
-            capsize=2,
-            color=COLOURS[i],
-            label=label,
-        )
-    for point in shown:
-        place = (point.lead_at_end, point.gain[0])
-        axes.annotate(point.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+def when_it_pays(*experiments):
+    """Gains against the lead over CLM's end: a point for each reference at k = 0.6.
+
+    Of runs/when_it_pays.sh, and where they are there of runs/demo.sh and runs/ablations.sh.
+    """
+    made = {experiment.experiment: experiment for experiment in experiments}
+    figure, axes = plotting().subplots(figsize=(7, 4.2))
+    shown = {"real text": [p for p in pays.points(made["when-it-pays"]) if p.is_shown], "demo": []}
+    if "demo" in made:
+        shown["demo"].append(pays.of_demo(made["demo"]))
+    if "ablations" in made:
+        shown["demo"] += pays.of_smaller(made["ablations"])
+    for text, points in shown.items():
+        for i, (when, marker) in enumerate({"at the end": "o", "after a quarter": "^"}.items()):
+            gains = [point.early_gain if i else point.gain for point in points]
+            axes.errorbar(
+                [point.lead_at_end for point in points],
+                [mean for mean, _ in gains],
+                yerr=[half or 0.0 for _, half in gains],
+                fmt=marker,
+                capsize=2,
+                color=COLOURS[i],
+                markerfacecolor="white" if text == "demo" else COLOURS[i],
+                label=f"{text}, {when}",
+            )
+        for point in points:
+            place = (point.lead_at_end, point.gain[0])
+            axes.annotate(point.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.axhline(0, color="#666", linewidth=0.8)
     axes.axvline(0, color="#666", linewidth=0.8, linestyle=":")
     axes.set(xlabel="the reference's lead over CLM's end, nats", ylabel="SLM's gain over CLM, nats")
-    axes.legend()
+    axes.legend(fontsize=8)
     return figure
 
 
@@ -218,7 +226,7 @@ def price(experiment, real):
 
 FIGURES = {
     "effect": (("demo",), effect),
-    "when-it-pays": (("when-it-pays", "demo"), when_it_pays),
+    "when-it-pays": (("when-it-pays", "demo", "ablations"), when_it_pays),
     "methods": (("methods",), methods),
     "ablation-k": (("ablations",), ablation_of_k),
     "ablation-score": (("ablations",), ablation("score")),

@@ -5,10 +5,12 @@ the base where students start, and of CLM's end. A gain is CLM's loss minus the 
 same seed. All tokens are tokens of plain training of the student.
 """
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 
 from tools.compare import table
+from tools.results import ablations
 from tools.results.demo import reference_cost
 from tools.results.seeds import (
     cost_in_clm,
@@ -125,8 +127,25 @@ def of_demo(experiment):
             "extra_tokens": reference_cost(runs, seed),
         }
         run = runs["slm", seed]
-        slm.append(replace(run, variant="the demo's 0.6", numbers=run.numbers | reference))
+        slm.append(replace(run, variant="271k 0.6", numbers=run.numbers | reference))
     return _point(base, [runs["clm", seed] for seed in seeds], slm)
+
+
+def of_smaller(experiment):
+    """A `Point` of the demo for each reference that is smaller than the student (ablations)."""
+    runs = runs_of(experiment, "")
+    found = []
+    for size in ablations.SMALLER:
+        seeds = sorted(seed for method, seed in runs if method == f"slm-weak-{size}")
+        slm = []
+        for seed in seeds:
+            run = runs[f"slm-weak-{size}", seed]
+            loss = {"reference_loss": runs[f"weak-{size}", seed].numbers["val_loss"]}
+            slm.append(replace(run, variant=f"{size} 0.6", numbers=run.numbers | loss))
+        clm = [runs["clm", seed] for seed in seeds]
+        if slm:  # students start from the base of 271k, of which no run is kept there
+            found.append(_point(math.nan, clm, slm))
+    return found
 
 
 def prices(experiment):

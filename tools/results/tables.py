@@ -154,6 +154,7 @@ TABLES = {
     "demo differences": demo.differences,
     "demo tokens": demo.tokens,
     "demo first-screen": demo.first_screen,
+    "demo pooled": demo.pooled,
     "when-it-pays": pays.by_reference,
     "when-it-pays others": pays.others,
     "methods": methods.by_method,
@@ -172,8 +173,9 @@ for _name in ablations.ROWS:
     TABLES[f"ablations {_name}"] = partial(ablations.losses_and_shares, name=_name)
 
 
-# Without a line that says what made them: README's, which links to its file, and a list.
-BARE = ("demo first-screen", "roundings not-run")
+# Without a line that says what made them: README's, which links to its file, one that says it by
+# itself, and a list.
+BARE = ("demo first-screen", "demo pooled", "roundings not-run")
 WIDTH = 100
 
 
