@@ -36,7 +36,8 @@ KNOBS = {  # a method's one number, and three values of it; the published one is
 }
 SHARES = (0.4, 0.6, 0.8)  # k, the knob of those that rank
 K = 0.6  # the published one
-NAME, SEARCH = "methods", "methods-search"  # in results/
+# In results/: as published, the search, and what it chose on fresh seeds.
+NAME, SEARCH, TUNED = "methods", "methods-search", "methods-tuned"
 COMMAND = "bash runs/methods.sh"
 REFERENCE = {"ref_loss", "ref_entropy"}  # what a reference gives
 
@@ -156,17 +157,19 @@ def choices_of(args):
 
 
 def show_table(args):
-    """Add the runs to results/methods.json; print its tables and draw the figure."""
-    experiment = files.load_or_new(NAME, COMMAND)
+    """Add the runs to results/; print their tables and draw the figure."""
     choices = choices_of(args)
+    searched = any(len(choice["losses"]) > 1 for choice in choices.values())
+    made = TUNED if searched else NAME
+    experiment = files.load_or_new(made, COMMAND)
     for name in args.names:
         for seed in args.seeds:
             folder = folder_of(choices[name]["folder"], seed, args.steps)
             files.add(experiment, record(name, seed, folder))
     files.save(experiment)
-    for table in (NAME, f"{NAME} kept"):
+    for table in (made, f"{made} kept"):
         print("\n".join([*render(table, experiment), ""]))
-    figures.write(NAME, Path(args.figures) / NAME)
+    figures.write(made, Path(args.figures) / made)
 
 
 def record(name, seed, folder):

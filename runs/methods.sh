@@ -9,9 +9,10 @@
 #
 # Each method's learning rate, and then its knob where it has one, are the best of three on
 # TUNE_SEEDS, by the mean validation loss; CLM's rate likewise. They are written to CHOICES and then
-# fixed. A student takes one to two minutes on a slow core: 24 methods with 3 rates, 21 with 2 more
-# values of a knob, make 228 runs for the search and 120 for the table. Interrupted, the same command
-# goes on. A trial, in a folder of its own:
+# fixed. The search goes to results/methods-search.json, the fresh seeds to methods-tuned.json, or
+# without a search to methods.json. A student takes one to two minutes on a slow core: 24 methods
+# with 3 rates, 21 with 2 more values of a knob, make 228 runs for the search and 120 for the table.
+# Interrupted, the same command goes on. A trial, in a folder of its own:
 # mkdir trial && WHERE=trial KIT=$PWD KIT_RESULTS=$PWD/trial EVALUATE=0 RATES=1e-3 \
 #     STEPS=20 BASE_STEPS=20 REF_STEPS=20 bash runs/methods.sh
 set -euo pipefail

@@ -59,10 +59,10 @@ def test_shrunken(tmp_path):
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     passes = {row[0]: row[-1] for row in rows if len(row) == 9 and row[0] != "method"}
     assert passes == {"CLM": "0", "mile": "0", "longce": "2", "document": "2"}
-    made = json.loads((tmp_path / "results/methods.json").read_text())["runs"]
+    made = json.loads((tmp_path / "results/methods-tuned.json").read_text())["runs"]
     assert {run["method"] for run in made} == {"clm", "mile", "longce", "document"}
     assert all(run["numbers"]["kept_solution"] > 0 for run in made if run["method"] != "clm")
-    assert (tmp_path / "results/figures/methods.png").stat().st_size > 10_000
+    assert (tmp_path / "results/figures/methods-tuned.png").stat().st_size > 10_000
     chosen = json.loads((tmp_path / "out/methods.json").read_text())
     assert set(chosen) == {"clm", "mile", "longce", "document"}
     losses = chosen["mile"]["losses"]

@@ -228,6 +228,7 @@ FIGURES = {
     "effect": (("demo",), effect),
     "when-it-pays": (("when-it-pays", "demo", "ablations"), when_it_pays),
     "methods": (("methods",), methods),
+    "methods-tuned": (("methods-tuned",), methods),
     "ablation-k": (("ablations",), ablation_of_k),
     "ablation-score": (("ablations",), ablation("score")),
     "price": (("ablations", "when-it-pays"), price),

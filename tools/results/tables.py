@@ -160,6 +160,8 @@ TABLES = {
     "methods": methods.by_method,
     "methods kept": methods.kept,
     "methods-search": methods.search,
+    "methods-tuned": methods.by_method,
+    "methods-tuned kept": methods.kept,
     "methods-real-text": methods.on_real_text,
     "methods-real-text-5e-4": methods.on_real_text,
     "real-model": real_model,
