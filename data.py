@@ -311,6 +311,15 @@ def score_command(ref_loss, token_set, seq_len, numerics, meta=None, val=None):
     return command(*words)
 
 
+def beside(path):
+    """A name for losses that are made again, where those of `path` may be of use to another run."""
+    path = Path(path)
+    number = 2
+    while path.with_stem(f"{path.stem}-{number}").exists():
+        number += 1
+    return path.with_stem(f"{path.stem}-{number}")
+
+
 class Stored:
     """A value per token that the reference left behind: ref_loss.bin or ref_entropy.bin.
 
@@ -337,16 +346,20 @@ class Stored:
                 f"{' --entropy' if entropy else ''}"
             )
         path = Path(ref_loss).with_suffix(".json")
-        remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted) + " --overwrite"
+        entropies = " --entropy" if entropy else ""
+        place = ref_loss if path.exists() else beside(ref_loss)  # losses without a note stay
+        remedy = score_command(place, token_set, seq_len, numerics, wanted)
+        remedy += f"{entropies}{' --overwrite' if path.exists() else ''}"
         note = read_record(path, Note, "reference losses", f"score again: {remedy}")
         self.meta = dataclasses.asdict(note)
+        remedy = score_command(beside(ref_loss), token_set, seq_len, numerics, self.meta)
+        self._check(numerics, f"{remedy}{entropies}")
         remedy = score_command(ref_loss, token_set, seq_len, numerics, self.meta)
-        again = f"{remedy}{' --entropy' if entropy else ''} --overwrite"
-        self._check(numerics, again)
+        again = f"{remedy}{entropies} --overwrite"
         if entropy and not (note.entropy and self.path.exists()):
             raise UserError(
                 f"reference losses: {self.path} does not exist or is not whole; make it with "
-                f"{remedy} --entropy"
+                f"{remedy}{entropies}"
             )
         size = regular_size(self.path, "reference losses")
         if size != 2 * token_set.count:
@@ -375,7 +388,7 @@ class Stored:
             if got != wanted:
                 raise UserError(
                     f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
-                    f"{wanted}; score again: {remedy}"
+                    f"{wanted}; make others with {remedy}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

@@ -276,7 +276,7 @@ def evaluate_task(task, args, env, subject, out):
     prompts = prompts[: args.limit]
     name = result_name(task, args)
     earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings))
-    refuse_fewer(earlier, args, out / name)
+    refuse_fewer(earlier, len(examples), args, out / name)
     # An answer's key: the place of its problem, and the number of the sample.
     keys = [(i, sample) for i in range(len(examples)) for sample in range(args.samples)]
     given = {key: earlier[key] for key in keys if key in earlier}
@@ -305,8 +305,14 @@ def evaluate_task(task, args, env, subject, out):
                 note_exact_match(subject.folder, task, verdicts)
 
 
-def refuse_fewer(earlier, args, path):
-    """Raises UserError where more samples of a problem are there than are asked for."""
+def refuse_fewer(earlier, n_problems, args, path):
+    """Raises UserError where more answers are there than are asked for: they would be lost."""
+    answered = 1 + max((problem for problem, _ in earlier), default=-1)
+    if answered > n_problems:
+        raise UserError(
+            f"--limit: got {args.limit}, {path}.jsonl has answers to {answered} problems; leave it "
+            f"out, ask for as many or more, or choose another --out"
+        )
     there = 1 + max((sample for _, sample in earlier), default=0)
     if there > args.samples:
         raise UserError(

@@ -152,7 +152,7 @@ SCORES = {
 # 2. Selection: the top k of each group of valid tokens.
 
 
-LOWEST = torch.finfo(torch.float32).min  # a valid score stands above what is not valid
+LOWEST = torch.finfo(torch.float64).min  # a valid score stands above what is not valid
 
 
 def n_keep(n_valid, k):
@@ -185,7 +185,7 @@ def keep_top(scores, valid, k, together=None):
     """
     refuse_not_finite(scores, valid)
     group = (together or len(scores)) * scores.shape[1]  # tokens
-    ranked = scores.float().clamp_min(LOWEST).where(valid, -torch.inf).view(-1, group)
+    ranked = scores.double().clamp_min(LOWEST).where(valid, -torch.inf).view(-1, group)
     order = ranked.argsort(dim=1, descending=True, stable=True)  # positions, best first
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)  # of each position

@@ -103,9 +103,6 @@ class Checked:
                 for block in sorted(blocks):
                     self._check(file, block)
 
-    def check_all(self):
-        self.check(0, self.size)
-
     def _check(self, file, block):
         file.seek(block * BLOCK)
         if zlib.crc32(file.read(BLOCK)) != self.checksums[block]:

@@ -45,6 +45,13 @@ def free_memory(device):
         torch.cuda.empty_cache()
 
 
+def _n_cpus():
+    """The CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def _device(name, local):
     """The device that `--device` means; on a GPU the one of this rank, `local`."""
     if name == "auto":
@@ -57,6 +64,11 @@ def _device(name, local):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: not a device that the kit runs on; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; name "
+            f"one of them, counted from 0, or start as many ranks"
+        )
     return device
 
 
@@ -79,7 +91,7 @@ class Env:
             self.dtype = getattr(torch, args.dtype)
         if args.threads or self.world > 1:  # torchrun sets OMP_NUM_THREADS=1
             of_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
-            torch.set_num_threads(args.threads or max(1, os.cpu_count() // of_this_machine))
+            torch.set_num_threads(args.threads or max(1, _n_cpus() // of_this_machine))
         if on_gpu:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")

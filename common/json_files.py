@@ -35,15 +35,15 @@ def regular_size(path, what, mend=""):
     return status.st_size
 
 
-def read_json(path, what, mend="", largest=LARGEST):
+def read_json(path, what, mend=""):
     """The JSON object in `path`, a dict. Raises UserError where it is missing or broken.
 
     `mend`: what the user can do about it, the end of the message.
     """
     size = regular_size(path, what, mend)
     try:
-        if size > largest:
-            raise ValueError(f"it has {size:,} bytes, wanted at most {largest:,}")
+        if size > LARGEST:
+            raise ValueError(f"it has {size:,} bytes, wanted at most {LARGEST:,}")
         value = parse(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{what}: {path} cannot be read ({error.strerror})") from None

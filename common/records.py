@@ -53,12 +53,12 @@ def matching(pattern, words):
 FINITE = Bound(math.isfinite, "a finite number")
 
 
-def read_record(path, kind, what, mend="", largest=LARGEST):
+def read_record(path, kind, what, mend=""):
     """The object in `path` as a `kind`, a dataclass. Raises UserError where it is none.
 
     `mend`: what the user can do about it, the end of the message.
     """
-    return as_record(read_json(path, what, mend, largest), kind, f"{what}: {path}", mend)
+    return as_record(read_json(path, what, mend), kind, f"{what}: {path}", mend)
 
 
 def read_lines(path, kind, what, mend=""):

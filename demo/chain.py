@@ -5,12 +5,14 @@ in order, whatever of prepare -> base -> reference -> scores -> plain baseline i
 `report` evaluates the student beside the baseline, its base and the reference.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import methods  # noqa: F401  more scores, by name
 import slm
+from common.errors import UserError
 from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
@@ -26,6 +28,8 @@ REFERENCE = "--steps 400 --lr 2e-3 --eval-every 0"
 STUDENT = "--steps 1200"
 K = 0.6
 CONTEXT = 32  # tokens of the short context, a quarter of the demo's window
+# What torchrun tells a rank: a stage that one of them starts is alone.
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def roots(seed):
@@ -129,7 +133,9 @@ def run(command):
     """Run a stage as its own process, showing the command; its failure is this one's, too."""
     print(f"\n$ python {command}", flush=True)
     script, *arguments = command.split()
-    code = subprocess.run([sys.executable, str(KIT / script), *arguments]).returncode
+    alone = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
+    words = [sys.executable, str(KIT / script), *arguments]
+    code = subprocess.run(words, env=alone).returncode
     if code:
         sys.exit(code)
 
@@ -137,7 +143,8 @@ def run(command):
 def ensure(args, stage):
     """For a stage called without --data: fill in the demo's arguments, run what has to come first.
 
-    `stage`: "ref", "score" or "slm". Does nothing where --data is given.
+    `stage`: "ref", "score" or "slm". Does nothing where --data is given. Raises UserError where one
+    of several ranks would have to run something first.
     """
     args.chain = args.data is None
     if not args.chain:
@@ -150,8 +157,14 @@ def ensure(args, stage):
         more = more_losses(seed)
         todo += [more[name] for name in selection_of(args).needs if name in more]
     for path, command in todo:
-        if not finished(path, command):
-            run(command)
+        if finished(path, command):
+            continue
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError(
+                f"{path}: is not there or another one, and the demo's earlier stages run in one "
+                f"process; make it with {shell_line(*command.split())}, or name --data"
+            )
+        run(command)
 
 
 # Each fills in what a stage's command line leaves open, and tells how many commands come before.
@@ -259,7 +272,7 @@ def report(args, env):
     rows = [("base (where both start)", out / "base"), ("reference", out / "ref")]
     rows += [("CLM, every token", baseline)]
     if student != baseline:
-        rows += [(f"{student.name}, k = {args.k:g}", student)]
+        rows += [(student.name + _k_of(args), student)]
     rows = [(label, folder) for label, folder in rows if (folder / "summary.json").exists()]
     summaries = {folder: evaluated(folder, data) for _, folder in rows}
     print(f"\n{'':26} validation loss  exact match  tokens read   trained on")
@@ -269,7 +282,7 @@ def report(args, env):
         print(f"{label:26}{quality}{s['tokens_seen']:13,}{s['tokens_selected']:13,}")
     if student == baseline:
         return
-    _show_kept(student)
+    _show_kept(student, weighs(args))
     target = summaries[baseline]["val_loss"]
     reached = tokens_to_reach(student, target)
     if reached:
@@ -286,8 +299,18 @@ def report(args, env):
     )
 
 
-def _show_kept(student, n=100):
-    print(f"\nshare kept of each kind of text, last {n} steps:")
+def weighs(args):
+    return isinstance(selection_of(args).method, slm.Weight)
+
+
+def _k_of(args):
+    """What a student's row says of k. A weight has none."""
+    return "" if weighs(args) else f", k = {args.k_schedule or format(args.k, 'g')}"
+
+
+def _show_kept(student, weighs, n=100):
+    shown = "mean weight, or share kept," if weighs else "share kept"
+    print(f"\n{shown} of each kind of text, last {n} steps:")
     shares = {}
     for record in [r["kept"] for r in steps(student) if r.get("kept")][-n:]:
         for kind, share in record.items():

@@ -159,13 +159,14 @@ class Decoder:
         self.rows = []  # rows in the batch; row b's keys and values are the cache's row b
         self.finished = []  # rows that ended and were not handed out yet
 
+        self.prefix_ids = list(prefix)
         self.n_prefix = len(prefix)
         self.prefix = None
         with torch.inference_mode():
             if prefix:
                 self.prefix = self.new_cache(1, len(prefix), None)
                 with of_many_shapes():
-                    model(torch.tensor([list(prefix)], device=self.device), self.prefix)
+                    model(torch.tensor([self.prefix_ids], device=self.device), self.prefix)
             self.cache = self.new_cache(0, 0, self.prefix)
 
     def new_cache(self, rows, slots, prefix):
@@ -178,6 +179,7 @@ class Decoder:
     def add(self, key, ids):
         """Queue a prompt (ids, the prefix included); `key` comes back with its output."""
         assert len(ids) > self.n_prefix, (len(ids), self.n_prefix)
+        assert list(ids[: self.n_prefix]) == self.prefix_ids, "the prompt does not begin with it"
         stream = self.tokenizer.stream()
         for i in ids[-4:]:  # text in the middle of a document: no leading space is dropped
             stream.push(i)

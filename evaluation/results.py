@@ -115,6 +115,12 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
     """
     name = name or label(task)
     refuse_foreign([Path(out_dir) / f"{name}.jsonl"])
+    earlier = read_entries(out_dir).get(name)
+    if earlier and "regraded" not in earlier["settings"]:
+        raise UserError(
+            f"--out {out_dir}: holds a model's own answers to {name}, which would be lost; choose "
+            f"another --out"
+        )
     rows = read_rows(file)
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
     samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]

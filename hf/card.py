@@ -43,6 +43,7 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     base = "random weights" if scratch else args["init"]
     if not scratch and args["revision"]:
         base += f" at revision {args['revision']}"
+    share = tokens_selected / max(1, tokens_seen)
     rows = {
         "base": base,
         "base, sha256 of its tensors": inputs["init"],
@@ -65,7 +66,7 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     return CARD.format(
         metadata=metadata(args["init"], score).to_yaml(),
         title=Path(args["out"]).name,
-        method=method(k, score),
+        method=method(score, k == 1, args.get("k_schedule") or k, share),
         rows="\n".join(
             f"| {name} | {value} |" for name, value in rows.items() if value is not None
         ),
@@ -89,15 +90,18 @@ def metadata(init, score):
     )
 
 
-def method(k, score):
-    """One sentence on the loss."""
+def method(score, weighs, k, share):
+    """One sentence on the loss. k: as it was asked for; share: of the tokens read that were kept."""
     if score is None:
         return "Plain causal language modelling: the loss was taken on every token."
-    if k == 1:
-        return f"Every token was read; the loss of each was weighed by `{score}` (methods.py)."
+    if weighs:
+        return (
+            f"Every token was read; the loss of each was weighed, or kept or not, by `{score}` "
+            f"(methods.py)."
+        )
     return (
         "Selective Language Modeling (Rho-1, arXiv:2404.07965): every token was read, the loss was "
-        f"taken on the {k:.0%} of them that the score `{score}` ranks first."
+        f"taken on {share:.0%} of them, chosen by the score `{score}` with k = {k}."
     )
 
 

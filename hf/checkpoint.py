@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import heapq
 import json
 import mmap
 import pickle
@@ -120,7 +121,7 @@ def listed(names):
 
 
 def read_tensors(path):
-    """Yields (name, tensor) of a weight file.
+    """Yields (name, tensor) of a weight file, in the order of the names.
 
     The tensors are mapped from the file; each is to be copied or used up before the next one is
     asked for. Pickles are read with weights_only, so code in them is refused, not run. Raises
@@ -147,7 +148,7 @@ def read_tensors(path):
 
 
 def stored_tensors(path):
-    """Yields (name, tensor, is it mapped from the file) as they stand in a weight file."""
+    """Yields (name, tensor, is it mapped from the file) of a weight file, by name."""
     if path.suffix == ".safetensors":
         with safetensors.safe_open(path, "pt") as file:
             for name in sorted(file.keys()):
@@ -158,7 +159,7 @@ def stored_tensors(path):
     if not isinstance(state, dict):
         kind = type(state).__name__
         raise UserError(f"{path}: holds a {kind}, wanted a pickled {{name: tensor}}")
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items(), key=lambda named: str(named[0])):
         yield name, tensor, mapped
 
 
@@ -200,12 +201,15 @@ def forget_pages(tensor):
 
 
 def model_hash(folder):
-    """sha256 over the names, types, shapes and bytes of the tensors in a Hugging Face folder."""
+    """sha256 over the names, types, shapes and bytes of the tensors in a Hugging Face folder.
+
+    In the order of the names: how the tensors are spread over files makes no difference.
+    """
     digest = hashlib.sha256()
-    for path in weight_files(Path(folder)):
-        for name, tensor in read_tensors(path):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    files = [read_tensors(path) for path in weight_files(Path(folder))]
+    for name, tensor in heapq.merge(*files, key=lambda named: named[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -193,6 +193,9 @@ def test_hash_follows_the_tensors(vocabulary, tmp_path):
     write_model(tmp_path / "c", vocabulary, seed=1)
     a, b, c = (checkpoint.model_hash(tmp_path / name) for name in "abc")
     assert a == b != c
+    checkpoint.save(checkpoint.load(tmp_path / "a"), tmp_path / "many", shard_bytes=20_000)
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    assert checkpoint.model_hash(tmp_path / "many") == a  # however they are spread
 
 
 @pytest.mark.parametrize(

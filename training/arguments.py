@@ -80,7 +80,9 @@ def add_arguments(parser):
     group.add_argument("--steps", type=whole(1, COUNTED), help="optimiser steps; or:")
     group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
     group.add_argument("--lr", type=positive, help="highest learning rate; default: 1e-3")
-    group.add_argument("--min-lr", type=not_negative, help="last one; default: a tenth of --lr")
+    group.add_argument(
+        "--min-lr", type=not_negative, help="approached at the end; default: a tenth of --lr"
+    )
     group.add_argument(
         "--warmup", type=whole(0, COUNTED), default=20, help="steps of linear warm-up"
     )
@@ -207,6 +209,11 @@ def earlier_arguments(argv, forget=None):
         saved.pop("epochs", None)
     if given("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
+    if given("--init") is not None:
+        saved.pop("revision", None)
+    if given("--parallel") is not None:
+        for name in ("shard_size", "reshard_after_forward"):
+            saved.pop(name, None)
     if given("--lr") is not None and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
     if forget:

@@ -1,10 +1,12 @@
 """What a score reads of each token beside the student: stored values, documents, noise, memory."""
 
+from pathlib import Path
+
 import numpy as np
 
 from common.errors import UserError
 from common.numerics import notice, numerics
-from data import Stored, score_command
+from data import Stored, beside, score_command
 from hf.tokenizer import Tokenizer
 from slm import OWN, STORED, Tokens, known
 from training import arrays
@@ -63,6 +65,11 @@ class Columns:
                 f"--score {args.score}: needs {WHOSE[flag]}, and --init scratch is none that can "
                 f"be scored; wanted a model's folder or hub id"
             )
+        if name == "short_loss" and args.seq_len < 3:
+            raise UserError(
+                f"--seq-len: got {args.seq_len} with --score {args.score}, wanted at least 3: a "
+                f"context of two tokens has to be shorter than the window"
+            )
         if not path:
             raise UserError(
                 f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
@@ -90,7 +97,9 @@ class Columns:
 
     def command(self, name):
         """How stored values are made, for a message."""
-        file = f"{FLAGS.get(name, name)}.bin"
+        file = Path(f"{FLAGS.get(name, name)}.bin")
+        if file.exists():  # another model's
+            file = beside(file)
         entropy = " --entropy" if name == "ref_entropy" else ""
         made = score_command(file, self.data, self.args.seq_len, self.now, self._wanted(name))
         return f"{made}{entropy}"

@@ -107,7 +107,7 @@ def claim(folder, record, overwrite):
     as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
     refuse_another(folder, saved, record)
     if (folder / "summary.json").exists():
-        return summary_of_finished(folder)
+        return summary_of_finished(folder, saved["steps"])
     if begun(folder):
         made = provenance.differences(saved.get("made", {}), record["made"])
         if made:
@@ -198,14 +198,14 @@ def begun(folder):
     return (folder / "summary.json").exists() or bool(states.present(folder))
 
 
-def summary_of_finished(folder):
-    """The summary of a finished run. Raises UserError where its weights are gone."""
+def summary_of_finished(folder, steps):
+    """The summary of a run that ended after `steps`. Raises UserError where its weights are gone."""
     if not any((folder / name).exists() for name in WEIGHTS):
         raise UserError(
             f"{folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or train "
             f"again with --overwrite"
         )
     aside.discard(folder)
-    states.keep_one(folder)
+    states.keep_one(folder, steps)
     locks.unlock(folder)
     return finished.summary(folder)

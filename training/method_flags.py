@@ -74,7 +74,10 @@ def steps_of(schedule):
 
 
 def forget(saved, given):
-    """Of an earlier run's arguments, take out those of its score where `--score` names another."""
+    """Of an earlier run's arguments, take out what does not go with the flags that are `given`:
+    those of its score where `--score` names another, and what another `--scope` cannot have."""
+    if given("--scope") not in (None, "micro"):
+        saved.pop("rank_windows", None)
     if given("--score") in (None, saved.get("score")):
         return
     saved.pop("set", None)
@@ -86,8 +89,8 @@ def forget(saved, given):
     before = slm.SCORES.get(saved.get("score"))
     if before and saved.get("scope") == before.scope:
         saved.pop("scope")
-    if saved.get("k") in (K, 1.0):  # as where --k says nothing
-        saved.pop("k")
+    if isinstance(method, slm.Weight) or saved.get("k") in (K, 1.0):  # as where --k says nothing
+        saved.pop("k", None)
 
 
 def settle_method(args):

@@ -124,8 +124,8 @@ class Run:
                         f"{path}, line {number}: is not what was written; the run goes on when "
                         f"the line is deleted"
                     ) from None
-                if step >= self.step:
-                    return size
+                if step >= self.step:  # a line that was deleted may have been the state's
+                    return size if step == self.step else size - len(line)
         raise UserError(
             f"{path}: was cut, its last record is not of step {self.step}, of which the saved "
             f"state is; {START_OVER}"
@@ -149,7 +149,7 @@ class Run:
     def record_start(self, record, bar):
         """The validation before the first step: step 0 in log.jsonl.
 
-        It is written with the first step, before which nothing counts as begun (see `_begun`).
+        It is written with the first step, before which nothing counts as begun (identity.begun).
         """
         self.at_start = [{"step": 0, "tokens_seen": 0, "tokens_selected": 0, **record}]
         self._note_validation(self.at_start[0], bar)

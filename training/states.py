@@ -240,10 +240,14 @@ def check(path):
         raise UserError(f"{path}: is damaged (the checksum of {damaged} differs)")
 
 
-def keep_one(folder):
-    """Of a finished run, where a kill came before `keep_newest`."""
-    if (folder / STATE).exists():
-        remove(folder / BEFORE)
+def keep_one(folder, steps):
+    """Of a run that is finished after so many `steps`, where a kill came before `keep_newest`."""
+    newest = folder / f"state-{steps:06d}"
+    if not newest.exists():
+        newest = folder / STATE
+    for path in present(folder):
+        if newest.exists() and path != newest:
+            remove(path)
 
 
 def restore(student, optimizer, state, kept):

@@ -40,7 +40,7 @@ def test_a_changed_byte_is_found_where_it_is_read(content, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(content)
     checksums = Checksums(path, len(content)).all()
-    Checked(path, checksums, "mend it").check_all()
+    Checked(path, checksums, "mend it").check(0, len(content))
     left = Checked(path, checksums, "mend it").left
     block = sorted(left)[3]
     changed = bytearray(content)

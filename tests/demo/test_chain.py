@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -132,8 +133,11 @@ def test_a_stage_is_the_kits_file_wherever_it_is_called(monkeypatch, tmp_path, c
     monkeypatch.chdir(tmp_path)
     (tmp_path / "score.py").write_text("raise SystemExit('not the kit')\n")
     called = []
+    monkeypatch.setenv("RANK", "0")  # of torchrun's ranks one does it, in one process
+    monkeypatch.setenv("WORLD_SIZE", "2")
 
-    def pretend(command):
+    def pretend(command, env):
+        assert not {"RANK", "WORLD_SIZE"} & {*env} and env["PATH"] == os.environ["PATH"]
         called.append(command)
         return subprocess.CompletedProcess(command, 0)
 
@@ -141,6 +145,15 @@ def test_a_stage_is_the_kits_file_wherever_it_is_called(monkeypatch, tmp_path, c
     chain.run("score.py --model out/demo/ref")
     assert called == [[sys.executable, str(ROOT / "score.py"), "--model", "out/demo/ref"]]
     assert capsys.readouterr().out == "\n$ python score.py --model out/demo/ref\n"
+
+
+def test_several_ranks_run_no_earlier_stage(stage, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(subprocess, "run", None)
+    code, _, err = stage(train_ref, "--steps 2")
+    assert code == 2 and err.count("\n") == 1
+    assert "make it with python prepare.py --source demo --out data/demo, or name --data" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_stage_is_stale_when_its_inputs_or_arguments_changed(stage, vocabulary, tmp_path):

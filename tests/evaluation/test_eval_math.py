@@ -109,6 +109,8 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
         json.loads((tmp_path / "run/summary.json").read_text())["exact_match"] is None
     )  # of a part: not noted
     assert stage(E, "--model run")[0] == 0  # the third is answered, the first two are kept
+    code, _, err = stage(E, "--model run --limit 2")
+    assert code == 2 and "--limit: got 2, run/eval/test.jsonl has answers to 3 problems" in err
     monkeypatch.setattr(checkpoint, "load", None)
     code, out, _ = stage(E, "--model run")
     assert code == 0 and "66.7" in out

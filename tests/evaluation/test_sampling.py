@@ -178,6 +178,12 @@ def test_samples_are_resumed_added_to_and_graded_again(stage, vocabulary, tmp_pa
     code, _, err = stage(E, f"{arguments} --samples 3 --out grown")
     assert code == 2 and "--samples: got 3, grown/test-t1.jsonl has 4 of each problem" in err
 
+    # graded again, they must not take the place of a model's answers
+    regrade = "--regrade whole/test-t1.jsonl --tasks data/demo/test.jsonl --temperature 1"
+    code, _, err = stage(E, f"{regrade} --out grown")
+    assert code == 2 and "--out grown: holds a model's own answers to test-t1" in err
+    assert rows(tmp_path / "grown/test-t1.jsonl") == done
+
     entries = json.loads((tmp_path / "whole/results.json").read_text())
     regrade = "--regrade whole/test-t1.jsonl --tasks data/demo/test.jsonl --out again"
     assert stage(E, regrade)[0] == 0

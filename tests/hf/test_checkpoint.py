@@ -643,6 +643,7 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
             f"| training data, sha256 | {data.hash} |",
             f"| base, sha256 of its tensors | {checkpoint.model_hash(tmp_path / 'm')} |",
             "python train_slm.py --data d --val d --init m --k 0.5",
+            "taken on 50% of them, chosen by the score `loss` with k = 0.5",
         ):
             assert row in body, row
     summary = json.loads((tmp_path / "o/summary.json").read_text())

@@ -243,3 +243,21 @@ def test_the_log_s_records_are_what_was_trained(warm, stopped, tmp_path):
     os.truncate(path, path.stat().st_size - 30)
     code, printed = again(warm, "train_ref", f"{RUN} --out new", work)
     assert code == 0 and not differences(contents(work), whole), printed
+
+
+def test_a_damaged_line_of_the_log_may_be_deleted_as_its_message_says(warm, stopped, tmp_path):
+    """Also that of the saved state's own step: no step stands there twice."""
+    work = tmp_path / "work"
+    stopped("train_ref", f"{RUN} --out new", "before:new/train_state.pt:3", work)
+    path = work / "new/log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [json.loads(line)["step"] for line in lines]
+    damaged = steps.index(4)  # the saved state's
+    path.write_bytes(b"".join([*lines[:damaged], b"garbage\n", *lines[damaged + 1 :]]))
+    code, printed = again(warm, "train_ref", f"{RUN} --out new", work)
+    assert code == 2 and "the run goes on when the line is deleted" in printed, printed
+    path.write_bytes(b"".join([*lines[:damaged], *lines[damaged + 1 :]]))
+    code, printed = again(warm, "train_ref", f"{RUN} --out new", work)
+    assert code == 0, printed
+    made = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert made == [*steps[:damaged], *range(5, made[-1] + 1)]

@@ -96,6 +96,24 @@ def test_what_belongs_to_a_score_goes_with_it(runs):
     )
 
 
+def test_what_cannot_go_with_another_flag_is_left_out(runs):
+    earlier = {"k": 0.7, "rank_windows": 2, "revision": "main", "score": "excess"}
+    earlier["execution"] = {"parallel": "fsdp", "shard_size": 2, "reshard_after_forward": "never"}
+    (runs / "e.json").write_text(json.dumps(record(runs / "a") | earlier))
+
+    def again(flags):
+        return train_slm.arguments(["--from", "e.json", *flags.split()])
+
+    args = again("")
+    assert (args.k, args.rank_windows, args.revision, args.shard_size) == (0.7, 2, "main", 2)
+    assert again("--score dft").k == 1.0  # a weight has none
+    assert again("--score loss").k == 0.7
+    assert again("--scope sequence").rank_windows is None
+    assert again("--init elsewhere").revision is None
+    args = again("--parallel ddp")
+    assert (args.shard_size, args.reshard_after_forward) == (None, "default")
+
+
 def test_the_same_run_differs_in_nothing(runs, stage):
     code, out, _ = stage(compare, "a a")
     assert code == 0 and "all arguments are equal" in out

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from test_train import TINY, distance, log, same, tensors
 
 import train_ref
-from common import changes, files, locks
+from common import changes, files, locks, owned
 from common.errors import UserError
 from conftest import HANGS, finish, launch, write_model, write_set
 from data import Loader
@@ -304,6 +304,17 @@ def test_one_rank_goes_on_bit_identical_from_a_folder(stage, inputs, alone, monk
     for out in ("a", "b"):
         assert same(inputs / "whole", inputs / out) and log(inputs / "whole") == log(inputs / out)
         assert [path.name for path in states.present(inputs / out)] == ["train_state.pt"]
+
+
+def test_a_finished_run_keeps_one_state_of_several_ranks(tmp_path):
+    """A kill came between summary.json and the end."""
+    for name in ("state-000004", "state-000006", "state-000010"):
+        owned.own_folder(tmp_path / name)
+        files.write_atomic(tmp_path / name / "state.json", "{}")
+    states.keep_one(tmp_path, 12)  # of which nothing is there: nothing goes
+    assert len(states.present(tmp_path)) == 3
+    states.keep_one(tmp_path, 10)
+    assert [path.name for path in states.present(tmp_path)] == ["state-000010"]
 
 
 def test_a_good_state_is_kept_until_the_next_is_whole(stage, inputs, monkeypatch):

@@ -386,7 +386,7 @@ def test_a_kill_within_the_first_line_of_a_folders_list(stage, inputs):
         ("--val nowhere", "nowhere"),
         ("--ref-loss nowhere.bin", "nowhere.bin does not exist; make it with python score.py"),
         ("--seq-len 0", "--seq-len: got 0"),
-        ("--seq-len 32", "has windows of 16, this run has 32; score again"),
+        ("--seq-len 32", "has windows of 16, this run has 32; make others with"),
         ("--clip -1", "--clip: got -1,"),
         ("--init scratch --n-head 5", "--n-head 5"),
         ("--init scratch --n-head 0", "--n-head: got 0"),
@@ -396,7 +396,7 @@ def test_a_kill_within_the_first_line_of_a_folders_list(stage, inputs):
         ("--rank-windows 2 --scope batch", "wanted --scope micro and a divisor"),
         ("--threads -1", "--threads: got -1"),
         ("--device meta", "not a device that the kit runs on"),
-        ("--dtype bfloat16", "has the precision float32, this run has bfloat16; score again"),
+        ("--dtype bfloat16", "has the precision float32, this run has bfloat16; make others"),
     ],
 )
 def test_bad_arguments_are_one_line(stage, scored, flags, message):
@@ -434,7 +434,13 @@ def test_a_run_that_saved_nothing_may_be_changed(stage, inputs, monkeypatch):
 def test_losses_of_another_corpus_or_length_are_refused(stage, scored, vocabulary):
     write_set(scored / "e", vocabulary, 3000, seed=9)
     code, _, err = stage(train_slm, SLM.replace("--data d", "--data e") + " --out a --steps 2")
-    assert code == 2 and "has losses of token set" in err and "score again" in err
+    assert code == 2 and "has losses of token set" in err
+    # The command makes others beside them: these may be another run's.
+    assert stage(score, err.split("python score.py ")[1])[0] == 0
+    kept = ["ref_loss.bin", "ref_loss-2.bin"]
+    assert [TokenSet(scored / name).hash for name in "de"] == [
+        json.loads((scored / name).with_suffix(".json").read_text())["data"] for name in kept
+    ]
     with open(scored / "ref_loss.bin", "ab") as file:
         file.write(b"\0\0")
     code, _, err = stage(train_slm, SLM + " --out a --steps 2")
