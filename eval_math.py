@@ -20,10 +20,11 @@ from common.device import Env, free_memory  # first: it sets how torch's threads
 
 import torch
 
-from common.command_line import SEEDS, Parser, add_machine, not_negative, whole
+from common.command_line import SEEDS, Parser, add_compile, add_machine, not_negative, whole
 from common.errors import UserError, cli, command
 from common.files import write_atomic
 from common.locks import taking_turns
+from common.numerics import is_compiled
 from common.owned import is_ours, own_folder, refuse_overlap
 from common.records import as_record, read_json
 from evaluation import results as report
@@ -106,12 +107,7 @@ def arguments():
     )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the weights and the forward pass")
-    group.add_argument(
-        "--compile",
-        default="auto",
-        choices=["auto", "on", "off"],
-        help="compile the one-token step; auto: on a GPU",
-    )
+    add_compile(group, "compile the one-token step; auto: on a GPU")
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="folder for the results (default: MODEL/eval)")
     group.add_argument("--overwrite", action="store_true", help="start the named tasks over")
@@ -225,8 +221,6 @@ class Subject:
         return checkpoint.load(self.folder, self.env.dtype, self.env.device).eval()
 
     def decoder(self, max_new_tokens, stop, prefix):
-        on_gpu = self.env.device.type == "cuda"
-        compiled = self.args.compile == "on" or (self.args.compile == "auto" and on_gpu)
         return Decoder(
             self.model,
             self.tokenizer,
@@ -235,7 +229,7 @@ class Subject:
             self.extra_eos(),
             prefix,
             self.batch_tokens(),
-            compiled,
+            is_compiled(self.args, self.env.device),
             self.args.temperature,
             self.args.seed,
         )

@@ -22,7 +22,7 @@ import demo.chain
 import slm
 from common import aside, files, owned
 from common.checksums import Checksums
-from common.command_line import Parser, add_machine, whole
+from common.command_line import Parser, add_compile, add_machine, whole
 from common.errors import UserError, cli
 from common.json_files import START_OVER
 from common.numerics import numerics
@@ -70,10 +70,7 @@ def arguments(argv=None):
     )
     group = parser.add_argument_group("machine")
     add_machine(group, "of the forward pass, must be the student's")
-    switch = ["auto", "on", "off"]
-    group.add_argument(
-        "--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU"
-    )
+    add_compile(group)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--out", metavar="FILE", help="the losses, NAME.bin; NAME.json is their note"

@@ -367,6 +367,7 @@ class WithLoss(nn.Module):
 
     forward(x, y, select) -> (sum of kept losses, losses (B, T), kept (B, T)).
     forward(x, y) -> losses (B, T); with `wants` a list of them and of what is wanted.
+    `more`: what the head takes beside this.
     """
 
     def __init__(self, model, head=head_full):
@@ -374,7 +375,7 @@ class WithLoss(nn.Module):
         self.lm = model
         self.head = head
 
-    def forward(self, x, y, select=None, wants=()):
+    def forward(self, x, y, select=None, wants=(), **more):
         hidden = self.lm(x).flatten(0, 1)
         targets = y.flatten()
         if select is None:
@@ -386,5 +387,5 @@ class WithLoss(nn.Module):
             return select(losses.view_as(y), **also).flatten()
 
         weight = self.lm.head_weight
-        total, losses, kept = self.head(hidden, weight, targets, choose, wants=wants)
+        total, losses, kept = self.head(hidden, weight, targets, choose, wants=wants, **more)
         return total, losses.view_as(y), kept.view_as(y)

@@ -100,3 +100,8 @@ def add_machine(group, purpose="of the forward pass"):
         help=f"{purpose}: float32 or bfloat16; auto: bfloat16 on a GPU",
     )
     group.add_argument("--threads", type=whole(1, THREADS), help="CPU threads per rank")
+
+
+def add_compile(group, what="torch.compile; auto is on a GPU"):
+    """The flag that `common.numerics.is_compiled` reads."""
+    group.add_argument("--compile", default="auto", choices=["auto", "on", "off"], help=what)

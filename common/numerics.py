@@ -28,10 +28,10 @@ SAID = {
 BEFORE = {"document_mask": False}
 
 
-def is_compiled(args, env):
-    """Does `--compile` (auto, on, off) mean that blocks are compiled here?"""
+def is_compiled(args, device):
+    """Does `--compile` (auto, on, off) mean that blocks are compiled on this device?"""
     if args.compile == "auto":
-        return env.device.type == "cuda"
+        return device.type == "cuda"
     return args.compile == "on"
 
 
@@ -45,7 +45,7 @@ def numerics(args, env, micro_batch):
         "dtype": str(env.dtype).removeprefix("torch."),
         "document_mask": document_mask,
         "device": device_name(env.device),
-        "compile": is_compiled(args, env),
+        "compile": is_compiled(args, env.device),
         "attention": path_of(env.device, document_mask),
         "micro_batch": micro_batch,
         "torch": torch.__version__,

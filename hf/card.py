@@ -91,7 +91,7 @@ def metadata(init, score):
 
 
 def method(score, weighs, k, share):
-    """One sentence on the loss. k: as it was asked for; share: of the tokens read that were kept."""
+    """One sentence on the loss. k: as it was asked for; share: what was kept of what was read."""
     if score is None:
         return "Plain causal language modelling: the loss was taken on every token."
     if weighs:

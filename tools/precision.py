@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import slm
-from common.command_line import Parser, add_machine, share, whole
+from common.command_line import Parser, add_compile, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.numerics import is_compiled
@@ -49,7 +49,7 @@ def forms_of(args, env):
     if on_gpu:
         forms.append(Form("float32 (TF32)", torch.float32, tf32=True))
     forms.append(Form("bfloat16", torch.bfloat16, tf32=True))
-    if is_compiled(args, env):
+    if is_compiled(args, env.device):
         forms.append(Form("bfloat16, compiled", torch.bfloat16, tf32=True, compiled=True))
     forms.append(Form("bfloat16, logits as well", torch.bfloat16, tf32=True, rounded=True))
     return forms
@@ -69,8 +69,7 @@ def arguments(argv=None):
     add("--k", type=share, default=0.6, help="share of the tokens that is kept")
     add("--json", help="write the results here too (FILE)")
     add_machine(parser)
-    switch = ["auto", "on", "off"]
-    add("--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU")
+    add_compile(parser)
     args = parser.parse_args(argv)
     if args.k == 1:
         raise UserError("--k: got 1, wanted less: with every token kept there is no choice")

@@ -4,8 +4,16 @@ import argparse
 import os
 import sys
 
-import slm
-from common.command_line import COUNTED, LONGEST, SEEDS, add_machine, not_negative, positive, whole
+from common.command_line import (
+    COUNTED,
+    LONGEST,
+    SEEDS,
+    add_compile,
+    add_machine,
+    not_negative,
+    positive,
+    whole,
+)
 from common.errors import UserError
 from common.owned import refuse_overlap
 from common.records import as_record, read_json
@@ -104,10 +112,7 @@ def add_arguments(parser):
         choices=FORMS,
         help="how AdamW's moments are kept; int8 needs torchao",
     )
-    switch = ["auto", "on", "off"]
-    group.add_argument(
-        "--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU"
-    )
+    add_compile(group)
     group.add_argument("--parallel", default="ddp", choices=["ddp", "fsdp"], help="under torchrun")
     group.add_argument(
         "--shard-size", type=whole(1), help="fsdp: ranks that share a copy; default: all"
@@ -240,13 +245,6 @@ def settle(args, run=True):
         raise UserError(
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
-        )
-    together = getattr(args, "rank_windows", None)  # train_slm.py's
-    fits = together is None or (args.scope == "micro" and args.micro_batch_size % together == 0)
-    if not fits and slm.Selection(args.k, args.score, args.scope).method:
-        raise UserError(
-            f"--rank-windows: got {together} with --scope {args.scope} and --micro-batch-size "
-            f"{args.micro_batch_size}, wanted --scope micro and a divisor of the micro-batch"
         )
     if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
         raise UserError(

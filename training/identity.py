@@ -199,7 +199,7 @@ def begun(folder):
 
 
 def summary_of_finished(folder, steps):
-    """The summary of a run that ended after `steps`. Raises UserError where its weights are gone."""
+    """The summary of a run that ended after `steps`. Raises UserError: its weights are gone."""
     if not any((folder / name).exists() for name in WEIGHTS):
         raise UserError(
             f"{folder} holds a finished run, but {WEIGHTS[0]} is gone; bring it back, or train "

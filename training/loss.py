@@ -42,15 +42,11 @@ class FastLoss(slm.WithLoss):
         if select is None:
             return super().forward(x, y, wants=wants)
 
-        def choose(losses, **also):
-            also = {name: values.view_as(y) for name, values in also.items()}
-            kept = select(losses.view_as(y), **also).flatten()
+        def noted(losses, **also):
+            kept = select(losses, **also)
             if rows is not None:
                 # .data: autograd shall not take this for a change of its input.
-                rows.data.copy_(rows_of(kept, count))
+                rows.data.copy_(rows_of(kept.flatten(), count))
             return kept
 
-        hidden = self.lm(x).flatten(0, 1)
-        weight = self.lm.head_weight
-        total, losses, kept = self.head(hidden, weight, y.flatten(), choose, count, wants)
-        return total, losses.view_as(y), kept.view_as(y)
+        return super().forward(x, y, noted, wants, count=count)

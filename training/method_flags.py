@@ -159,6 +159,17 @@ def refuse_what_does_nothing(args, method):
         )
 
 
+def refuse_ranking(args):
+    """Raises UserError where `--rank-windows` does not divide what is ranked; call it settled."""
+    together = args.rank_windows
+    fits = together is None or (args.scope == "micro" and args.micro_batch_size % together == 0)
+    if not fits and slm.Selection(args.k, args.score, args.scope).method:
+        raise UserError(
+            f"--rank-windows: got {together} with --scope {args.scope} and --micro-batch-size "
+            f"{args.micro_batch_size}, wanted --scope micro and a divisor of the micro-batch"
+        )
+
+
 def settings_of(args):
     """{name: value} of --set. Raises UserError for what the score's function does not take."""
     taken = [*inspect.signature(slm.SCORES[args.score].function).parameters][1:]

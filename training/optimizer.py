@@ -6,6 +6,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from common.errors import UserError
+from common.numerics import is_compiled
 from training.moments import MOMENTS, refuse_missing
 
 
@@ -73,8 +74,7 @@ def make_optimizer(model, args):
         refuse_missing("int8")
         from training.int8 import Int8AdamW  # seconds
 
-        compiled = args.compile == "on" or (args.compile == "auto" and params[0].is_cuda)
-        return Int8AdamW(groups, **common, compiled=compiled)
+        return Int8AdamW(groups, **common, compiled=is_compiled(args, params[0].device))
     kind = LightAdamW if args.moments == "bfloat16" else torch.optim.AdamW
     return kind(groups, **common, fused=True)
 

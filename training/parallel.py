@@ -20,7 +20,7 @@ def compile_blocks(module, args, env):
 
     Shapes are static there; selection and head stay outside, and so do FSDP's and other hooks.
     """
-    if not is_compiled(args, env):
+    if not is_compiled(args, env.device):
         return
     # It would cut blocks at DDP's buckets; a block is small enough.
     torch._dynamo.config.optimize_ddp = False

@@ -70,9 +70,9 @@ class Run:
         self, args, inputs, env, model, tokenizer_from, reference_loss=None, selector=None
     ):
         """`selector`: has `source`, a hash of the method's code, with which alone the run goes on,
-        and `kept`, {name: tensor} that a checkpoint holds beside weights and optimiser."""
+        and `extra`, {name: tensor} that a checkpoint holds beside weights and optimiser."""
         self.folder = Path(args.out)
-        self.kept = selector.kept if selector else {}
+        self.extra = selector.extra if selector else {}
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
@@ -137,7 +137,7 @@ class Run:
         From here on SIGTERM ends the run behind a step, see `save_if_due`.
         """
         if self.state:
-            states.restore(student, optimizer, self.state, self.kept)
+            states.restore(student, optimizer, self.state, self.extra)
             self.state = None  # as large as the weights and the optimiser
             self.env.wait()
         self.stop.watch()
@@ -250,7 +250,7 @@ class Run:
             "tokenizer_from": str(self.tokenizer_from),
             "card": self.card(),
         }
-        self.states.save(student, optimizer, record, self.kept)
+        self.states.save(student, optimizer, record, self.extra)
 
     def save_model(self, student, folder):
         """The wrapped model as a Hugging Face folder with a model card. All ranks must call it."""

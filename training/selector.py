@@ -9,7 +9,7 @@ from common.errors import UserError
 from data import score_command
 from slm import Tokens, Weight
 from training.columns import Columns
-from training.method_flags import k_at, selection_of
+from training.method_flags import k_at, refuse_ranking, selection_of
 from training.source import source_hash
 
 WINDOWS = 256  # read at a time where the whole set is ranked
@@ -18,11 +18,12 @@ WINDOWS = 256  # read at a time where the whole set is ranked
 class Selector:
     """What the slm.Selection that the flags mean keeps of a run's micro-batches.
 
-    `source`: a hash of the score's code. `kept`: {name: tensor} that belongs to a checkpoint.
+    `source`: a hash of the score's code. `extra`: {name: tensor} that belongs to a checkpoint.
     Raises UserError where the score needs values that are missing or do not fit.
     """
 
     def __init__(self, args, data, env):
+        refuse_ranking(args)
         self.args = args
         self.data = data
         self.env = env
@@ -31,13 +32,13 @@ class Selector:
         self.source = source_hash(method)
         self.columns = Columns(method, args, data, env)
         self.memory = self.columns.memory
-        self.kept = {"memory": self.memory.values} if self.memory else {}
+        self.extra = {"memory": self.memory.values} if self.memory else {}
         self.of_set = self._choose_from_set() if method and args.scope == "set" else None
         self.micro_batches = []
         self.settled = {}  # masks that are known before the forward pass, by micro-batch
         self.choices = []  # of this step, on this rank
         self.divisor = 1  # of the sum of losses
-        self.exact = True  # is it what it shall be? Else `finish` corrects the gradient
+        self.divisor_known = True  # else `finish` corrects the gradient
 
     def started_from(self, init):
         """{name: hash} of the models and arrays that the score reads, for a run's identity.
@@ -110,10 +111,8 @@ class Selector:
     def counts(self, student, step, micro_batches):
         """How many tokens of each micro-batch will be kept, and what the summed loss is divided by.
 
-        The masks tell, but in two cases the choice itself has to be made first: where the
-        micro-batches of all ranks are ranked together (--scope batch), and where stored values
-        decide (as with ref_and). Where the student's losses decide, the counts are None, and the
-        divisor is the number of valid targets, until `finish`.
+        Where the student's losses decide, the counts are None, and the divisor is the number of
+        valid targets, until `finish`.
         """
         self.settled = {}  # number of a micro-batch: its mask, and where a score is wrong
         self.choices = []
@@ -121,24 +120,33 @@ class Selector:
         self._set_k(k_at(step, self.args))
         selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        # The pruned backward pass has to know how many are kept, even of one micro-batch.
-        unknown = self.args.backward == "pruned" and selection.counted == "losses"
-        together = selection.scope == "batch" and (len(micro_batches) > 1 or unknown)
-        counts = [None] * len(micro_batches)
-        if selection.method and (together or selection.counted == "stored"):
-            settled = self._settle(student, step, micro_batches, together)
+        counts = [None] * len(micro_batches)  # 3. only the losses will tell, or there are weights
+        if self._is_settled_first(len(micro_batches)):  # 1. the choice is made here, and tells
+            settled = self._settle(student, step, micro_batches)
             self.settled = dict(enumerate(settled))
             masks = [mask for mask, _ in settled]
             if masks[0].dtype == torch.bool:
                 counts = torch.stack([mask.sum() for mask in masks]).tolist()
-        elif selection.counted == "masks":
+        elif selection.counted == "masks":  # 2. they tell without a choice
             counts = [selection.count(mask) for mask in valid]
+
         per = selection.method.per if selection.method else "kept"
         by_kept = per == "kept" and counts[0] is not None
-        self.exact = by_kept or per == "valid"
-        known = counts if by_kept else [int(mask.sum()) for mask in valid]
-        self.divisor = max(1, sum(known))
+        self.divisor_known = by_kept or per == "valid"
+        parts = counts if by_kept else [int(mask.sum()) for mask in valid]
+        self.divisor = max(1, sum(parts))
         return counts, self.divisor
+
+    def _is_settled_first(self, n):
+        """Is the choice in a step's n micro-batches made before their gradient?"""
+        stored = self.selection.counted == "stored"  # as with ref_and
+        return bool(self.selection.method) and (stored or self._is_of_batch(n))
+
+    def _is_of_batch(self, n):
+        """Are a step's n micro-batches, of all ranks, ranked together, in a pass of their own?"""
+        # The pruned backward pass has to know how many are kept, even of one micro-batch.
+        unknown = self.args.backward == "pruned" and self.selection.counted == "losses"
+        return self.selection.scope == "batch" and (n > 1 or unknown)
 
     def _set_k(self, k):
         """A step of a schedule of k; what is ranked once, the whole set, is ranked anew."""
@@ -148,13 +156,13 @@ class Selector:
         if self.of_set is not None and self.selection.method:
             self.of_set = self._choose_from_set()
 
-    def _settle(self, student, step, micro_batches, together):
+    def _settle(self, student, step, micro_batches):
         """Of each micro-batch: its mask, (B, T) bool or weights; where a score is wrong."""
         if self.of_set is not None:
             T = self.args.seq_len
             cut = [self.data.cut(self.of_set, windows, T, fill=0) for windows in micro_batches]
             return [(self.env.tensor(mask), None) for mask in cut]
-        if not together:
+        if not self._is_of_batch(len(micro_batches)):
             return [self._select(step, windows) for windows in micro_batches]
         predicted = {}
         if not self.selection.static:
@@ -191,7 +199,7 @@ class Selector:
         """The `Choice` among the targets of micro-batch i; `valid` (B, T) on the device."""
         known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
         choice = Choice(self.selection, known, valid, *self.settled.get(i, ()))
-        if not self.exact or self.memory:
+        if not self.divisor_known or self.memory:
             self.choices.append(choice)
         return choice
 
@@ -203,7 +211,7 @@ class Selector:
 
         And remember what the score wants to know of these tokens the next time.
         """
-        if not self.exact:
+        if not self.divisor_known:
             sums = torch.stack([choice.amount() for choice in self.choices])
             true = self.env.total(sums.sum())
             # Nothing kept: no gradient. All weights 1: the factor is exactly 1.

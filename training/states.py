@@ -72,31 +72,31 @@ class States:
     # ----------------------------------------------------------------------------------------------
     # out
 
-    def save(self, student, optimizer, record, kept):
+    def save(self, student, optimizer, record, extra):
         """Write a state. On several ranks it is not on the disk before `wait`.
 
-        record: KEYS and what else it holds. kept: {name: tensor}, the same on all ranks. All ranks
+        record: KEYS and what else it holds. extra: {name: tensor}, the same on all ranks. All ranks
         must call it.
         """
         self.wait()
         if self.env.world == 1:
-            self._save_file(student, optimizer, record, kept)
+            self._save_file(student, optimizer, record, extra)
         else:
-            self._save_folder(student, optimizer, record, kept)
+            self._save_folder(student, optimizer, record, extra)
         self.saved_at = time.perf_counter()
 
-    def _save_file(self, student, optimizer, record, kept):
+    def _save_file(self, student, optimizer, record, extra):
         model_state, optimizer_state = parallel.full_state(student, optimizer)
         path = self.folder / STATE
         if self.newest == path:
             self.newest = self.folder / BEFORE
             files.rename(path, self.newest)
         with files.renamed_when_whole(path) as temporary:
-            state = {**record, **kept, "model": model_state, "optimizer": optimizer_state}
+            state = {**record, **extra, "model": model_state, "optimizer": optimizer_state}
             torch.save(state, temporary)
         self._is_whole(path)
 
-    def _save_folder(self, student, optimizer, record, kept):
+    def _save_folder(self, student, optimizer, record, extra):
         from training import checkpoints
 
         if self.group is None:
@@ -105,7 +105,7 @@ class States:
         self.saving = checkpoints.start_saving(
             self.folder / NEW,
             path,
-            {**parallel.tensors(student, optimizer), **kept},
+            {**parallel.tensors(student, optimizer), **extra},
             record,
             self.env,
             self.group,
@@ -250,15 +250,15 @@ def keep_one(folder, steps):
             remove(path)
 
 
-def restore(student, optimizer, state, kept):
-    """Load a state into the wrapped model, its optimiser and `kept`, on any number of ranks."""
+def restore(student, optimizer, state, extra):
+    """Load a state into the wrapped model, its optimiser and `extra`, on any number of ranks."""
     if "parts" in state:
         from training import checkpoints
 
-        checkpoints.load(state["parts"], {**parallel.tensors(student, optimizer), **kept})
+        checkpoints.load(state["parts"], {**parallel.tensors(student, optimizer), **extra})
         return
     parallel.restore(student, optimizer, state)
-    for name, tensor in kept.items():
+    for name, tensor in extra.items():
         tensor.copy_(state[name])
 
 

@@ -37,7 +37,7 @@ def test_the_record_holds_what_it_should_and_is_json():
 )
 def test_whether_blocks_are_compiled(flag, device, expected):
     env = SimpleNamespace(device=torch.device(device))
-    assert numerics.is_compiled(SimpleNamespace(compile=flag), env) is expected
+    assert numerics.is_compiled(SimpleNamespace(compile=flag), env.device) is expected
 
 
 @pytest.mark.parametrize(

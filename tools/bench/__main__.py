@@ -28,7 +28,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 import torch
 
 import slm
-from common.command_line import Parser, add_machine, share, whole
+from common.command_line import Parser, add_compile, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.owned import refuse_taken
@@ -62,12 +62,7 @@ def arguments(argv=None):
     add("--sizes", type=whole(1), nargs="+", default=[10, 100], help="prepare: megabytes of text")
     add_machine(parser)
     parser.set_defaults(threads=1)
-    add(
-        "--compile",
-        default="auto",
-        choices=["auto", "on", "off"],
-        help="torch.compile; auto is on a GPU",
-    )
+    add_compile(parser)
     add("--memory-of", help=argparse.SUPPRESS)  # a row, in this process alone
     args = parser.parse_args(argv)
     args.rows = rows_of(args.rows)

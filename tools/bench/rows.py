@@ -171,7 +171,7 @@ class Rows:
             same = {shape: getattr(self.config, shape) for shape in shapes}
             with self.env.device:
                 model = LlamaForCausalLM(LlamaConfig(**same))
-            if is_compiled(self.args, self.env):
+            if is_compiled(self.args, self.env.device):
                 for block in model.model.layers:
                     block.compile()
             return model, make_optimizer(model, self.args)

@@ -21,7 +21,7 @@ from common.device import Env  # first: it sets how torch's threads wait
 
 import torch
 
-from common.command_line import Parser, add_machine, share, whole
+from common.command_line import Parser, add_compile, add_machine, share, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.json_files import read_json
@@ -43,9 +43,8 @@ def arguments(argv=None):
     add("--batch-size", type=whole(1), help="windows per step; default: the preset's")
     add("--steps", type=whole(1), default=20, help="measured steps of a case")
     add("--k", type=share, default=0.6, help="share of the tokens that is kept")
-    switch = ["auto", "on", "off"]
-    add("--compile", default="auto", choices=switch, help="torch.compile; auto is on a GPU")
     add_machine(parser)
+    add_compile(parser)
     add("--case", help=argparse.SUPPRESS)  # one case, in this process
     args = parser.parse_args(argv)
     preset = PRESETS[args.preset]

@@ -13,6 +13,7 @@ import torch
 
 import slm
 from common import attention
+from common.numerics import is_compiled
 from evaluation.generate import generate
 from tools.bench.rows import SCORED, Rows, config_of
 from tools.plan.memory import memory
@@ -232,7 +233,7 @@ def generate_case(args, env):
     on_gpu = env.device.type == "cuda"
     n = 64 if on_gpu else 4
     prompts = np.random.RandomState(0).randint(0, args.vocab_size, (n, PROMPT)).tolist()
-    compiled = args.compile == "on" or (args.compile == "auto" and on_gpu)
+    compiled = is_compiled(args, env.device)
     for _ in range(2):  # the first compiles
         started = time.perf_counter()
         outputs = generate(

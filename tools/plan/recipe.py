@@ -15,6 +15,7 @@ import train_slm
 from common.errors import UserError
 from tools.plan.shell import commands_in
 from training.arguments import settle
+from training.method_flags import refuse_ranking
 
 STAGES = {
     "prepare.py": prepare,
@@ -87,4 +88,6 @@ def stage_of(words):
     args.out = args.out or "(no --out)"
     if name.startswith("train_"):
         settle(args, run=False)
+    if name == "train_slm.py":
+        refuse_ranking(args)
     return name, args
