@@ -48,63 +48,21 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, select, count, wants, hold):
-        device = hidden.device.type
-        N, V = len(targets), len(weight)
-        dtype = hidden.dtype
-        wide = torch.promote_types(dtype, torch.float32)
-        factor = factor_dtype(hidden)
-        size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * V))
-        chunks = [slice(i, i + size) for i in range(0, N, size)]
-        with torch.autocast(device, enabled=False):
-            h = hidden.to(factor)
-            w = weight.to(dtype).to(factor)
-            losses = torch.empty(N, device=hidden.device, dtype=wide)
-            also = {name: torch.empty_like(losses) for name in wants}
-            d_hidden = torch.zeros_like(hidden)
-            d_weight = torch.zeros_like(weight, dtype=wide)
-
-            logits = None
-            kept = None
-            weights = None  # None: 1 in each kept row
-            parts = chunks
-            if count != N:  # choose first
-                if hold and count is None:
-                    logits = in_chunks(h, w, chunks)
-                elif hold:
-                    logits = product(h, w.T)  # (N, V)
-                for part in chunks:
-                    z = product(h[part], w.T) if logits is None else logits[part]
-                    measure(z, targets[part], part, losses, also)
-                kept = select(losses, **also)
+        with torch.autocast(hidden.device.type, enabled=False):
+            rows = Rows(hidden, weight, targets, wants)
+            if count == len(targets):  # every row is kept: there is no choice to wait for
+                for part in rows.chunks:
+                    rows.add_gradient(part, measuring=True)
+                kept = select(rows.losses, **rows.also)
+                assert kept.dtype == torch.bool  # there is no count for weights
+            else:
+                logits = rows.measure_all(hold, count)
+                kept = select(rows.losses, **rows.also)
                 weights = None if kept.dtype == torch.bool else kept
-                parts = rows_of(kept, count).split(size)
-
-            for part in parts:
-                h_part, y_part = h[part], targets[part]
-                if logits is None:
-                    z = product(h_part, w.T)  # (chunk, V)
-                else:
-                    z = logits.index_select(0, part)
-                if kept is None:
-                    measure(z, y_part, part, losses, also)
-                d_logits = z.softmax(-1)
-                del z  # as large as d_logits: no more than two of a chunk are held
-                minus_one = torch.full_like(d_logits[:, :1], -1.0)
-                d_logits = d_logits.scatter_add_(1, y_part[:, None], minus_one)
-                if weights is not None:
-                    d_logits.mul_(weights[part][:, None])
-                d_logits = d_logits.to(dtype).to(factor)
-                d_hidden[part] = product(d_logits, w).to(hidden.dtype)
-                if factor == wide:
-                    d_weight.addmm_(d_logits.T, h_part)
-                else:
-                    d_weight.add_(product(d_logits.T, h_part))
-                del d_logits  # before the next chunk's are made
-
-        if kept is None:
-            kept = select(losses, **also)
-            assert kept.dtype == torch.bool  # every row was kept: there is no count for weights
-        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+                for part in rows_of(kept, count).split(rows.size):
+                    rows.add_gradient(part, logits, weights)
+        losses = rows.losses
+        ctx.save_for_backward(rows.d_hidden, rows.d_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses, kept)
         return torch.where(kept != 0, kept * losses, 0.0).sum(), losses, kept
 
@@ -113,6 +71,67 @@ class Head(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         # In place: a second backward pass raises.
         return d_hidden.mul_(grad), d_weight.mul_(grad), None, None, None, None, None
+
+
+class Rows:
+    """A micro-batch's rows on their way through the head, in chunks of `size`.
+
+    losses (N,); also: {name of slm.PREDICTION: (N,)}; d_hidden (N, C), d_weight (V, C): the
+    gradient of the rows that were added.
+    """
+
+    def __init__(self, hidden, weight, targets, wants):
+        N, V = len(targets), len(weight)
+        self.dtype = hidden.dtype
+        self.wide = torch.promote_types(hidden.dtype, torch.float32)
+        self.factor = factor_dtype(hidden)
+        self.h = hidden.to(self.factor)
+        self.w = weight.to(hidden.dtype).to(self.factor)
+        self.targets = targets
+        self.losses = torch.empty(N, device=hidden.device, dtype=self.wide)
+        self.also = {name: torch.empty_like(self.losses) for name in wants}
+        self.d_hidden = torch.zeros_like(hidden)
+        self.d_weight = torch.zeros_like(weight, dtype=self.wide)
+        device = hidden.device.type
+        self.size = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // (4 * V))
+        self.chunks = [slice(i, i + self.size) for i in range(0, N, self.size)]
+
+    def measure_all(self, hold, count):
+        """Every row's loss. Returns the logits (N, V) where they are to be held, else None."""
+        logits = None
+        if hold and count is None:
+            logits = in_chunks(self.h, self.w, self.chunks)
+        elif hold:
+            logits = product(self.h, self.w.T)
+        for part in self.chunks:
+            z = product(self.h[part], self.w.T) if logits is None else logits[part]
+            measure(z, self.targets[part], part, self.losses, self.also)
+        return logits
+
+    def add_gradient(self, part, logits=None, weights=None, measuring=False):
+        """Add the gradient of the rows `part`, each times its weight, where there are `weights`.
+
+        `logits` (N, V), where they are held; `measuring`: these rows' losses are made, too.
+        """
+        h, y = self.h[part], self.targets[part]
+        if logits is None:
+            z = product(h, self.w.T)  # (chunk, V)
+        else:
+            z = logits.index_select(0, part)
+        if measuring:
+            measure(z, y, part, self.losses, self.also)
+        d_logits = z.softmax(-1)
+        del z  # as large as d_logits: no more than two of a chunk are held
+        minus_one = torch.full_like(d_logits[:, :1], -1.0)
+        d_logits = d_logits.scatter_add_(1, y[:, None], minus_one)
+        if weights is not None:
+            d_logits.mul_(weights[part][:, None])
+        d_logits = d_logits.to(self.dtype).to(self.factor)
+        self.d_hidden[part] = product(d_logits, self.w).to(self.dtype)
+        if self.factor == self.wide:
+            self.d_weight.addmm_(d_logits.T, h)
+        else:
+            self.d_weight.add_(product(d_logits.T, h))
 
 
 def factor_dtype(hidden):
