@@ -103,6 +103,23 @@ class Cache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.used, self.prefix = 0, prefix
 
+    def end(self, T):
+        """No row is longer when T more tokens are there."""
+        return min(self.used + T, self.keys[0].shape[2])
+
+    def places(self, B, T):
+        """Where the next T tokens of the first B rows go: slots (B, T), positions (B, T), and how
+        many keys there are then, the prefix included.
+        """
+        shared = self.prefix.used if self.prefix else 0
+        slots = self.lengths[:B, None] + torch.arange(T, device=self.lengths.device)
+        return slots, slots + shared, self.end(T) + shared
+
+    def advance(self, B, T, tail=None):
+        """They are there: T tokens a row, or `tail` (B,) of them."""
+        self.lengths[:B] += T if tail is None else tail
+        self.used = self.end(T)
+
     def put(self, layer, k, v, slots):
         """Store keys and values (B, H_kv, T, D) in `slots` (B, T) of the first B rows.
 
@@ -113,7 +130,7 @@ class Cache:
         rows = torch.arange(B, device=k.device)[:, None]
         keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
         values[rows, :, slots] = v.transpose(1, 2).to(values.dtype)
-        end = min(self.used + slots.shape[1], keys.shape[2])
+        end = self.end(slots.shape[1])
         own = (keys[:B, :, :end], values[:B, :, :end])
         if self.prefix is None:
             return [own]
@@ -283,44 +300,45 @@ class Transformer(nn.Module):
         lengths[b] tokens there, and the lengths grow by T. `tail` (B,) then counts the real tokens
         of each row; the rest is padding on the right, its output meaningless.
         """
-        B, T = tokens.shape
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):
             # The residual stream is a long sum: it stays fp32, as the weights are.
             x = x.float()
-        start = torch.zeros(1, dtype=torch.long, device=x.device)
-        if cache is not None:
-            start = cache.lengths[:B]
-        slots = start[:, None] + torch.arange(T, device=x.device)  # (B or 1, T)
-        shared = 0 if cache is None or cache.prefix is None else cache.prefix.used
-        positions = slots + shared
-        documents = None
-        if self.document_end is not None and cache is None:
-            documents, positions = documents_of(tokens, self.document_end)
+        slots = None
+        if cache is None:
+            positions, mask = self._in_text(tokens)
+        else:
+            slots, positions, length = cache.places(*tokens.shape)
+            mask = self._in_cache(positions, length)
         self.frequencies = self.frequencies.to(x.device)
         angles = positions[:, None, :, None].float() * self.frequencies  # (B or 1, 1, T, D / 2)
         cos, sin = angles.cos(), angles.sin()
-        length = T if cache is None else shared + min(cache.used + T, cache.keys[0].shape[2])
-        if cache is None:
-            mask = text_mask(documents, self.config.sliding_window, T, x.device)
-        else:  # an empty one needs no mask: causal attention hides the padding on the right
-            mask = self._mask(positions, length, length > T or T == 1)
         for i, layer in enumerate(self.model.layers):
-            if self.checkpointing and torch.is_grad_enabled():
+            if cache is not None:
+                x = layer(x, cos, sin, mask, partial(cache.put, i, slots=slots))
+            elif self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, cos, sin, mask, use_reentrant=False)
             else:
-                store = None
-                if cache is not None:
-                    store = partial(cache.put, i, slots=slots)
-                x = layer(x, cos, sin, mask, store)
+                x = layer(x, cos, sin, mask)
         if cache is not None:
-            cache.lengths[:B] += T if tail is None else tail
-            cache.used = length - shared
+            cache.advance(*tokens.shape, tail)
         return self.model.norm(x)
 
-    def _mask(self, positions, length, cached):
-        """Which keys 0..length-1 each query may see, (B, 1, T, S); None: plain causal attention."""
-        window = self.config.sliding_window
+    def _in_text(self, tokens):
+        """Positions (B or 1, T) and mask of whole windows, as they are trained on."""
+        T = tokens.shape[1]
+        documents, positions = None, torch.arange(T, device=tokens.device)[None]
+        if self.document_end is not None:
+            documents, positions = documents_of(tokens, self.document_end)
+        return positions, text_mask(documents, self.config.sliding_window, T, tokens.device)
+
+    def _in_cache(self, positions, length):
+        """Which keys 0..length-1 each query may see, (B, 1, T, S); None: plain causal attention.
+
+        An empty cache needs no mask: causal attention hides the padding on the right.
+        """
+        T, window = positions.shape[1], self.config.sliding_window
+        cached = length > T or T == 1
         if not cached and (window is None or length <= window):
             return None
         keys = torch.arange(length, device=positions.device)
