@@ -153,7 +153,7 @@ def check(args):
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
     if args.tasks == [DEMO] and not Path(DEMO).exists():
         raise UserError(f"--tasks: {DEMO} is not there yet; make it with {command('prepare.py')}")
-    own = [task for task in args.tasks if tasks.check(task).own]
+    own = [task for task in args.tasks if tasks.task_of(task).own]
     if args.mode == "tool" and own:
         raise UserError(f"--mode tool: {own[0]} has chain of thought only; name other --tasks")
 
@@ -185,7 +185,7 @@ def evaluate(args):
     if not args.out and not Path(args.model).is_dir():
         raise UserError(f"--out: name a folder for the results of {args.model}")
     out = Path(args.out or folder / "eval")
-    refuse_overlap(out, {"--tasks": [task for task in args.tasks if tasks.check(task).own]})
+    refuse_overlap(out, {"--tasks": [task for task in args.tasks if tasks.task_of(task).own]})
     if args.out is None and env.main:
         with taking_turns(folder):
             own_folder(out)  # goes with the run, where it is one
@@ -295,7 +295,7 @@ def evaluate_task(task, args, env, subject, out):
             reasons = [given[key].finish_reason for key in keys]
             report.write_results(task, texts, verdicts, out, settings, name, args.samples, reasons)
             unfinished.replaced(out, name)
-            if tasks.check(task).own and not args.limit and args.temperature == 0:
+            if tasks.task_of(task).own and not args.limit and args.temperature == 0:
                 note_exact_match(subject.folder, task, verdicts)
 
 
@@ -320,7 +320,7 @@ def settings_of(task, args, env, subject, prompts):
     drawn = {}
     if args.temperature:
         drawn = {"temperature": args.temperature, "seed": args.seed}
-    default = NEW_TOKENS_OWN if tasks.check(task).own else NEW_TOKENS
+    default = NEW_TOKENS_OWN if tasks.task_of(task).own else NEW_TOKENS
     together = "\0".join(prompts)  # of all, whatever the --limit
     return {
         "model": args.model,
@@ -344,7 +344,7 @@ def answer(task, args, env, subject, prompts, todo, settings):
     ids = [encode(prompt) for prompt in prompts]
     prefix = ids[0][: common_prefix(ids)]
     mine = sorted(todo, key=lambda key: (-len(ids[key[0]]), key))[env.rank :: env.world]
-    own = tasks.check(task).own
+    own = tasks.task_of(task).own
     stop = end_of_hashes if own else stop_strings(tasks.STOP[args.mode])
     decoder = subject.decoder(settings["max_new_tokens"], stop, prefix)
     if args.mode == "cot":

@@ -29,7 +29,7 @@ from evaluation.answers import (
 )
 from evaluation.equality import cheap
 from evaluation.strict import quick
-from evaluation.tasks import check
+from evaluation.tasks import task_of
 from evaluation.worker import SECONDS, Worker
 
 # --------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def verdict(worker, task, text, gt, seconds=SECONDS, truth=None):
         text = text.decode("utf-8", "replace")
     text = str(text or "")
     gt = as_text(gt)
-    spec = check(task)
+    spec = task_of(task)
     if spec.choice:
         return choice_verdict(text, gt.strip().upper())
     if spec.own:

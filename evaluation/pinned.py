@@ -64,7 +64,7 @@ def sha256_of(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def find(name, data_dir=None, base_url=GITHUB):
+def find(name, data_dir=None):
     """Path of a file such as "eval/gsm8k.jsonl": in `data_dir`, else the cache, else downloaded.
 
     A file of the user's own data_dir that differs from the published one is used, with a warning.
@@ -77,7 +77,7 @@ def find(name, data_dir=None, base_url=GITHUB):
         return path
     with taking_turns(path.parent):  # several ranks or runs may want it at once: one downloads it
         if not is_whole(path, name):
-            write_atomic(path, downloaded(name, base_url))
+            write_atomic(path, downloaded(name))
     return path
 
 
@@ -85,9 +85,9 @@ def is_whole(path, name):
     return path.is_file() and sha256_of(path.read_bytes()) == SHA256[name]
 
 
-def downloaded(name, base_url):
+def downloaded(name):
     """The bytes of a public file, checked. Raises UserError."""
-    url = f"{base_url}/{address(name)}"
+    url = f"{GITHUB}/{address(name)}"
     content = download(url, name)
     got = sha256_of(content)
     if got != SHA256[name]:

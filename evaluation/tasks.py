@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from evaluation.answers import extract, normalize
-from evaluation.pinned import GITHUB, find, read_rows
+from evaluation.pinned import find, read_rows
 
 LETTERS = "ABCDE"
 CHOICE = "What of the following is the right choice? Explain your answer."
@@ -181,7 +181,7 @@ UNUSABLE = (
 # what a stage calls
 
 
-def check(task):
+def task_of(task):
     """The Task behind a name or a path. Raises UserError for an unknown name."""
     if str(task).endswith(".jsonl"):
         return Task(str(task), "", field("question"), after_hashes, own=True)
@@ -194,25 +194,25 @@ def check(task):
 
 def label(task):
     """What a task is called in results: its name, or its file's ("test" for a/test.jsonl)."""
-    return Path(task).stem if check(task).own else task
+    return Path(task).stem if task_of(task).own else task
 
 
-def prefix(task, data_dir=None, base_url=GITHUB):
+def prefix(task, data_dir=None):
     """The few-shot text that all prompts of a task begin with, "" for a file of one's own."""
-    shots = check(task).shots
+    shots = task_of(task).shots
     if not shots:
         return ""
-    return find(shots, data_dir, base_url).read_text(encoding="utf-8").strip() + "\n\n\n"
+    return find(shots, data_dir).read_text(encoding="utf-8").strip() + "\n\n\n"
 
 
-def load(task, data_dir=None, limit=None, base_url=GITHUB):
+def load(task, data_dir=None, limit=None):
     """The problems of a task as a list of Example, in the file's order.
 
     task: a name in TASKS, or the path of a .jsonl file with the fields question and answer.
     data_dir: the folder with eval/ and prompts/. limit: only the first so many problems.
     Raises UserError on unknown tasks and on files that cannot be had or read.
     """
-    spec = check(task)
+    spec = task_of(task)
     if spec.own:
         path = Path(task)
         if not path.is_file():
@@ -221,8 +221,8 @@ def load(task, data_dir=None, limit=None, base_url=GITHUB):
                 f"wanted a .jsonl file with a question and an answer a line"
             )
     else:
-        path = find(spec.file, data_dir, base_url)
-    shots = prefix(task, data_dir, base_url)
+        path = find(spec.file, data_dir)
+    shots = prefix(task, data_dir)
     examples = []
     for idx, row in enumerate(read_rows(path)[:limit]):
         try:

@@ -177,7 +177,8 @@ def server(tmp_path, monkeypatch):
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     monkeypatch.setenv("RHO_CACHE", str(tmp_path / "cache"))
-    yield f"http://127.0.0.1:{running.server_port}", bodies, asked
+    monkeypatch.setattr(pinned, "GITHUB", f"http://127.0.0.1:{running.server_port}")
+    yield bodies, asked
     running.shutdown()
     running.server_close()
 
@@ -195,34 +196,34 @@ def small(monkeypatch):
 
 
 def test_download_once_then_cache(server, small, tmp_path):
-    base, bodies, asked = server
+    bodies, asked = server
     bodies.update(small)
-    first = tasks.load("gsm8k", base_url=base)
+    first = tasks.load("gsm8k")
     assert first[0].prompt == "SHOTS\n\n\nQuestion: 1 + 1?\nAnswer:" and first[0].gt == "2"
     assert sorted(asked) == sorted(small)
     bodies.clear()
-    assert tasks.load("gsm8k", base_url=base) == first and len(asked) == 2
+    assert tasks.load("gsm8k") == first and len(asked) == 2
     (tmp_path / "cache/eval/gsm8k.jsonl").write_bytes(b"damaged")  # is noticed, and fetched again
     bodies.update(small)
-    assert tasks.load("gsm8k", base_url=base) == first and len(asked) == 3
+    assert tasks.load("gsm8k") == first and len(asked) == 3
     kept = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert sorted(kept) == [LIST, LIST, "gsm8k.jsonl", "gsm8k.md"]
 
 
 def test_wrong_checksum_is_refused_and_not_kept(server, small, tmp_path):
-    base, bodies, _ = server
+    bodies, _ = server
     bodies.update({path: body + b" " for path, body in small.items()})
     with pytest.raises(UserError, match="sha256 .* wanted .*--data-dir"):
-        tasks.load("gsm8k", base_url=base)
+        tasks.load("gsm8k")
     assert not list((tmp_path / "cache").rglob("*.*l"))
 
 
-def test_offline_says_how_to_mend_it(server, small):
-    base, _, _ = server
+def test_offline_says_how_to_mend_it(server, small, monkeypatch):
     with pytest.raises(UserError, match="--data-dir") as missing:  # the server answers 404
-        tasks.load("gsm8k", base_url=base)
+        tasks.load("gsm8k")
+    monkeypatch.setattr(pinned, "GITHUB", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="--data-dir") as refused:  # nobody listens
-        tasks.load("gsm8k", base_url="http://127.0.0.1:9")
+        tasks.load("gsm8k")
     assert "\n" not in str(missing.value) + str(refused.value)
 
 
