@@ -28,7 +28,7 @@ from training.track import Tracker
 WARM_UP = 5  # first steps of a process, compilation among them, that its rate leaves out
 SHOWN = {
     "loss": "loss",
-    "kept": "loss_selected",
+    "of kept": "loss_selected",
     "val": "val_loss",
     "lead": "reference_lead",
     "tok/s": "tok_per_s",
