@@ -26,17 +26,26 @@ def paths_of(args):
     return {"loss": Path(args.out), "entropy": entropy_path(args.out)}
 
 
+def progress_of(args, note):
+    """{"loss": windows that are stored, "entropy": the same}, of what is there or asked for."""
+    progress = {"loss": note["n_scored"]}
+    if note["entropy"]:
+        progress["entropy"] = note["n_scored"]
+    elif args.entropy:
+        progress["entropy"] = note["entropies"]["n_scored"]
+    return progress
+
+
 def passes(args, data, note):
     """What is still to be stored, a list of names for each pass over the token set.
 
     Losses that were there get their entropies in a pass of its own, and are not touched.
     """
-    left = []
-    if note["n_scored"] < data.n_windows(args.seq_len):
-        left.append(["loss", "entropy"] if note["entropy"] else ["loss"])
-    if args.entropy and not note["entropy"]:
-        left.append(["entropy"])
-    return left
+    total = data.n_windows(args.seq_len)
+    left = [name for name, stored in progress_of(args, note).items() if stored < total]
+    if left and note["entropy"]:
+        return [left]
+    return [[name] for name in left]
 
 
 def size_of(windows, data, seq_len):
@@ -72,7 +81,8 @@ def claim(args, header, data):
     if saved["n_scored"] < data.n_windows(args.seq_len) and (said := notice(out, saved, header)):
         print(said)
     settle_entropies(args, saved, header)
-    for path, n_scored in scored_files(args, saved):
+    for name, n_scored in progress_of(args, saved).items():
+        path = paths_of(args)[name]
         size = path.stat().st_size if path.exists() else 0
         wanted = size_of(n_scored, data, args.seq_len)
         if size < wanted:
@@ -98,17 +108,6 @@ def settle_entropies(args, note, header):
     if args.entropy and not note["entropy"]:
         how = {name: header[name] for name in SAID}
         note.setdefault("entropies", {"n_scored": 0, **how})
-
-
-def scored_files(args, note):
-    """[(path, windows that it holds)] by the note."""
-    paths = paths_of(args)
-    found = [(paths["loss"], note["n_scored"])]
-    if note["entropy"]:
-        found.append((paths["entropy"], note["n_scored"]))
-    elif args.entropy:
-        found.append((paths["entropy"], note["entropies"]["n_scored"]))
-    return found
 
 
 def is_broken(note):
