@@ -145,6 +145,11 @@ def prepare_files(args):
     out = Path(args.out)
     refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
     if not args.val_share:
+        if args.overwrite and (out / FOLDER / "meta.json").exists():
+            raise UserError(
+                f"--out {out}: {out / FOLDER} holds documents that were held out of another set, "
+                f"and would not be any more; give --val-share again, or name another --out"
+            )
         prepare_set(args, out)
         return
     sources = prepare_set(args, out, Side(args.val_share, held_out=False))
@@ -182,7 +187,6 @@ def prepare_set(args, out, side=None):
     only_sets = all(source.kind == "set" for source in sources)
     if args.mask_prompt and not any(source.form in ("pair", "chat") for source in sources):
         raise UserError("--mask-prompt: needs --prompt-field and --response-field")
-    tokenizer = tokenizer_for(args, sources)
     settings = Settings(
         workers=1 if only_sets else args.workers,
         overwrite=args.overwrite,
@@ -200,6 +204,7 @@ def prepare_set(args, out, side=None):
         )
     if args.decontaminate:
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
+    tokenizer = tokenizer_for(args, sources, settings)
     plan = plan_of(args, sources, tokenizer, settings)
     notes = notes_of(out, plan, sources, args.overwrite)
     tokens = build(out, sources, plan, tokenizer, settings, names=args.source)
@@ -207,7 +212,7 @@ def prepare_set(args, out, side=None):
     return sources
 
 
-def tokenizer_for(args, sources):
+def tokenizer_for(args, sources, settings):
     """The Tokenizer that the flags or the first token set name, or a function that trains one."""
     folder = next((source.path for source in sources if source.kind == "set"), None)
     if folder and args.train_vocab:
@@ -216,8 +221,14 @@ def tokenizer_for(args, sources):
         )
     if args.train_vocab:
 
+        def is_learnt_from(text):
+            check = settings.decontaminator
+            taken = settings.side is None or settings.side.takes(text)
+            return taken and not (check and check.problems_in(text))
+
         def train():
-            return train_bpe(reading.sample(sources, args.skip_bad, TRAIN_BYTES), args.train_vocab)
+            texts = reading.sample(sources, args.skip_bad, TRAIN_BYTES, is_learnt_from)
+            return train_bpe(texts, args.train_vocab)
 
         return train
     name = args.tokenizer or folder
@@ -294,7 +305,7 @@ def test_problems(names, data_dir=None):
 
     problems = []
     for name in names:
-        tasks.check(name)
+        tasks.task_of(name)
         for example in tasks.load(name, data_dir):
             problems.append((name, example.idx, example.question.replace(CHOICES, "")))
     return problems

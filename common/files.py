@@ -1,7 +1,8 @@
 """All that the kit writes to a disk: whole files, growing ones, renames and removals.
 
-Nothing else in the kit opens a file for writing, renames or deletes one. Whose a file is:
-common/owned.py. Each change passes common/changes.py.
+Nothing else in the kit opens a file for writing, renames or deletes one (but tools/results, which
+writes the repository's own pages). Whose a file is: common/owned.py. Each change passes
+common/changes.py.
 """
 
 import contextlib

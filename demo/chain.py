@@ -162,7 +162,7 @@ def ensure(args, stage):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise UserError(
                 f"{path}: is not there or another one, and the demo's earlier stages run in one "
-                f"process; make it with {shell_line(*command.split())}, or name --data"
+                f"process; name --data, or first {shell_line(*command.split())}"
             )
         run(command)
 

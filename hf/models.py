@@ -43,6 +43,11 @@ def mask_documents(model, token_set):
     model.document_end = end
 
 
+def width_of_mlp(d_model):
+    """SwiGLU has three matrices: 8/3 of the width weigh as much as the usual two of four widths."""
+    return max(16, d_model * 8 // 3 // 16 * 16)
+
+
 def scratch_config(args, token_set):
     """The `Config` that --d-model, --n-layer and their like describe. Raises UserError."""
     n_kv_head = args.n_kv_head or args.n_head
@@ -53,13 +58,11 @@ def scratch_config(args, token_set):
             "wanted an even width per head and whole groups of heads"
         )
     tokenizer = Tokenizer.load(token_set.folder)
-    # SwiGLU has three matrices: 8/3 of the width weigh as much as the usual two of four widths
-    d_ff = args.d_ff or max(16, args.d_model * 8 // 3 // 16 * 16)
     return Config(
         vocab_size=token_set.vocab_size,
         hidden_size=args.d_model,
         num_hidden_layers=args.n_layer,
-        intermediate_size=d_ff,
+        intermediate_size=args.d_ff or width_of_mlp(args.d_model),
         num_attention_heads=args.n_head,
         num_key_value_heads=n_kv_head,
         head_dim=head_dim,

@@ -26,7 +26,7 @@ from tools.results.ablations import (
     price,
 )
 from tools.results.collect import collected, share_kept
-from tools.results.figures import ablation, ablation_of_k
+from tools.results.figures import FIGURES, ablation, ablation_of_k, write
 from training import finished
 
 NAME = "ablations"
@@ -74,8 +74,12 @@ def show(args):
     print("\n".join(losses_and_shares(experiment, args.name, variant)))
     if args.name == "weak":
         print("\n".join(["", *price(experiment, variant)]))
-    draw = ablation_of_k if args.name == "k" else ablation(args.name)
-    save_figure(draw(experiment, variant), Path(args.figures) / f"ablation-{args.name}")
+    out = Path(args.figures) / f"ablation-{args.name}"
+    if f"ablation-{args.name}" in FIGURES and not variant:
+        write(f"ablation-{args.name}", out)
+    else:
+        draw = ablation_of_k if args.name == "k" else ablation(args.name)
+        save_figure(draw(experiment, variant), f"{out}-{variant}" if variant else out)
     if missing:
         print(f"not finished, and left out: {', '.join(missing)}")
     elif args.name == "narrow":

@@ -14,6 +14,9 @@ EXTRA=${EXTRA:-}
 case ${K:-} in 1 | 1. | 1.00) K=1.0 ;; esac
 RECIPE=$(basename "$0" .sh)
 D=data/$RECIPE O=out/$RECIPE
+case "${DATA_DIR:-}${TINY:-}${BASE:-}" in
+    *[[:space:]]*) echo "$0: DATA_DIR, TINY and BASE are split at spaces; name others" >&2; exit 2 ;;
+esac
 LAUNCH=${LAUNCH:-torchrun --nproc-per-node $GPUS}
 TESTS=${DATA_DIR:+--data-dir $DATA_DIR} EVAL=${DATA_DIR:+--data-dir $DATA_DIR}
 
@@ -24,7 +27,7 @@ pick() { if [ "$SCALE" = tiny ]; then echo "$2"; else echo "$1"; fi; }
 amount() { if [ "$1" -ge 1000000000 ]; then echo $(($1 / 1000000000))B; else echo "$1"; fi; }
 
 run() {
-    printf '$ %s\n' "$*"
+    printf '$'; printf ' %q' "$@"; echo
     [ -n "${PLAN:-}" ] || "$@"
 }
 

@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
+[ -z "${MODEL:-}" ] || : "${REFERENCE:?wanted beside MODEL}" "${DATA:?wanted beside MODEL}"
 OUT=${OUT:-gpu_check}
 for part in train numbers ranks; do
     "$PYTHON" -m tools.gpu_check --out "$OUT" --part "$part" "$@"

@@ -59,7 +59,13 @@ def main():
         add("--out", default="out/methods.json", help="what was chosen")
         add("--figures", default=files.FIGURES, help="folder of the figure")
     args = parser.parse_args()
-    globals()[f"show_{args.command}"](args)
+    {
+        "names": show_names,
+        "variants": show_variants,
+        "choose": show_choose,
+        "chosen": show_chosen,
+        "table": show_table,
+    }[args.command](args)
 
 
 def at_rates(name, rates):
@@ -93,6 +99,11 @@ def published(name, rate):
     return f"--score {name} {'' if weighs else f'--k {K} '}--lr {rate}"
 
 
+def rate_of(flags):
+    """The learning rate, which stands last in a variant's flags."""
+    return flags.split()[-1]
+
+
 def folder_of(name, seed, steps):
     return roots(seed)[1] / f"methods{steps}" / name
 
@@ -111,7 +122,7 @@ def tried(args, name):
     """{folder: flags} of a stage: the method at each rate, then its knob at the best of them."""
     if args.stage == "rates":
         return at_rates(name, args.rates)
-    return at_knobs(name, choices_of(args)[name]["flags"].split()[-1])
+    return at_knobs(name, rate_of(choices_of(args)[name]["flags"]))
 
 
 def show_choose(args):
@@ -128,7 +139,11 @@ def show_choose(args):
             for seed in args.seeds:
                 runs.append(collected(folder_of(folder, seed, args.steps), name, folder))
                 files.add(search, runs[-1])
-            loss = loss_of(runs) if runs else 0.0
+            if not runs:
+                choice.setdefault("folder", folder)
+                choice.setdefault("flags", flags)
+                continue
+            loss = loss_of(runs)
             if loss < min(choice["losses"].values(), default=math.inf):
                 choice |= {"folder": folder, "flags": flags}
             choice["losses"][folder] = loss
@@ -159,7 +174,7 @@ def choices_of(args):
 def show_table(args):
     """Add the runs to results/; print their tables and draw the figure."""
     choices = choices_of(args)
-    searched = any(len(choice["losses"]) > 1 for choice in choices.values())
+    searched = any(choice["losses"] for choice in choices.values())
     made = TUNED if searched else NAME
     experiment = files.load_or_new(made, COMMAND)
     for name in args.names:

@@ -44,26 +44,26 @@ done
 # 2. The base, where reference and students start, sees a part of the same mixture that the students
 #    never see. The reference is the base after curated problems. Its losses on the corpus are
 #    stored once.
-train="--val $sets/val --seq-len $window --batch-size $batch --eval-every $every --save-every 60
-    $options"
+train=(--val "$sets/val" --seq-len "$window" --batch-size "$batch" --eval-every "$every"
+    --save-every 60 $options)
 "$python" "$kit/train_ref.py" --data "$sets/base" --init scratch $model --steps "$base_steps" \
-    --lr 2e-3 --schedule constant --out "$out/base" $train
+    --lr 2e-3 --schedule constant --out "$out/base" "${train[@]}"
 "$python" "$kit/train_ref.py" --data "$sets/curated" --init "$out/base" --steps "$ref_steps" \
-    --lr 2e-3 --out "$out/ref" $train
+    --lr 2e-3 --out "$out/ref" "${train[@]}"
 "$python" "$kit/score.py" --model "$out/ref" --data "$sets/corpus" --out "$out/ref_loss.bin" \
     --seq-len "$window" --batch-size "$batch" $options
 
 # 3. Students: the same windows in the same order, every token (clm), the best 60 % (slm), any 60 %
 #    (random).
 student_run() {     # method, rate, seed
-    local select="--k 0.6 --ref-loss $out/ref_loss.bin"
+    local select=(--k 0.6 --ref-loss "$out/ref_loss.bin")
     case $1 in
-        clm) select="--k 1.0" ;;
-        random) select="--k 0.6 --score random" ;;
-        slm-k*) select="--k ${1#slm-k} --ref-loss $out/ref_loss.bin" ;;
+        clm) select=(--k 1.0) ;;
+        random) select=(--k 0.6 --score random) ;;
+        slm-k*) select=(--k "${1#slm-k}" --ref-loss "$out/ref_loss.bin") ;;
     esac
-    "$python" "$kit/train_slm.py" --data "$sets/corpus" --init "$out/base" $student $select \
-        --lr "$2" --seed "$3" --out "$out/$1-lr$2-seed$3" $train
+    "$python" "$kit/train_slm.py" --data "$sets/corpus" --init "$out/base" $student \
+        "${select[@]}" --lr "$2" --seed "$3" --out "$out/$1-lr$2-seed$3" "${train[@]}"
 }
 best_rate() {       # method
     "$python" "$kit/runs/real_text.py" best --method "$1" --out "$out" --seeds "$first" --rates $rates

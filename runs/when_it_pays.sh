@@ -41,7 +41,7 @@ more=${MORE:-twice clm}
 again=${AGAIN:-yes}                     # the reference made again from the student
 
 run() {
-    printf '$ %s\n' "$*"
+    printf '$'; printf ' %q' "$@"; echo
     "$@"
 }
 stage() {                               # a stage of the kit

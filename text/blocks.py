@@ -29,13 +29,11 @@ def blocks(name, file, size, longest):
     """
     if name.endswith(".zst"):
         yield from of_one_size(zstd_pieces(file, max(WINDOW, longest)), size)
-        return
-    stream = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
-    try:
-        while block := stream.read(size):
+    elif name.endswith(".gz"):
+        yield from of_one_size(gzip_pieces(file), size)
+    else:
+        while block := file.read(size):
             yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Damaged(str(error)) from None
 
 
 def of_one_size(pieces, size):
@@ -67,6 +65,16 @@ def small_pieces(file):
     while read := file.read(READ):
         for start in range(0, len(read), PIECE):
             yield read[start : start + PIECE]
+
+
+def gzip_pieces(file):
+    """The unpacked bytes of gzip, of one member or several. Raises Damaged."""
+    stream = gzip.GzipFile(fileobj=file)
+    try:
+        while piece := stream.read1(READ):
+            yield piece
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Damaged(str(error)) from None
 
 
 def zstd_pieces(file, window):

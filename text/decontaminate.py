@@ -40,12 +40,12 @@ class Decontaminator:
     Attributes: `checked` and `uncheckable` (too short), both {task: questions}; `hash`.
     """
 
-    def __init__(self, problems, n=N):
+    def __init__(self, problems):
         self.runs = defaultdict(set)  # {run: {(task, number)}}
         self.probes = set()  # every run of PROBE words of every problem
         self.checked = Counter()
         self.uncheckable = Counter()
-        digest = hashlib.sha256(f"{n} {SHORTEST}".encode())
+        digest = hashlib.sha256(f"{N} {SHORTEST}".encode())
         for task, number, question in problems:
             words = words_of(question)
             digest.update(b" ".join([task.encode(), *words, b"\n"]))
@@ -53,7 +53,7 @@ class Decontaminator:
                 self.uncheckable[task] += 1
                 continue
             self.checked[task] += 1
-            for run in runs_of(words, min(n, len(words))):
+            for run in runs_of(words, min(N, len(words))):
                 self.runs[run].add((task, number))
             self.probes.update(runs_of(words, PROBE))
         self.lengths = sorted({run.count(b" ") + 1 for run in self.runs})

@@ -64,18 +64,22 @@ class Shard:
         return f"hf:{self.repo}@{self.commit[:12]}/{self.path}"
 
     @property
+    def folder(self):
+        """Its own: most data sets call a file data/train-00000-of-00001.parquet."""
+        return Path(self.out) / FOLDER / self.repo / self.commit
+
+    @property
     def file(self):
-        return str(Path(self.out) / FOLDER / self.path)
+        return str(self.folder / self.path)
 
     def fetch(self):
         """Download it unless it is there; every other shard is deleted. Raises UserError."""
         if Path(self.file).exists():
             return
         delete_shard(self.out)
-        folder = Path(self.out) / FOLDER
         locks.lock_folder(self.out, "token set")
-        owned.claim(folder)
-        place = {"repo_type": "dataset", "local_dir": str(folder)}
+        owned.claim(Path(self.out) / FOLDER)
+        place = {"repo_type": "dataset", "local_dir": str(self.folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:
             raise UserError(f"{self.name}: is not on the hub any more, although the listing has it")
 

@@ -233,19 +233,28 @@ def what_is_wrong(error, source):
     return error
 
 
-def sample(sources, skip_bad, n_bytes):
-    """Texts from the start of each --source, an equal share of n_bytes from each."""
+def sample(sources, skip_bad, n_bytes, wanted):
+    """Texts from the start of each --source, an equal share of n_bytes from each.
+
+    Those of which `wanted(text)` is true. With skip_bad the rest of a damaged shard of the hub is
+    left out.
+    """
     entries = {source.entry for source in sources}
     room = dict.fromkeys(entries, n_bytes // len(entries))
     for source in sources:
         if room[source.entry] <= 0:
             continue
         source.fetch()
-        for text in texts_of(source, skip_bad):
-            yield text
-            room[source.entry] -= len(text.encode())
-            if room[source.entry] <= 0:
-                break
+        texts = texts_of(source, skip_bad)
+        try:
+            for text in filter(wanted, texts):
+                yield text
+                room[source.entry] -= len(text.encode())
+                if room[source.entry] <= 0:
+                    break
+        except UserError:
+            if not (skip_bad and source.shard):
+                raise
 
 
 def texts_of(source, skip_bad):

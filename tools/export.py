@@ -50,6 +50,8 @@ def main():
         raise UserError(f"{out}: holds a model; name another --out, or --overwrite it")
     owned.refuse_foreign([out / LAST])
     files.remove(out / LAST)
+    for name in sorted(owned.written(out) - {owned.LIST}):  # an older export's, perhaps in shards
+        files.remove(out / name)
     checkpoint.save(model, out, state=states.weights(state), tokenizer_from=tokenizer_from)
     files.write_atomic(out / LAST, state["card"])
     print(f"{out}: the model of {run} after step {state['step']}")

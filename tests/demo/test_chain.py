@@ -152,7 +152,7 @@ def test_several_ranks_run_no_earlier_stage(stage, monkeypatch, tmp_path):
     monkeypatch.setattr(subprocess, "run", None)
     code, _, err = stage(train_ref, "--steps 2")
     assert code == 2 and err.count("\n") == 1
-    assert "make it with python prepare.py --source demo --out data/demo, or name --data" in err
+    assert "name --data, or first python prepare.py --source demo --out data/demo" in err
     assert not list(tmp_path.iterdir())
 
 

@@ -108,12 +108,21 @@ def test_entropies_beside_losses_that_are_there(run, inputs):
 
 @pytest.mark.parametrize("flags", ["--seq-len 32", "--dtype bfloat16", "--document-mask"])
 def test_losses_of_other_windows_precision_or_mask(run, flags):
-    """The reference is named in the note: there is nothing to fill in."""
+    """The reference is named in the note: there is nothing to fill in. The losses stay: they may be
+    another run's."""
     assert run(score, SCORE)[0] == 0
-    args = f"{SLM} --ref-loss ref_loss.bin {flags} --seq-len 32"
-    assert run(train_slm, args)[0] == 2
-    assert run.printed()[1:3] == ["--model", "r"]
-    refused_until_followed(run, train_slm, args)
+    args = f"{SLM} {flags} --seq-len 32 --ref-loss ref_loss"
+    assert run(train_slm, f"{args}.bin")[0] == 2
+    assert run.printed()[1:3] == ["--model", "r"] and "--overwrite" not in run.printed()
+    refused_until_followed(run, train_slm, f"{args}.bin", then=f"{args}-2.bin")
+    assert run(score, SCORE)[0] == 0
+
+
+def test_losses_whose_note_is_lost(run, inputs):
+    assert run(score, SCORE)[0] == 0
+    (inputs / "ref_loss.json").unlink()
+    args = f"{SLM} --ref-loss ref_loss"
+    refused_until_followed(run, train_slm, f"{args}.bin", then=f"{args}-2.bin")
 
 
 def test_losses_that_were_damaged(run, inputs):
@@ -148,6 +157,14 @@ def test_a_validation_set_of_another_vocabulary(run):
         run, train_ref, f"--data d --val w --init m --out a {STEPS}",
         then=f"--data d --val new --init m --out a {STEPS}",
     )  # fmt: skip
+
+
+def test_the_demo_on_several_ranks(run, monkeypatch):
+    monkeypatch.setattr(corpus, "PAGES", {"base": 40, "corpus": 40, "curated": 40, "val": 40})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(train_ref, "")[0] == 2
+    run.follow()
+    assert "base/summary.json: is not there" in run(train_ref, "")[1]
 
 
 def test_the_demo_s_problems(run, monkeypatch):
@@ -191,6 +208,7 @@ MAKERS = ("command", "shell_line", "score_command")
 CASES = {
     ("data.py", "__init__"),
     ("data.py", "score_command"),
+    ("demo/chain.py", "ensure"),
     ("demo/chain.py", "finished"),
     ("eval_math.py", "check"),
     ("common/numerics.py", "notice"),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_published_values_are_among_the_knobs():
     for name, (knob, values) in table.KNOBS.items():
         defaults = slm.SCORES[name].function.__defaults__
         assert defaults[0] in values, (name, knob)
+
+
+def test_without_a_search_each_is_as_published(tmp_path, monkeypatch, capsys):
+    """TUNE_SEEDS= : nothing is compared, and nothing counts as tuned."""
+    monkeypatch.setattr(table.files, "FOLDER", tmp_path)
+    args = SimpleNamespace(names=["clm", "excess", "mile"], seeds=[], rates=["1e-3", "2e-3"])
+    args.out, args.steps, args.stage = tmp_path / "choices.json", 1200, "rates"
+    table.show_choose(args)
+    args.stage = "knobs"
+    table.show_choose(args)
+    choices = json.loads(args.out.read_text())
+    assert choices["mile"]["flags"] == "--score mile --lr 1e-3"
+    assert choices["excess"]["folder"] == "excess-1e-3" and not choices["excess"]["losses"]
+    assert not list(tmp_path.glob("*search*"))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Files that unpack to far more than they are, and records that never end: memory stays bounded."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from prepared import folder_fixture, prepared, texts_fixture, write  # noqa: F40
 from common.errors import UserError
 from conftest import ROOT
 from text import reading, workers
+from text.blocks import Damaged, blocks
 from text.cutting import Array, Lines
 
 MiB = 1 << 20
@@ -244,3 +246,15 @@ def test_what_waits_between_processes_is_bounded(monkeypatch):
     pieces = list(workers.in_order(map(Job, sizes), 2, None))
     assert pieces == sizes
     assert pool.most == 64 * MiB  # the longest one, alone
+
+
+def test_what_comes_before_damage_is_read_however_it_is_packed():
+    text = b"".join(b"line %d of some text\n" % i for i in range(40_000))
+    for ending, pack in (("gz", gzip.compress), ("zst", zstandard.compress)):
+        cut = pack(text)
+        cut = cut[: len(cut) * 9 // 10]
+        found = b""
+        with pytest.raises(Damaged):
+            for block in blocks(f"x.{ending}", io.BytesIO(cut), MiB, MiB):
+                found += block
+        assert text.startswith(found) and len(found) > len(text) // 2

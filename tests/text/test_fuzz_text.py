@@ -205,7 +205,7 @@ def quickly(folder, monkeypatch):
     """Small blocks; one tokenizer for all; what is written need not reach the disk."""
     tokenizer = Tokenizer.load(folder / "set")
     monkeypatch.setattr(reading, "BLOCK", 64)
-    monkeypatch.setattr(prepare, "tokenizer_for", lambda args, sources: tokenizer)
+    monkeypatch.setattr(prepare, "tokenizer_for", lambda *_: tokenizer)
 
 
 def fuzz(folder, monkeypatch, n):

@@ -77,6 +77,20 @@ def test_a_vocabulary_of_its_own_and_a_bound(texts, tmp_path):
     assert val.tokenizer_hash == rest.tokenizer_hash
 
 
+def test_a_vocabulary_is_not_learnt_from_what_is_held_out(texts, tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", texts)
+    learn = prepare.train_bpe
+    learnt = []
+
+    def noted(some, size):
+        learnt.extend(some)
+        return learn(learnt, size)
+
+    monkeypatch.setattr(prepare, "train_bpe", noted)
+    prepared(tmp_path / "out", "--source", path, "--train-vocab", 400, "--val-share", 0.2)
+    assert learnt == [text for text in texts if number(text) >= 0.2]
+
+
 def test_killed_on_the_way_it_ends_the_same(corpus, tmp_path):
     sources, flags, _ = corpus
     argv = ["--source", *sources, *flags, "--workers", 1]
@@ -95,6 +109,9 @@ def test_what_is_refused(corpus, tmp_path, folder, texts):
             prepared(tmp_path / "x", "--source", *sources, *flags, f"--val-share={share}")
     with pytest.raises(UserError, match="got a token set as --source, wanted text"):
         prepared(tmp_path / "x", "--source", folder / "set", "--val-share", 0.1)
+    prepared(tmp_path / "both", "--source", *sources, *flags)
+    with pytest.raises(UserError, match="both/val holds documents that were held out of another"):
+        prepared(tmp_path / "both", "--source", *sources, *flags[:2], "--overwrite")
     with pytest.raises(UserError, match="does not go with --source demo"):
         prepare.main(["--val-share", "0.1", "--out", str(tmp_path / "x")])
     kept = next(text for text in texts if number(text) >= 0.1)

@@ -27,6 +27,7 @@ from conftest import ROOT
 from data import TokenSet
 from evaluation import tasks
 from hf import downloads
+from hf.tokenizer import Tokenizer
 from text import building, hub_datasets, reading, sources
 from tools import decontaminate, local_hub
 
@@ -150,6 +151,21 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
     ]
 
 
+def test_two_data_sets_with_one_file_name(online, words, tmp_path):
+    root, fetched = online
+    file = "data/train-00000-of-00001.parquet"
+    for repo, word in (("a/one", "apple"), ("b/two", "zebra")):
+        path = root / repo / file
+        path.parent.mkdir(parents=True)
+        pyarrow.parquet.write_table(pyarrow.table({"text": [word] * 5}), path)
+    flags = ["--source", "hf:a/one", "hf:b/two", "--tokenizer", words]
+    tokens = prepared(tmp_path / "out", *flags)
+    tokenizer = Tokenizer.load(words)
+    wanted = [tokenizer.encode(word).tolist() for word in ["apple"] * 5 + ["zebra"] * 5]
+    assert documents(tokens) == wanted
+    assert {*fetched} == {file}
+
+
 # --- kills, a branch that moves, damage
 
 
@@ -261,6 +277,9 @@ def test_a_bad_shard_is_named_or_skipped_and_counted(
     )
     fresh = prepared(tmp_path / "fresh", *flags, "--skip-bad")
     assert fresh.hash == tokens.hash
+    own = ["--source", name, "--train-vocab", 300, "--workers", workers, "--skip-bad"]
+    counted = [prepared(tmp_path / "own", *own), tokens]
+    assert len({made.meta["sources"][0]["documents"] for made in counted}) == 1
     assert message.split(":")[0] in capsys.readouterr().out
 
 

@@ -270,7 +270,7 @@ def test_an_ablations_table(stage, tmp_path, monkeypatch):
     assert rows["random"][5] == "never" and "both of these" not in rows
     assert "left out: " in out
     assert "demo-seed2/steps3/ref_and" in out
-    assert (tmp_path / "figures/ablation-score.png").exists()
+    assert (tmp_path / "figures/ablation-score-steps3.png").exists()
     assert {run.variant for run in files.load("ablations").runs} == {"steps3"}
 
     code, _, err = stage(runs.ablations, "table --name k --seeds 9")

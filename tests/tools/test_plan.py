@@ -3,6 +3,7 @@
 import pytest
 
 from common.errors import UserError
+from conftest import write_set
 from model import Config
 from tools.bench import __main__ as bench
 from tools.bench import memory as bench_memory
@@ -130,6 +131,17 @@ def test_what_does_not_fit_gets_the_smallest_change():
 def test_refused_in_one_line(command, message, capsys):
     with pytest.raises(UserError, match=message):
         planned(command)
+
+
+def test_what_is_there_says_how_large_it_is(vocabulary, tmp_path):
+    """The vocabulary of a model from scratch, and the tokens of a set that --max-tokens caps."""
+    data = write_set(tmp_path / "s", vocabulary, 5000)
+    scratch = f"train_ref.py --data {data.folder} --init scratch --epochs 1 --out o"
+    row = planned(scratch, n_gpus=1)
+    assert row["config"].vocab_size == vocabulary.n_vocab
+    made = Plan("h100", 1)
+    made.add(f"prepare.py --source x --max-tokens 9000 --out {data.folder}".split())
+    assert made.rows[-1]["tokens"] == 5000
 
 
 def test_a_recipe_is_read_without_running(tmp_path, capsys):

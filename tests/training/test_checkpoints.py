@@ -440,6 +440,11 @@ def test_the_export_of_any_state(stage, inputs, alone, monkeypatch):
     assert all(torch.equal(t, wanted["lm." + name]) for name, t in tensors(inputs / "five").items())
     text = (inputs / "six/README.md").read_text()
     assert "| steps | 6 of 12 |" in text
+    # An older export in shards must not stay beside a new one in one file.
+    shard = inputs / "folder/model-00001-of-00002.safetensors"
+    files.write_atomic(shard, "")
+    assert stage(export, "a --out folder --overwrite")[0] == 0
+    assert not shard.exists() and same(inputs / "folder", inputs / "six")
     for wrong, message in (
         ("a --out six", "six: holds a model; name another --out, or --overwrite it"),
         ("a --out b --step 7", "--step: got 7, wanted one that a has a state of: 5, 6"),

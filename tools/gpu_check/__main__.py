@@ -95,7 +95,7 @@ def known_results(path, args):
     """What an earlier call left, or a new file's head. Raises UserError for another setting."""
     env = Env(SimpleNamespace(device=args.device, dtype=args.dtype, threads=args.threads))
     head = {
-        "machine": machine(SimpleNamespace(threads=args.threads or 0), env),
+        "machine": machine(SimpleNamespace(threads=args.threads or torch.get_num_threads()), env),
         "torch": torch.__version__,
         "preset": args.preset,
         "dtype": str(env.dtype).removeprefix("torch."),

@@ -46,7 +46,10 @@ def measure(case, args):
 
 def random_rows(args, env):
     """Rows of tools.bench on this machine, in a folder that goes."""
-    return Rows(args, env, tempfile.mkdtemp())
+    folder = tempfile.TemporaryDirectory()
+    rows = Rows(args, env, folder.name)
+    rows.temporary = folder  # goes when they go
+    return rows
 
 
 def seconds_of(step, args, env):

@@ -12,6 +12,7 @@ from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 from common.errors import UserError
 from common.records import read_json, read_record
 from data import Header
+from hf.models import width_of_mlp
 from model import Config
 from tools.plan.memory import counts, memory, moments_of
 from tools.plan.recipe import stage_of
@@ -31,6 +32,7 @@ GPUS = {
 # rank alone waits until its file is written.
 COPIED = 3e9
 WRITTEN = 1e9
+VOCABULARY = 32_000  # of a model from scratch whose token set is not there yet
 TINYLLAMA = Config(32000, 2048, 5632, 22, 32, 4)
 MISTRAL = Config(32000, 4096, 14336, 32, 32, 8, sliding_window=4096, model_type="mistral")
 SMOLLM = Config(49152, 576, 1536, 30, 9, 3, tie_word_embeddings=True)
@@ -42,6 +44,11 @@ KNOWN = {
     "HuggingFaceTB/SmolLM2-135M": SMOLLM,
     "meta-llama/Llama-2-7b-hf": Config(32000, 4096, 11008, 32, 32, 32),
 }
+
+
+def token_set(folder):
+    """The `Header` of a token set that is there. Raises UserError."""
+    return read_record(Path(folder) / "meta.json", Header, "token set")
 
 
 class Plan:
@@ -84,7 +91,9 @@ class Plan:
 
     def add_preparing(self, row, args):
         known = all((Path(source) / "meta.json").exists() for source in args.source)
-        if args.max_tokens:
+        if args.out and (Path(args.out) / "meta.json").exists():
+            self.sets[args.out] = token_set(args.out).count
+        elif args.max_tokens:
             self.sets[args.out] = args.max_tokens
         elif args.out not in self.sets and known:
             self.sets[args.out] = sum(self.size(source) for source in args.source)
@@ -139,7 +148,7 @@ class Plan:
         if folder in self.sets:
             return self.sets[folder]
         if folder and (Path(folder) / "meta.json").exists():
-            return read_record(Path(folder) / "meta.json", Header, "token set").count
+            return token_set(folder).count
         raise UserError(
             f"{folder}: how many tokens it will have is not known; say it with --tokens {folder}=N"
         )
@@ -147,10 +156,11 @@ class Plan:
     def config(self, name, args):
         """The model of --init or --model: a folder, a hub id, an earlier --out, or scratch."""
         if name == "scratch":
+            known = (Path(args.data) / "meta.json").exists()
             return Config(
-                32000,
+                token_set(args.data).vocab_size if known else VOCABULARY,
                 args.d_model,
-                args.d_ff or max(16, args.d_model * 8 // 3 // 16 * 16),
+                args.d_ff or width_of_mlp(args.d_model),
                 args.n_layer,
                 args.n_head,
                 args.n_kv_head or args.n_head,
