@@ -117,6 +117,8 @@ def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=Fals
             f"add_reference_losses: the data set has {', '.join(dataset.column_names)}, wanted "
             f"input_ids; tokenise (and pack) it first"
         )
+    if len(dataset) == 0:
+        raise UserError("add_reference_losses: the data set has no rows")
     reference, identity = _reference(model, device, dtype)
 
     def score(rows):

@@ -381,6 +381,8 @@ def test_what_does_not_fit_is_one_line(inputs):
             train_dataset=rows.remove_columns("ref_loss"),
             selection=Selection(K),
         )
+    with pytest.raises(UserError, match="has no rows"):
+        add_reference_losses(datasets.Dataset.from_dict({"input_ids": []}), inputs / "r")
     with pytest.raises(UserError, match="wanted input_ids"):
         add_reference_losses(datasets.Dataset.from_list([{"text": "x"}]), model)
     trainer = SelectiveTrainer(
