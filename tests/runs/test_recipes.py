@@ -145,7 +145,7 @@ def test_moments_from_start_to_end(tmp_path):
     """On a copy of the kit, for results go into it. A second call adds nothing."""
     left_out = shutil.ignore_patterns("out", "data", "tests", "figures", ".*", "__py*")
     shutil.copytree(ROOT, tmp_path / "kit", ignore=left_out)
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (tmp_path / "python").chmod(0o755)
     made = []
     for _ in range(2):
