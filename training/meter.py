@@ -66,7 +66,7 @@ class Meter:
         Of weights: the number above 0, the weighted mean loss, the mean weight of each kind.
         "histogram": (counts of the scores, edges of the bins), where it was asked for.
 
-        Raises UserError where a score or weight is wrong, all weights are 0, or nothing is kept.
+        Raises UserError where a score or weight is wrong, or all weights are 0.
         """
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
@@ -76,11 +76,6 @@ class Meter:
             raise UserError(
                 f"--score {self.score}: the weights of all {n_valid:.0f} targets of a batch are 0; "
                 f"look at its function, or at what it reads; the last saved state is kept"
-            )
-        if n_valid and not n_kept and not bad:
-            raise UserError(
-                f"--score {self.score}: none of the {n_valid:.0f} targets of a batch is kept; look "
-                f"at its function, or at what it reads; the last saved state is kept"
             )
         if bad and self.weighted:
             raise UserError(

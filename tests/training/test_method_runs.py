@@ -188,7 +188,6 @@ def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
         ("--score document", "--base-loss: --score document needs the losses of the model that"),
         ("--score negative", "64 of 64 weights are below 0 or not finite"),
         ("--score nothing", "the weights of all 64 targets of a batch are 0"),
-        ("--score nobody", "none of the 64 targets of a batch is kept"),
         ("--score longce --seq-len 2", "--seq-len: got 2 with --score longce, wanted at least 3"),
         ("--score unknown", "--score unknown needs t.quality, wanted one of loss, entropy"),
         ("--score unknown --stored quality=x.bin", "--stored quality: x.bin does not exist"),
@@ -205,8 +204,6 @@ def test_bad_lines(stage, inputs, monkeypatch, flags, message):
     for name, value in (("negative", -1.0), ("nothing", 0.0)):
         weight = slm.Weight(lambda t, value=value: torch.full_like(t.loss, value), needs=needs)
         monkeypatch.setitem(slm.SCORES, name, weight)
-    nobody = slm.Weight(lambda t: t.loss < 0, needs=needs, per="kept")
-    monkeypatch.setitem(slm.SCORES, "nobody", nobody)
     monkeypatch.setitem(slm.SCORES, "unknown", slm.Score(lambda t: t.quality, needs=("quality",)))
     monkeypatch.setitem(slm.SCORES, "remembers", REMEMBERS)
     rho = methods.SCORES["rho"]

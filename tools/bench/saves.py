@@ -91,7 +91,7 @@ def sharded(trainer, states, number):
     meanwhile)."""
     dist.barrier()
     started = time.perf_counter()
-    states.save(trainer.student, trainer.optimizer, {"step": number}, kept={})
+    states.save(trainer.student, trainer.optimizer, {"step": number}, extra={})
     dist.barrier()
     still = time.perf_counter() - started
     steps = []
