@@ -60,6 +60,11 @@ class Header:
     plan: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def header_of(folder):
+    """The `Header` of the token set in `folder`. Raises UserError where there is none."""
+    return read_record(Path(folder) / "meta.json", Header, "token set", REMAKE)
+
+
 class TokenSet:
     """A token set on disk, memory-mapped: opening it reads the header and 64 sampled blocks.
 
@@ -76,7 +81,7 @@ class TokenSet:
                 "prepare.py", "--source", "TEXT", "--tokenizer", "MODEL", "--out", folder
             )
             raise UserError(f"token set: {folder} is not a folder; make one with {remedy}")
-        header = read_record(self.folder / "meta.json", Header, "token set", REMAKE)
+        header = header_of(folder)
         self.meta = dataclasses.asdict(header)
         self.count = header.count
         self.vocab_size = header.vocab_size
@@ -339,28 +344,30 @@ class Stored:
         self.seq_len = seq_len
         self.set = token_set
         numerics = numerics or {}
+
+        def remake(place, meta, *flags):
+            made = score_command(place, token_set, seq_len, numerics, meta)
+            return " ".join([made, *(["--entropy"] if entropy else []), *flags])
+
         if not Path(ref_loss).exists():
-            remedy = score_command(ref_loss, token_set, seq_len, numerics, wanted)
             raise UserError(
-                f"reference losses: {ref_loss} does not exist; make it with {remedy}"
-                f"{' --entropy' if entropy else ''}"
+                f"reference losses: {ref_loss} does not exist; make it with "
+                f"{remake(ref_loss, wanted)}"
             )
         path = Path(ref_loss).with_suffix(".json")
-        entropies = " --entropy" if entropy else ""
-        place = ref_loss if path.exists() else beside(ref_loss)  # losses without a note stay
-        remedy = score_command(place, token_set, seq_len, numerics, wanted)
-        remedy += f"{entropies}{' --overwrite' if path.exists() else ''}"
-        note = read_record(path, Note, "reference losses", f"score again: {remedy}")
+        if path.exists():
+            mend = remake(ref_loss, wanted, "--overwrite")
+        else:
+            mend = remake(beside(ref_loss), wanted)  # losses without a note stay
+        note = read_record(path, Note, "reference losses", f"score again: {mend}")
         self.meta = dataclasses.asdict(note)
-        remedy = score_command(beside(ref_loss), token_set, seq_len, numerics, self.meta)
-        self._check(numerics, f"{remedy}{entropies}")
-        remedy = score_command(ref_loss, token_set, seq_len, numerics, self.meta)
-        again = f"{remedy}{entropies} --overwrite"
+        self._check(numerics, lambda: remake(beside(ref_loss), self.meta))
         if entropy and not (note.entropy and self.path.exists()):
             raise UserError(
                 f"reference losses: {self.path} does not exist or is not whole; make it with "
-                f"{remedy}{entropies}"
+                f"{remake(ref_loss, self.meta)}"
             )
+        again = remake(ref_loss, self.meta, "--overwrite")
         size = regular_size(self.path, "reference losses")
         if size != 2 * token_set.count:
             raise UserError(
@@ -372,7 +379,8 @@ class Stored:
         self.values = np.memmap(self.path, "<f2", "r")
         self._check_values(again)
 
-    def _check(self, numerics, remedy):
+    def _check(self, numerics, remake):
+        """Raises UserError where the note is of other losses; `remake()` is how to get these."""
         meta = self.meta
         for what, got, wanted in (
             ("losses of token set", meta["data"], self.set.hash),
@@ -388,7 +396,7 @@ class Stored:
             if got != wanted:
                 raise UserError(
                     f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
-                    f"{wanted}; make others with {remedy}"
+                    f"{wanted}; make others with {remake()}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:

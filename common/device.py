@@ -72,6 +72,11 @@ def _device(name, local):
     return device
 
 
+def n_ranks():
+    """How many ranks torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 class Env:
     """`device`, `dtype` (of the forward pass), `rank` of `world` ranks (torchrun's), `main`.
 
@@ -81,7 +86,7 @@ class Env:
 
     def __init__(self, args):
         self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.world = n_ranks()
         self.main = self.rank == 0
         self.patient = None  # a group of ranks that wait for long
         self.device = _device(args.device, local=int(os.environ.get("LOCAL_RANK", 0)))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.device import n_ranks
+
 import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
@@ -17,7 +19,7 @@ from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
-from training.finished import arguments, steps, summary
+from training.finished import arguments, is_finished, steps, summary
 from training.identity import hash_of_validation
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
@@ -159,7 +161,7 @@ def ensure(args, stage):
     for path, command in todo:
         if finished(path, command):
             continue
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if n_ranks() > 1:
             raise UserError(
                 f"{path}: is not there or another one, and the demo's earlier stages run in one "
                 f"process; name --data, or first {shell_line(*command.split())}"
@@ -222,7 +224,7 @@ def run_name(args):
     parts += [setting.replace("=", "") for setting in args.set or ()]
     if args.k_schedule:
         parts.append("k" + args.k_schedule.replace(":", "-").replace("@", "at"))
-    elif args.k != K and not isinstance(method, slm.Weight):
+    elif args.k != K and not weighs(args):
         parts.append(f"k{args.k:g}")
     if args.scope != method.scope:
         parts.append(args.scope)
@@ -273,7 +275,7 @@ def report(args, env):
     rows += [("CLM, every token", baseline)]
     if student != baseline:
         rows += [(student.name + _k_of(args), student)]
-    rows = [(label, folder) for label, folder in rows if (folder / "summary.json").exists()]
+    rows = [(label, folder) for label, folder in rows if is_finished(folder)]
     summaries = {folder: evaluated(folder, data) for _, folder in rows}
     print(f"\n{'':26} validation loss  exact match  tokens read   trained on")
     for label, folder in rows:
@@ -282,7 +284,7 @@ def report(args, env):
         print(f"{label:26}{quality}{s['tokens_seen']:13,}{s['tokens_selected']:13,}")
     if student == baseline:
         return
-    _show_kept(student, weighs(args))
+    _show_kept(student, "mean weight, or share kept," if weighs(args) else "share kept")
     target = summaries[baseline]["val_loss"]
     reached = tokens_to_reach(student, target)
     if reached:
@@ -308,9 +310,8 @@ def _k_of(args):
     return "" if weighs(args) else f", k = {args.k_schedule or format(args.k, 'g')}"
 
 
-def _show_kept(student, weighs, n=100):
-    shown = "mean weight, or share kept," if weighs else "share kept"
-    print(f"\n{shown} of each kind of text, last {n} steps:")
+def _show_kept(student, what, n=100):
+    print(f"\n{what} of each kind of text, last {n} steps:")
     shares = {}
     for record in [r["kept"] for r in steps(student) if r.get("kept")][-n:]:
         for kind, share in record.items():

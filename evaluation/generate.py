@@ -160,7 +160,6 @@ class Decoder:
         self.finished = []  # rows that ended and were not handed out yet
 
         self.prefix_ids = list(prefix)
-        self.n_prefix = len(prefix)
         self.prefix = None
         with torch.inference_mode():
             if prefix:
@@ -178,8 +177,8 @@ class Decoder:
 
     def add(self, key, ids):
         """Queue a prompt (ids, the prefix included); `key` comes back with its output."""
-        assert len(ids) > self.n_prefix, (len(ids), self.n_prefix)
-        assert list(ids[: self.n_prefix]) == self.prefix_ids, "the prompt does not begin with it"
+        n = len(self.prefix_ids)
+        assert len(ids) > n and list(ids[:n]) == self.prefix_ids, "no prompt with the prefix"
         stream = self.tokenizer.stream()
         for i in ids[-4:]:  # text in the middle of a document: no leading space is dropped
             stream.push(i)
@@ -230,7 +229,7 @@ class Decoder:
 
     def own(self, row):
         """Tokens of a row in its own slots, once its newest one is in: all but the prefix's."""
-        return len(row.ids) - self.n_prefix
+        return len(row.ids) - len(self.prefix_ids)
 
     # ---- prompts enter
 
@@ -272,7 +271,7 @@ class Decoder:
 
         tail = torch.tensor([self.own(row) for row in rows], device=self.device)
         T = int(tail.max())
-        padded = [row.ids[self.n_prefix :] + [0] * (T - self.own(row)) for row in rows]
+        padded = [row.ids[len(self.prefix_ids) :] + [0] * (T - self.own(row)) for row in rows]
         fresh = self.new_cache(n_new, T, self.prefix)
         ids = torch.tensor(padded, device=self.device)
         with of_many_shapes():

@@ -61,7 +61,7 @@ def show(args):
     for method in ROWS[args.name].values():
         for seed in args.seeds:
             folder = folder_of(method, seed, args.steps)
-            if (folder / "summary.json").exists():
+            if finished.is_finished(folder):
                 files.add(experiment, record(folder, method, seed, variant))
                 added = True
             else:

@@ -25,6 +25,7 @@ from common.command_line import Parser
 from common.errors import UserError, cli
 from common.files import write_atomic
 from evaluation import pinned
+from runs.real_text import write_texts
 
 ARCHIVE = "https://codeload.github.com/planetmath/{name}/tar.gz/{commit}"
 COMMITS = {
@@ -163,18 +164,14 @@ def split(entries):
 
 
 def write_sets(data, out):
-    """A .jsonl file for each set; one that is there with this content is not touched."""
+    """A .jsonl file for each set."""
     entries = read(data)
     if not is_pinned(entries):
         print(
             f"warning: {data}: not the pinned text; the numbers will not compare", file=sys.stderr
         )
     for name, texts in split(entries).items():
-        content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        path = out / f"{name}.jsonl"
-        if not path.exists() or path.read_text() != content:
-            write_atomic(path, content)
-        print(f"{path}: {len(texts):,} documents, {len(content):,} bytes")
+        write_texts(texts, out / f"{name}.jsonl")
 
 
 def main():

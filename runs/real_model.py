@@ -4,7 +4,6 @@ python runs/real_model.py sets --out data/real_model              # corpus, cura
 python runs/real_model.py report --data data/real_model --out out/real_model --seeds 0
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,10 @@ import common.device  # noqa: F401  first: it sets how torch's threads wait
 from common.command_line import Parser, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
-from common.records import read_record
-from data import Header
+from data import header_of
 from evaluation import pinned
 from evaluation.results import read_entries
-from runs.real_text import SHA256, fetch, find_test, split
+from runs.real_text import SHA256, fetch, find_test, split, write_texts
 from runs.real_text_report import stored_mean
 from tools import local_hub
 from tools.results import files
@@ -57,7 +55,7 @@ def arguments():
 
 
 def write_sets(args):
-    """Four .jsonl files. One that is there with this content is not touched."""
+    """Four .jsonl files; one that is there with its content is not touched."""
     if args.text:
         texts = own_text(args.text)
     elif args.made and not args.data:
@@ -66,11 +64,7 @@ def write_sets(args):
         texts = real_text(args)
     texts["test"] = test_text(args)
     for name, documents in texts.items():
-        content = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-        path = args.out / f"{name}.jsonl"
-        if not path.exists() or path.read_text() != content:
-            write_atomic(path, content)
-        print(f"{path}: {len(documents):,} documents, {len(content):,} bytes")
+        write_texts(documents, args.out / f"{name}.jsonl")
 
 
 def own_text(folder):
@@ -137,7 +131,7 @@ def report(args):
         experiment = files.load(NAME)
     else:
         experiment = files.Experiment(NAME, COMMAND)
-    scored = read_record(args.data / "corpus" / "meta.json", Header, "token set").count
+    scored = header_of(args.data / "corpus").count
     runs = [measured(args, "ref", 0, args.out / "ref")]
     for seed in args.seeds:
         for method in METHODS:

@@ -174,7 +174,7 @@ def split(problems, latex, latex_bytes):
 
 
 def write_split(data, out, latex_bytes):
-    """Write the four sets; a file that is there with this content is not touched."""
+    """Write the four sets."""
     for name, wanted in SHA256.items():
         if not (data / name).is_file():
             raise UserError(f"DATA={data}: holds no {name}; leave DATA out to download both files")
@@ -187,12 +187,15 @@ def write_split(data, out, latex_bytes):
     problems = [(row["question"], row["answer"]) for row in rows]
     latex = [row["text"] for row in pinned.read_rows(data / "stacks_project.jsonl")]
     for name, texts in split(problems, latex, latex_bytes).items():
-        content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        path = out / f"{name}.jsonl"
-        if not path.exists() or path.read_text() != content:
-            write_atomic(path, content)
-        size = sum(len(text.encode()) for text in texts)
-        print(f"{path}: {len(texts):,} documents, {size:,} bytes")
+        write_texts(texts, out / f"{name}.jsonl")
+
+
+def write_texts(texts, path):
+    """A .jsonl file with a document a line; one that is there with this content is not touched."""
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    if not path.exists() or path.read_text() != content:
+        write_atomic(path, content)
+    print(f"{path}: {len(texts):,} documents, {len(content):,} bytes")
 
 
 def find_test(data):

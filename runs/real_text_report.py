@@ -3,10 +3,10 @@
 import numpy as np
 
 from common.errors import UserError
-from common.records import read_record
-from data import Header
+from data import header_of
 from demo.chain import tokens_to_reach
 from training import finished
+from training.finished import is_finished
 
 METHODS = {"clm": "CLM, every token", "slm": "SLM, k = 0.6", "random": "random 60 %"}
 RUN_COLUMNS = [
@@ -25,26 +25,20 @@ def run_folder(out, method, rate, seed):
     return out / f"{method}-lr{rate}-seed{seed}"
 
 
-def done(folder):
-    return (folder / "summary.json").exists()
-
-
-def summary(folder):
-    return finished.summary(folder)
-
-
 def best_rate(out, method, rates, seed):
     """The learning rate of the lowest final validation loss, among those that `seed` has finished.
 
     The test split has no say. Raises UserError where there is none.
     """
-    tried = [rate for rate in rates if done(run_folder(out, method, rate, seed))]
+    tried = [rate for rate in rates if is_finished(run_folder(out, method, rate, seed))]
     if not tried:
         raise UserError(
             f"{out}: got no finished run of {method} with seed {seed}, "
             f"wanted one at {' or '.join(rates)}"
         )
-    return min(tried, key=lambda rate: summary(run_folder(out, method, rate, seed))["val_loss"])
+    return min(
+        tried, key=lambda rate: finished.summary(run_folder(out, method, rate, seed))["val_loss"]
+    )
 
 
 def stored_mean(path):
@@ -74,20 +68,20 @@ def report(data, out, rates, seeds):
     third of a training step. CLM and random need neither.
     """
     clm_rate = best_rate(out, "clm", rates, seeds[0])
-    reference = summary(out / "ref")["tokens_seen"]
-    scoring = read_record(data / "corpus" / "meta.json", Header, "token set").count / 3
+    reference = finished.summary(out / "ref")["tokens_seen"]
+    scoring = header_of(data / "corpus").count / 3
     rows = [
         run_cells("base, where all start", out / "base", "", ""),
         run_cells("the reference", out / "ref", "", ""),
     ]
     for seed in seeds:
         baseline = run_folder(out, "clm", clm_rate, seed)
-        target = summary(baseline)["val_loss"] if done(baseline) else None
+        target = finished.summary(baseline)["val_loss"] if is_finished(baseline) else None
         for method, label in methods_in(out).items():
             fixed = reference + scoring if method.startswith("slm") else 0
             for rate in rates:
                 folder = run_folder(out, method, rate, seed)
-                if not done(folder):
+                if not is_finished(folder):
                     continue
                 reached = None if target is None else tokens_to_reach(folder, target)
                 cost = None if reached is None else reached + fixed
@@ -111,9 +105,9 @@ def run_cells(label, folder, reached, cost):
         label,
         f"{args['lr']:g}",
         str(args["seed"]),
-        number(summary(folder)["val_loss"]),
+        number(finished.summary(folder)["val_loss"]),
         number(stored_mean(folder.with_name(f"{folder.name}-test_loss.bin"))),
-        number(summary(folder)["tokens_seen"], ","),
+        number(finished.summary(folder)["tokens_seen"], ","),
         reached,
         cost,
     ]
@@ -130,7 +124,7 @@ def curves_table(out, rates, seed):
     """Validation losses on the way, of each method at its best rate, as lines of Markdown."""
     curves = {}
     for method, label in METHODS.items():
-        if not any(done(run_folder(out, method, rate, seed)) for rate in rates):
+        if not any(is_finished(run_folder(out, method, rate, seed)) for rate in rates):
             continue
         rate = best_rate(out, method, rates, seed)
         curves[f"{label} ({rate})"] = {

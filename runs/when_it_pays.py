@@ -18,11 +18,12 @@ from common.command_line import Parser, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.records import read_record
-from data import Header, Note
+from data import Note, header_of
 from tools.explore.lines import parameters
 from tools.results import figures, files
 from tools.results.collect import collected
 from tools.results.tables import render
+from training.finished import is_finished
 
 NAME = "when-it-pays"
 COMMAND = "bash runs/when_it_pays.sh"
@@ -38,18 +39,14 @@ def arguments():
     return parser.parse_args()
 
 
-def is_finished(folder):
-    return (folder / "summary.json").exists()
-
-
 class Runs:
     """The finished runs in a folder, as records for results/."""
 
     def __init__(self, data, out, seeds):
         self.out = out
         self.seeds = seeds
-        self.corpus = read_record(data / "corpus/meta.json", Header, "token set").count
-        self.val = read_record(data / "val/meta.json", Header, "token set").sha256
+        self.corpus = header_of(data / "corpus").count
+        self.val = header_of(data / "val").sha256
 
     def all(self):
         found = [collected(self.out / "base", "base")]

@@ -33,7 +33,7 @@ def read_run(folder):
     if not path.exists():
         raise UserError(f"{folder}: is not a run, it has no args.json; name a run's folder")
     saved = finished.arguments(folder)
-    done = (Path(folder) / "summary.json").exists()
+    done = finished.is_finished(folder)
     return saved, finished.summary(folder) if done else {}
 
 

@@ -1,8 +1,9 @@
 """The flags of both trainers: what they are, and what they may be together."""
 
 import argparse
-import os
 import sys
+
+from common.device import n_ranks
 
 from common.command_line import (
     COUNTED,
@@ -231,7 +232,7 @@ def settle(args, run=True):
 
     run: what it needs has to be installed here.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    world = n_ranks()
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
     if isinstance(args.val, list) and len(args.val) == 1:

@@ -79,6 +79,11 @@ def arguments(folder):
     return _checked(path, Arguments, "run")
 
 
+def is_finished(folder):
+    """Has the run in `folder` come to its end?"""
+    return (Path(folder) / "summary.json").exists()
+
+
 def summary(folder, what="run"):
     """summary.json of a run, a dict. Raises UserError."""
     return _checked(Path(folder) / "summary.json", Summary, what)

@@ -92,7 +92,7 @@ def claim(folder, record, overwrite):
         aside.set_aside(folder)
     else:
         aside.put_back(folder)
-    if not (folder / "summary.json").exists():
+    if not finished.is_finished(folder):
         owned.refuse_foreign(folder / name for name in MODEL)
     if not path.exists():
         if states.present(folder):
@@ -106,7 +106,7 @@ def claim(folder, record, overwrite):
     before = saved.get("numerics", {})
     as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
     refuse_another(folder, saved, record)
-    if (folder / "summary.json").exists():
+    if finished.is_finished(folder):
         return summary_of_finished(folder, saved["steps"])
     if begun(folder):
         made = provenance.differences(saved.get("made", {}), record["made"])
@@ -152,7 +152,7 @@ def refuse_another(folder, saved, record):
     if not differing and not others:
         return
     way_out = "choose another --out or start it over with --overwrite"
-    if is_longer and not others and (folder / "summary.json").exists():
+    if is_longer and not others and finished.is_finished(folder):
         way_out = (
             f"it is finished: to train its model further, name it as the start of another run, "
             f"--init {folder} --out ANOTHER, whose schedule begins anew"
@@ -195,7 +195,7 @@ def begun(folder):
     """Is there anything that a run would go on from? A log alone is not: it starts over."""
     if any(folder.glob("step-[0-9]*")):
         return True
-    return (folder / "summary.json").exists() or bool(states.present(folder))
+    return finished.is_finished(folder) or bool(states.present(folder))
 
 
 def summary_of_finished(folder, steps):

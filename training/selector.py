@@ -120,15 +120,16 @@ class Selector:
         self._set_k(k_at(step, self.args))
         selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        counts = [None] * len(micro_batches)  # 3. only the losses will tell, or there are weights
+        counts = [None] * len(micro_batches)
         if self._is_settled_first(len(micro_batches)):  # 1. the choice is made here, and tells
             settled = self._settle(student, step, micro_batches)
             self.settled = dict(enumerate(settled))
             masks = [mask for mask, _ in settled]
-            if masks[0].dtype == torch.bool:
+            if masks[0].dtype == torch.bool:  # no weights
                 counts = torch.stack([mask.sum() for mask in masks]).tolist()
         elif selection.counted == "masks":  # 2. they tell without a choice
             counts = [selection.count(mask) for mask in valid]
+        # 3. else only the losses will tell
 
         per = selection.method.per if selection.method else "kept"
         by_kept = per == "kept" and counts[0] is not None

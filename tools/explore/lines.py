@@ -42,7 +42,7 @@ class Line:
         self.folders = [Path(folder) for folder in folders.split(",")]
         self.saved = [finished.arguments(folder) for folder in self.folders]
         for folder in self.folders:
-            if not (folder / "summary.json").exists():
+            if not finished.is_finished(folder):
                 raise UserError(
                     f"--run: {folder} is not finished; the command that began it goes on"
                 )

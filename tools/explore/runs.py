@@ -10,7 +10,7 @@ from tqdm import tqdm
 import slm
 from common.errors import UserError
 from hf import checkpoint, models
-from training.finished import arguments
+from training.finished import arguments, is_finished
 
 CHUNK = 1024  # targets whose logits are made together, as slm.token_losses makes them
 ROWS = 32  # of them that are looked at together
@@ -34,7 +34,7 @@ def snapshots(folder):
     for path in sorted(folder.glob("step-*")):
         if (path / "config.json").exists():
             found.append((int(path.name.removeprefix("step-")), path))
-    if (folder / "summary.json").exists():
+    if is_finished(folder):
         found.append((saved["steps"], folder))
     if not found:
         raise UserError(f"--run: {folder} holds no model yet; the command that began it goes on")

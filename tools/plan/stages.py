@@ -10,8 +10,8 @@ from pathlib import Path
 from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 
 from common.errors import UserError
-from common.records import read_json, read_record
-from data import Header
+from common.records import read_json
+from data import header_of
 from hf.models import width_of_mlp
 from model import Config
 from tools.plan.memory import counts, memory, moments_of
@@ -44,11 +44,6 @@ KNOWN = {
     "HuggingFaceTB/SmolLM2-135M": SMOLLM,
     "meta-llama/Llama-2-7b-hf": Config(32000, 4096, 11008, 32, 32, 32),
 }
-
-
-def token_set(folder):
-    """The `Header` of a token set that is there. Raises UserError."""
-    return read_record(Path(folder) / "meta.json", Header, "token set")
 
 
 class Plan:
@@ -92,7 +87,7 @@ class Plan:
     def add_preparing(self, row, args):
         known = all((Path(source) / "meta.json").exists() for source in args.source)
         if args.out and (Path(args.out) / "meta.json").exists():
-            self.sets[args.out] = token_set(args.out).count
+            self.sets[args.out] = header_of(args.out).count
         elif args.max_tokens:
             self.sets[args.out] = args.max_tokens
         elif args.out not in self.sets and known:
@@ -148,7 +143,7 @@ class Plan:
         if folder in self.sets:
             return self.sets[folder]
         if folder and (Path(folder) / "meta.json").exists():
-            return token_set(folder).count
+            return header_of(folder).count
         raise UserError(
             f"{folder}: how many tokens it will have is not known; say it with --tokens {folder}=N"
         )
@@ -158,7 +153,7 @@ class Plan:
         if name == "scratch":
             known = (Path(args.data) / "meta.json").exists()
             return Config(
-                token_set(args.data).vocab_size if known else VOCABULARY,
+                header_of(args.data).vocab_size if known else VOCABULARY,
                 args.d_model,
                 args.d_ff or width_of_mlp(args.d_model),
                 args.n_layer,
