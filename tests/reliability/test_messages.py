@@ -207,6 +207,7 @@ def test_the_demo_s_losses_that_cannot_be_read(run, inputs):
 MAKERS = ("command", "shell_line", "score_command")
 CASES = {
     ("data.py", "__init__"),
+    ("data.py", "remake"),
     ("data.py", "score_command"),
     ("demo/chain.py", "ensure"),
     ("demo/chain.py", "finished"),
