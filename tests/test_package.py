@@ -127,6 +127,7 @@ def middle(t):
     return -(excess - excess.median()).abs()
 
 
+@pytest.mark.slow
 def test_a_fork_trains_with_a_score_of_its_own_and_as_the_kit_would(stage, fork, monkeypatch):
     score_reference(stage)
     records = train_mine(fork, "--score middle --out out")
@@ -160,6 +161,7 @@ def test_imports_of_the_kits_files_are_renamed(short, long, monkeypatch):
     assert ast.unparse(slm_kit.OneName().visit(ast.parse(short))) == long
 
 
+@pytest.mark.slow
 def test_every_file_loads_by_its_long_name_alone(fork):
     rooms = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tools"]
     files = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.glob("*.py"))]

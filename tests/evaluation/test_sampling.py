@@ -154,6 +154,7 @@ def test_summary_by_hand():
 # the stage
 
 
+@pytest.mark.slow
 def test_samples_are_resumed_added_to_and_graded_again(stage, vocabulary, tmp_path):
     write_model(tmp_path / "run", vocabulary)
     write_problems(tmp_path / "data/demo", ["7"] * 5)

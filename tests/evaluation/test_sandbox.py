@@ -528,7 +528,14 @@ def test_a_crashed_server_is_replaced(sandbox):
     assert len(sandbox.servers) == 2 and sandbox.idle.qsize() == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_left_of_a_killed_caller(place, tmp_path, number):
     """Its servers and programs end by themselves, and take their folders along."""
     folder, _ = place

@@ -230,6 +230,7 @@ def same_weights(folder, made):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_one_file_over_a_connection_that_breaks(server, online):
     """Resumed where it broke, whole in the end, and no file that is not needed."""
     server.cut["model.safetensors"] = 15_000_000

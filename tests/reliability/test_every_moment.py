@@ -29,10 +29,12 @@ from stages import (  # noqa: F401 (fixtures)
     fresh,
     hub_fixture,
     inputs_fixture,
+    some_fast,
     warm_fixture,
 )
 
-SAMPLE = 3  # moments of a case in the fast tests
+SAMPLE = 3  # moments of a case, where not all are tried
+FAST = ("prepare --overwrite", "train_slm --overwrite", "score --overwrite")
 DERIVED = (owned.LIST, "results.json", "results.md")  # change with each task
 
 
@@ -44,7 +46,6 @@ class Case:
     command: str
     out: str
     before: tuple = ()  # (stage, command, point or None)
-    fast: bool = False  # a sample of it is in the fast tests
 
 
 CASES = {
@@ -55,7 +56,6 @@ CASES = {
         f"{FILES} --tokenizer d --out new --overwrite",
         "new",
         [("prepare", f"{FILES} --train-vocab 280 --out new", None)],
-        fast=True,
     ),
     "prepare --overwrite, unfinished": Case(
         "prepare",
@@ -70,7 +70,7 @@ CASES = {
         [("prepare", f"{HUB} --max-tokens 500 --out new", None)],
     ),
     "train_ref": Case("train_ref", f"--data d {RUN} --out new", "new"),
-    "train_slm": Case("train_slm", f"{SLM} --out new", "new", fast=True),
+    "train_slm": Case("train_slm", f"{SLM} --out new", "new"),
     "train_slm --overwrite": Case(
         "train_slm",
         f"{SLM} --out new --overwrite",
@@ -79,32 +79,26 @@ CASES = {
             ("train_slm", f"{SLM} --lr 0.01 --snapshots 3 --out new", None),
             ("eval_math", f"{EVAL} --model new --tasks p.jsonl", None),
         ],
-        fast=True,
     ),
-    "score": Case("score", f"--model m {SCORE} --out new.bin", "new.bin", fast=True),
+    "score": Case("score", f"--model m {SCORE} --out new.bin", "new.bin"),
     "score --overwrite": Case(
         "score",
         f"--model run {SCORE} --out new.bin --overwrite",
         "new.bin",
         [("score", f"--model m {SCORE} --out new.bin", None)],
-        fast=True,
     ),
     "eval_math": Case("eval_math", f"{EVAL} --tasks p.jsonl q.jsonl --out new", "new"),
-    "eval_math, in the run": Case(
-        "eval_math", f"{EVAL} --tasks p.jsonl q.jsonl", "run/eval", fast=True
-    ),
+    "eval_math, in the run": Case("eval_math", f"{EVAL} --tasks p.jsonl q.jsonl", "run/eval"),
     "eval_math --overwrite": Case(
         "eval_math",
         f"{EVAL} --tasks p.jsonl q.jsonl --out new --overwrite",
         "new",
         [("eval_math", f"{EVAL} --max-new-tokens 3 --tasks p.jsonl q.jsonl --out new", None)],
-        fast=True,
     ),
     "tools.decontaminate": Case(
         "tools.decontaminate",
         "--source a.jsonl b.jsonl --tasks gsm8k --data-dir tests --out new.jsonl --report new.json",
         "new.jsonl",
-        fast=True,
     ),
 }
 
@@ -225,7 +219,7 @@ def telling(points):
     return [best[int(i * step)][1] for i in range(SAMPLE)]
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.fast])
+@pytest.mark.parametrize("name", some_fast(CASES, FAST))
 def test_killed_at_some_moments(name, warm, inputs, tmp_path):
     killing = Killing(CASES[name], warm, inputs, tmp_path)
     wrong = []

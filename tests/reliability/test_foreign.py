@@ -25,6 +25,7 @@ from stages import (  # noqa: F401 (fixtures)
     fresh,
     hub_fixture,
     inputs_fixture,
+    some_fast,
     warm_fixture,
 )
 
@@ -251,12 +252,6 @@ def commands(at):
     if at.stage.startswith("tools") or "--regrade" in at.command or "--overwrite" in at.command:
         return [at.command]
     return [at.command, at.command + " --overwrite"]
-
-
-def some_fast(names, fast):
-    """Parameters for a test: those in `fast`, and the others under `slow`."""
-    assert set(fast) <= set(names)
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("name", some_fast(ARRANGEMENTS, FAST))

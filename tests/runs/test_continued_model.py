@@ -103,6 +103,7 @@ def test_the_table_by_hand():
     ]
 
 
+@pytest.mark.slow
 def test_it_is_planned_for_half_an_hour_of_a_small_gpu(tmp_path):
     """The stages' own parsers take every command; at an MFU of 15 % with time left to evaluate."""
     commands = commands_of(ROOT / "runs/real_model.sh", 1)

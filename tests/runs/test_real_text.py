@@ -285,13 +285,13 @@ def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
         "PYTHON": sys.executable,
     }
 
-    def recipe():
+    def recipe(**changed):
         done = subprocess.run(
             ["bash", str(ROOT / "runs" / "real_text.sh")],
             cwd=tmp_path,
             text=True,
             timeout=1500,
-            env=os.environ | {name: str(value) for name, value in settings.items()},
+            env=os.environ | {name: str(value) for name, value in (settings | changed).items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -310,7 +310,7 @@ def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
         assert all(2 < float(cell) < 7 for cell in row.split("|")[4:6]), (
             row
         )  # validation and test loss, near ln 300
-    assert recipe() == report
+    assert "| the reference |" in recipe(SEEDS="0", RATES="1e-3")  # a part of it, which is done
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items()), (
         "a finished run was done again"
     )

@@ -262,7 +262,7 @@ def damage(root, kind):
     )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["truncated", "schema", "page", "zstd"])
 def test_a_bad_shard_is_named_or_skipped_and_counted(
     online, words, tmp_path, capsys, kind, workers

@@ -39,6 +39,7 @@ def marked(out):
     return json.loads(path.read_text()).get("count", 0) if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_killed_at_many_points_the_same_command_gives_the_same_bytes(texts, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "BLOCK", 5000)
     paths = [

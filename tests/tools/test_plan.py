@@ -98,6 +98,7 @@ def test_depth_is_a_line():
         assert told[2] == pytest.approx(max(peaks), rel=0.02)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_gets_the_smallest_change():
     row = planned(TRAIN.format(TINY, 2048, 512, 2, ""), gpu="4090", n_gpus=1)
     assert not row["fits"]

@@ -120,7 +120,7 @@ def test_heads_give_the_loss_and_gradients_of_full_logits(head, case, dtype, tol
         {"qkv_bias": True, "qk_norm": True, "head_dim": 12},
     ],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("head", ["kept", "lean"])
 def test_a_whole_model_learns_the_same_with_any_exact_form(head, checkpointing, changes):
     """The last block's backward on kept rows included; fp64 shows that it is exact."""

@@ -266,6 +266,7 @@ def test_a_package_that_is_missing_is_said_before_anything_begins(stage, inputs,
     assert train_slm.arguments(["--track", "wandb"]).track == "wandb"  # as tools.plan reads it
 
 
+@pytest.mark.slow
 def test_without_the_flag_none_of_them_is_imported(inputs):
     code = (
         "import sys, train_slm; sys.argv[0] = 'train_slm.py'; train_slm.main(); "
