@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+from pathlib import Path
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -416,6 +417,8 @@ def mine(t):
 def mine(folder, code):
     path = folder / "mine.py"
     path.write_text(code)
+    # Two codes of one length, written within a second, would have one compiled file.
+    Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
     spec = importlib.util.spec_from_file_location("mine", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["mine"] = module
@@ -561,6 +564,7 @@ def test_memory_belongs_to_the_checkpoint(stage, inputs, monkeypatch, stopped):
 
 FORK = """
 import sys
+from pathlib import Path
 from dataclasses import replace
 from types import SimpleNamespace
 
