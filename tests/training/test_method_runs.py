@@ -4,8 +4,8 @@ import importlib.util
 import json
 import re
 import sys
-from pathlib import Path
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 from common.device import Env
