@@ -97,6 +97,12 @@ def launch(arguments, cwd, ranks=0, **options):
     )
 
 
+def finish_in_turn(commands, cwd, ranks):
+    """Run commands one after another on so many ranks, which are started once."""
+    (cwd / "commands").write_text("\n".join(commands))
+    finish(launch("tests/in_turn.py commands", cwd, ranks))
+
+
 def finish(process):
     out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, out
@@ -124,7 +130,16 @@ def vocabulary():
     )
 
 
-def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tokens=None):
+def write_set(
+    folder,
+    vocabulary,
+    n=5000,
+    seed=0,
+    loss_mask=None,
+    kind=None,
+    kinds=("even", "odd"),
+    tokens=None,
+):
     """A token set of n random ids of the vocabulary, with a structure that can be learned."""
     rng = np.random.RandomState(seed)
     if tokens is None:
@@ -139,7 +154,7 @@ def write_set(folder, vocabulary, n=5000, seed=0, loss_mask=None, kind=None, tok
     writer = TokenSetWriter(folder, vocabulary.n_vocab, tuple(arrays))
     writer.append(**arrays)
     vocabulary.save(folder)
-    meta = {"kinds": ["even", "odd"]} if kind is not None else {}
+    meta = {"kinds": list(kinds)} if kind is not None else {}
     return writer.finish(tokenizer=vocabulary.hash, sources=[], seed=seed, **meta)
 
 

@@ -81,9 +81,3 @@ def fresh(start, folder):
     if folder.exists():
         shutil.rmtree(folder)
     shutil.copytree(start, folder, symlinks=True)
-
-
-def some_fast(names, fast):
-    """Parameters for a test: those in `fast`, and the others under `slow`."""
-    assert set(fast) <= set(names)
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]

@@ -29,12 +29,11 @@ from stages import (  # noqa: F401 (fixtures)
     fresh,
     hub_fixture,
     inputs_fixture,
-    some_fast,
     warm_fixture,
 )
 
+pytestmark = pytest.mark.slow
 SAMPLE = 3  # moments of a case, where not all are tried
-FAST = ("prepare --overwrite", "train_slm --overwrite", "score --overwrite")
 DERIVED = (owned.LIST, "results.json", "results.md")  # change with each task
 
 
@@ -219,7 +218,7 @@ def telling(points):
     return [best[int(i * step)][1] for i in range(SAMPLE)]
 
 
-@pytest.mark.parametrize("name", some_fast(CASES, FAST))
+@pytest.mark.parametrize("name", CASES)
 def test_killed_at_some_moments(name, warm, inputs, tmp_path):
     killing = Killing(CASES[name], warm, inputs, tmp_path)
     wrong = []
@@ -228,7 +227,6 @@ def test_killed_at_some_moments(name, warm, inputs, tmp_path):
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_killed_at_every_moment(name, warm, inputs, tmp_path):
     case = CASES[name]

@@ -25,7 +25,6 @@ from stages import (  # noqa: F401 (fixtures)
     fresh,
     hub_fixture,
     inputs_fixture,
-    some_fast,
     warm_fixture,
 )
 
@@ -254,7 +253,13 @@ def commands(at):
     return [at.command, at.command + " --overwrite"]
 
 
-@pytest.mark.parametrize("name", some_fast(ARRANGEMENTS, FAST))
+def some_fast(names):
+    """Parameters for a test: those in FAST, and the others under `slow`."""
+    assert set(FAST) <= set(names)
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", some_fast(ARRANGEMENTS))
 def test_nothing_of_theirs_is_touched(name, warm, start, tmp_path):
     at = ARRANGEMENTS[name]
     for command in commands(at):
@@ -293,7 +298,8 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", some_fast(PAIRS, ["score"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAIRS)
 def test_the_second_of_two_processes_is_refused_and_the_first_unharmed(name, warm, start, tmp_path):
     """The first one is stopped at a moment (SIGSTOP) while the second tries, twice."""
     script, command, point = PAIRS[name]

@@ -56,15 +56,11 @@ def another_json(path):
 
 
 DAMAGES = [cut, empty, zeros_at_its_end, garbage]
+pytestmark = pytest.mark.slow
 
 
 def by_name(function):
     return function.__name__
-
-
-def some_slow(first, *others):
-    """Parameters for a test: the others are slow."""
-    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +97,7 @@ def again(warm, stage, command, work):
 STATE = "new/train_state.pt"
 
 
-@pytest.mark.parametrize("damage", some_slow(zeros_inside, *DAMAGES), ids=by_name)
+@pytest.mark.parametrize("damage", (zeros_inside, *DAMAGES), ids=by_name)
 def test_a_damaged_state_is_replaced_by_the_one_before_it(warm, stopped, tmp_path, damage):
     work = tmp_path / "work"
     # Killed behind the second save: train_state.pt is of step 4, train_state.before.pt of step 2.
@@ -113,7 +109,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before_it(warm, stopped, tmp_pat
     assert not differences(contents(work), whole)
 
 
-@pytest.mark.parametrize("damage", some_slow(cut, zeros_inside), ids=by_name)
+@pytest.mark.parametrize("damage", (cut, zeros_inside), ids=by_name)
 def test_a_damaged_state_never_takes_the_place_of_the_good_one(warm, stopped, tmp_path, damage):
     """Killed again, just before the next state is there: the good one still is."""
     work = tmp_path / "work"
@@ -158,7 +154,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("damage", some_slow(cut, *DAMAGES[1:], another_json), ids=by_name)
+@pytest.mark.parametrize("damage", (cut, *DAMAGES[1:], another_json), ids=by_name)
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_damaged_file_is_one_line_that_says_what_to_do(
     warm, stopped, tmp_path, name, damage
@@ -179,7 +175,7 @@ def test_another_damaged_file_is_one_line_that_says_what_to_do(
     assert not differences(contents(work), whole)
 
 
-@pytest.mark.parametrize("damage", some_slow(zeros_inside, *DAMAGES), ids=by_name)
+@pytest.mark.parametrize("damage", (zeros_inside, *DAMAGES), ids=by_name)
 def test_damaged_losses_are_refused(warm, stopped, tmp_path, damage):
     """At once where they are too short, else by their checksums, at the latest by the student."""
     work = tmp_path / "work"
@@ -196,7 +192,7 @@ def test_damaged_losses_are_refused(warm, stopped, tmp_path, damage):
     assert code == 0 and not differences(contents(work), whole), printed
 
 
-@pytest.mark.parametrize("damage", some_slow(cut, empty), ids=by_name)
+@pytest.mark.parametrize("damage", (cut, empty), ids=by_name)
 def test_tokens_that_a_power_loss_cut_are_made_again(warm, stopped, tmp_path, damage):
     work = tmp_path / "work"
     whole = stopped(*PREPARED, work)
@@ -206,7 +202,7 @@ def test_tokens_that_a_power_loss_cut_are_made_again(warm, stopped, tmp_path, da
     assert not differences(contents(work), whole)
 
 
-@pytest.mark.parametrize("damage", some_slow(garbage, cut, empty, zeros_at_its_end), ids=by_name)
+@pytest.mark.parametrize("damage", (garbage, cut, empty, zeros_at_its_end), ids=by_name)
 def test_unfinished_answers_that_are_damaged(warm, stopped, tmp_path, damage):
     """Whole lines before the damage count; a line that is broken is named."""
     work = tmp_path / "work"

@@ -3,15 +3,15 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import slm
 import train_slm
-from conftest import ROOT
+from conftest import ROOT, write_set
+from forking import python_fixture  # noqa: F401
 from runs import methods as table
 
 
@@ -52,8 +52,12 @@ def test_without_a_search_each_is_as_published(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_shrunken(tmp_path):
-    """Two methods with a few steps each: tuned, trained, in a table and a figure."""
+def test_shrunken(python, vocabulary, tmp_path):
+    """Three methods on little data: tuned, trained, in a table and a figure."""
+    for seed, name in enumerate(("base", "curated", "corpus", "val")):
+        folder = tmp_path / "data/demo-seed71" / name
+        kind = np.arange(5000) % 2
+        write_set(folder, vocabulary, seed=seed, kind=kind, kinds=("solution", "wrong_digits"))
     small = {
         "STEPS": "6",
         "BASE_STEPS": "6",
@@ -65,22 +69,22 @@ def test_shrunken(tmp_path):
         "WHERE": str(tmp_path),
         "KIT_RESULTS": str(tmp_path / "results"),
         "KIT": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PATH": f"{python}:{os.environ['PATH']}",
     }
-    command = ["bash", str(ROOT / "runs/methods.sh"), "mile longce"]
+    command = ["bash", str(ROOT / "runs/methods.sh"), "mile longce document"]
     done = subprocess.run(command, env=os.environ | small, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
     passes = {row[0]: row[-1] for row in rows if len(row) == 9 and row[0] != "method"}
-    assert passes == {"CLM": "0", "mile": "0", "longce": "2"}
+    assert passes == {"CLM": "0", "mile": "0", "longce": "2", "document": "2"}
     made = json.loads((tmp_path / "results/methods-tuned.json").read_text())["runs"]
-    assert {run["method"] for run in made} == {"clm", "mile", "longce"}
+    assert {run["method"] for run in made} == {"clm", "mile", "longce", "document"}
     assert all(run["numbers"]["kept_solution"] > 0 for run in made if run["method"] != "clm")
     assert (tmp_path / "results/figures/methods-tuned.png").stat().st_size > 10_000
     chosen = json.loads((tmp_path / "out/methods.json").read_text())
-    assert set(chosen) == {"clm", "mile", "longce"}
+    assert set(chosen) == {"clm", "mile", "longce", "document"}
     losses = chosen["mile"]["losses"]
     assert len(losses) == 3 and losses[chosen["mile"]["folder"]] == min(losses.values())
     tried = json.loads((tmp_path / "results/methods-search.json").read_text())["runs"]
-    assert len(tried) == 1 + 2 * 3  # CLM has no knob
+    assert len(tried) == 1 + 3 * 3  # CLM has no knob

@@ -15,6 +15,7 @@ import runs.real_text as real_text
 from conftest import ROOT, SHARED
 from data import TokenSet
 from evaluation import pinned
+from forking import python_fixture  # noqa: F401
 from tools.plan.recipe import commands_of, stage_of
 from tools.plan.stages import Plan
 
@@ -141,17 +142,19 @@ def test_every_source_of_data_has_its_line_among_the_licences():
 @pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="needs torchao: pip install torchao"
 )
-def test_moments_from_start_to_end(tmp_path):
+def test_moments_from_start_to_end(python, tmp_path):
     """On a copy of the kit, for results go into it. A second call adds nothing."""
     left_out = shutil.ignore_patterns("out", "data", "tests", "figures", ".*", "__py*")
     shutil.copytree(ROOT, tmp_path / "kit", ignore=left_out)
-    (tmp_path / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (tmp_path / "python").chmod(0o755)
     made = []
     for _ in range(2):
         done = subprocess.run(
             ["bash", tmp_path / "kit/runs/moments.sh", "--seeds", "1", "--tiny"],
-            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TQDM_DISABLE": "1"},
+            env={
+                **os.environ,
+                "PATH": f"{python}:{os.environ['PATH']}",
+                "TQDM_DISABLE": "1",
+            },
             capture_output=True,
             text=True,
         )

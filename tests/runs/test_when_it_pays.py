@@ -5,7 +5,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import runs.planetmath as planetmath
 import train_slm
 from common.errors import UserError
 from conftest import HANGS, ROOT, SHARED
+from forking import python_fixture  # noqa: F401
 from runs import methods_on_real_text
 from tools.results import files, pays
 from tools.results.tables import render
@@ -218,7 +218,7 @@ def test_a_method_runs_once_for_each_reference_that_it_looks_at():
 
 
 @pytest.mark.slow
-def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
+def test_recipe_runs_small_and_takes_up_what_is_done(python, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / planetmath.FILE).write_text(planetmath.as_lines(entries()))
@@ -239,7 +239,7 @@ def test_recipe_runs_small_and_takes_up_what_is_done(tmp_path):
         "MORE_KS": "0.4",
         "MORE": "twice larger",  # larger was not made: it is passed over
         "THREADS": 1,
-        "PYTHON": sys.executable,
+        "PYTHON": python / "python",
         "KIT_RESULTS": tmp_path / "results",
         "TQDM_DISABLE": 1,
     }

@@ -20,7 +20,7 @@ import slm
 import train_slm
 from common import provenance
 from common.errors import UserError
-from conftest import finish, launch, write_model, write_set
+from conftest import finish, finish_in_turn, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from training import arrays
@@ -101,28 +101,26 @@ def test_one_micro_batch_equals_four(stage, scored, flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize(
-    "flags",
-    [
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_agree_where_most_have_no_valid_target(stage, inputs, parallel, ranks):
+    """With one rank, a window each at a time; three of four have nothing to learn from."""
+    scoring = SCORING.replace("--data d", "--data sparse")
+    assert stage(score, f"--model r {scoring} --out sparse.bin")[0] == 0
+    args = "--data sparse --steps 4 --micro-batch-size 1"
+    scores = (
         "--score profit --set tau=0.0033",
         "--score mile",
         "--score deft",
         "--score document_ref --ref-loss sparse.bin",
-    ],
-)
-def test_ranks_agree_where_most_have_no_valid_target(stage, inputs, flags, parallel):
-    """1 rank = 2 = 4, a window each at a time; three of four have nothing to learn from."""
-    if "sparse.bin" in flags:
-        scoring = SCORING.replace("--data d", "--data sparse")
-        assert stage(score, f"--model r {scoring} --out sparse.bin")[0] == 0
-    args = f"train_slm.py {SLM} --data sparse --steps 4 --micro-batch-size 1 {flags}"
-    runs = [launch(f"{args} --out one", inputs)]
-    for n in (2, 4):
-        runs.append(launch(f"{args} --parallel {parallel} --out ranks{n}", inputs, ranks=n))
-    for run in runs:
-        finish(run)
-    for n in (2, 4):
-        assert distance(inputs / "one", inputs / f"ranks{n}") < 1e-5
+    )
+    commands = [
+        f"train_slm.py {SLM} {args} {flags} --parallel {parallel} --out ranks{number}"
+        for number, flags in enumerate(scores)
+    ]
+    finish_in_turn(commands, inputs, ranks)
+    for number, flags in enumerate(scores):
+        trained(stage, f"{args} {flags} --out one{number}")
+        assert distance(inputs / f"one{number}", inputs / f"ranks{number}") < 1e-5, flags
 
 
 @pytest.mark.parametrize("name, flag", [("rel", "base"), ("longce", "short")])

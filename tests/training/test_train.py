@@ -22,7 +22,7 @@ import train_slm
 from common import locks
 from common.errors import UserError
 from common.owned import LIST
-from conftest import HANGS, builds_cpp, finish, launch, write_model, write_set
+from conftest import HANGS, builds_cpp, finish, finish_in_turn, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from training import checkpoints
@@ -490,21 +490,23 @@ def test_disk_full_is_one_line(stage, inputs):
     assert code == 2 and "Traceback" not in err and "error:" in err, err
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp", "fsdp --shard-size 2"])
+SELECTIONS = (
+    "--k 1.0",
+    "--scope micro",
+    "--scope sequence",
+    "--scope batch",
+    "--scope micro --data sparse",
+    "--scope batch --data sparse",
+)
+
+
 @pytest.mark.parametrize(
-    "flags",
-    [
-        "--k 1.0",
-        "--scope micro",
-        "--scope sequence",
-        "--scope batch",
-        "--scope micro --data sparse",
-        "--scope batch --data sparse",
-    ],
+    "ranks, parallel",
+    [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp"), (4, "fsdp --shard-size 2")],
 )
 @pytest.mark.slow
-def test_ranks_agree(scored, vocabulary, parallel, flags):
-    """1 rank = 2 = 4, with one window per micro-batch so that the list of them is the same.
+def test_ranks_agree(stage, scored, vocabulary, ranks, parallel):
+    """With one rank, and one window per micro-batch so that the list of them is the same.
 
     `sparse`: three windows of four have no valid target, the others one or two, so that most ranks
     have nothing to learn from.
@@ -512,18 +514,18 @@ def test_ranks_agree(scored, vocabulary, parallel, flags):
     mask = np.zeros(3000, np.uint8)
     mask[5::64] = mask[7::128] = 1
     write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
-    args = f"train_slm.py {SLM} --steps 4 --micro-batch-size 1 {flags}"
-    numbers = (4,) if "shard" in parallel else (2, 4)
-    runs = [launch(f"{args} --out one", scored)]
-    for n in numbers:
-        runs.append(launch(f"{args} --parallel {parallel} --out ranks{n}", scored, ranks=n))
-    for run in runs:
-        finish(run)
-    for n in numbers:
-        assert distance(scored / "one", scored / f"ranks{n}") < 1e-5
-        assert [r["tokens_selected"] for r in log(scored / "one")] == [
-            r["tokens_selected"] for r in log(scored / f"ranks{n}")
-        ]
+    args = f"{SLM} --steps 4 --micro-batch-size 1"
+    commands = [
+        f"train_slm.py {args} {flags} --parallel {parallel} --out ranks{number}"
+        for number, flags in enumerate(SELECTIONS)
+    ]
+    finish_in_turn(commands, scored, ranks)
+    for number, flags in enumerate(SELECTIONS):
+        assert stage(train_slm, f"{args} {flags} --out one{number}")[0] == 0
+        one, several = scored / f"one{number}", scored / f"ranks{number}"
+        assert distance(one, several) < 1e-5, flags
+        counts = [[record["tokens_selected"] for record in log(run)] for run in (one, several)]
+        assert counts[0] == counts[1], flags
 
 
 @pytest.mark.slow
