@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 tests/in_turn.py FILE     # a command a line
 
-Starting Python with PyTorch takes seconds on a slow core. So runs on as many ranks are started once.
+Starting Python with PyTorch takes seconds on a slow core. So runs on as many ranks share a start.
 """
 
 import importlib
