@@ -3,7 +3,7 @@
     python tests/runs/forking.py SOCKET      # answers tests/runs/forked.py, which a recipe calls
 
 Only libraries are imported before a fork. The kit's own files are read anew by each command, from
-where the command says.
+where the command says. It is for commands on one thread: thread pools do not survive a fork.
 """
 
 import importlib
