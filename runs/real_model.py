@@ -55,7 +55,7 @@ def arguments():
 
 
 def write_sets(args):
-    """Four .jsonl files; one that is there with its content is not touched."""
+    """Four .jsonl files."""
     if args.text:
         texts = own_text(args.text)
     elif args.made and not args.data:

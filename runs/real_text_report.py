@@ -5,8 +5,7 @@ import numpy as np
 from common.errors import UserError
 from data import header_of
 from demo.chain import tokens_to_reach
-from training import finished
-from training.finished import is_finished
+from training.finished import arguments, is_finished, steps, summary
 
 METHODS = {"clm": "CLM, every token", "slm": "SLM, k = 0.6", "random": "random 60 %"}
 RUN_COLUMNS = [
@@ -36,9 +35,7 @@ def best_rate(out, method, rates, seed):
             f"{out}: got no finished run of {method} with seed {seed}, "
             f"wanted one at {' or '.join(rates)}"
         )
-    return min(
-        tried, key=lambda rate: finished.summary(run_folder(out, method, rate, seed))["val_loss"]
-    )
+    return min(tried, key=lambda rate: summary(run_folder(out, method, rate, seed))["val_loss"])
 
 
 def stored_mean(path):
@@ -68,7 +65,7 @@ def report(data, out, rates, seeds):
     third of a training step. CLM and random need neither.
     """
     clm_rate = best_rate(out, "clm", rates, seeds[0])
-    reference = finished.summary(out / "ref")["tokens_seen"]
+    reference = summary(out / "ref")["tokens_seen"]
     scoring = header_of(data / "corpus").count / 3
     rows = [
         run_cells("base, where all start", out / "base", "", ""),
@@ -76,7 +73,7 @@ def report(data, out, rates, seeds):
     ]
     for seed in seeds:
         baseline = run_folder(out, "clm", clm_rate, seed)
-        target = finished.summary(baseline)["val_loss"] if is_finished(baseline) else None
+        target = summary(baseline)["val_loss"] if is_finished(baseline) else None
         for method, label in methods_in(out).items():
             fixed = reference + scoring if method.startswith("slm") else 0
             for rate in rates:
@@ -100,14 +97,14 @@ def report(data, out, rates, seeds):
 
 def run_cells(label, folder, reached, cost):
     """A row for RUN_COLUMNS."""
-    args = finished.arguments(folder)
+    args = arguments(folder)
     return [
         label,
         f"{args['lr']:g}",
         str(args["seed"]),
-        number(finished.summary(folder)["val_loss"]),
+        number(summary(folder)["val_loss"]),
         number(stored_mean(folder.with_name(f"{folder.name}-test_loss.bin"))),
-        number(finished.summary(folder)["tokens_seen"], ","),
+        number(summary(folder)["tokens_seen"], ","),
         reached,
         cost,
     ]
@@ -129,7 +126,7 @@ def curves_table(out, rates, seed):
         rate = best_rate(out, method, rates, seed)
         curves[f"{label} ({rate})"] = {
             record["tokens_seen"]: record["val_loss"]
-            for record in finished.steps(run_folder(out, method, rate, seed))
+            for record in steps(run_folder(out, method, rate, seed))
             if "val_loss" in record
         }
     seen = sorted(set().union(*curves.values()))

@@ -97,9 +97,10 @@ def launch(arguments, cwd, ranks=0, **options):
     )
 
 
-def finish_in_turn(commands, cwd, ranks):
-    """Run commands one after another on so many ranks, which are started once."""
-    (cwd / "commands").write_text("\n".join(commands))
+def finish_in_turn(command, variants, cwd, ranks):
+    """Run a command with each of some flags, --out ranks0, ranks1, ...; ranks are started once."""
+    lines = [f"{command} {flags} --out ranks{i}" for i, flags in enumerate(variants)]
+    (cwd / "commands").write_text("\n".join(lines))
     finish(launch("tests/in_turn.py commands", cwd, ranks))
 
 

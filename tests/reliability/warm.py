@@ -59,6 +59,7 @@ class Warm:
 def child(job):
     """One run, in a process of its own. Does not return."""
     import killed
+    from child import end_with
     from common.errors import cli
 
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -71,19 +72,7 @@ def child(job):
         setattr(importlib.import_module(module), constant, value)
     point = killed.Point(job["point"], "SIGKILL") if job.get("point") else None
     killed.arm_changes(point, record=job.get("moments"))
-    code = 0
-    try:
-        cli(importlib.import_module(job["stage"]).main)
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    end_with(lambda: cli(importlib.import_module(job["stage"]).main))
 
 
 def main():

@@ -3,25 +3,30 @@
     python tests/runs/forking.py SOCKET      # answers tests/runs/forked.py, which a recipe calls
 
 Only libraries are imported before a fork. The kit's own files are read anew by each command, from
-where the command says. It is for commands on one thread: thread pools do not survive a fork.
+where the command says.
 """
 
+import contextlib
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import pytest
 
+from child import end_with
+
+# Not huggingface_hub: what the environment says of a hub it reads when it is imported.
 LIBRARIES = (
-    "huggingface_hub.repocard_data",
     "matplotlib.pyplot",
     "safetensors.torch",
     "tiktoken",
@@ -37,6 +42,7 @@ def python_fixture():
         server = subprocess.Popen(
             [sys.executable, __file__, f"{folder}/socket"],
             env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -48,11 +54,12 @@ def python_fixture():
         )
         program.chmod(0o755)
         yield Path(folder)
-        server.kill()
+        server.stdin.close()
         server.wait()
 
 
 def serve(path):
+    """Answer until standard input is closed."""
     import torch
 
     torch.set_num_threads(1)
@@ -63,7 +70,7 @@ def serve(path):
     listener.listen()
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -72,13 +79,20 @@ def serve(path):
 
 
 def answer(connection):
-    """Run a command in a process of its own, and send its exit code. Does not return."""
+    """Run a command in a process of its own, and send its exit code. Does not return.
+
+    Where the recipe kills the command it kills the client, so the process is ended, too.
+    """
     message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 3)
     process = os.fork()
     if process == 0:
         run(json.loads(message), descriptors)
+    ended = os.pidfd_open(process)
+    if ended not in select.select([ended, connection], [], [])[0]:
+        os.kill(process, signal.SIGTERM)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    connection.sendall(str(code).encode())
+    with contextlib.suppress(BrokenPipeError):
+        connection.sendall(str(code).encode())
     os._exit(0)
 
 
@@ -93,21 +107,10 @@ def run(job, descriptors):
     named = words[0] == "-m"
     sys.argv = words[1:] if named else words
     sys.path[0] = job["cwd"] if named else str(Path(words[0]).resolve().parent)
-    sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    code = 0
-    try:
-        if named:
-            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if named:
+        end_with(lambda: runpy.run_module(words[1], run_name="__main__", alter_sys=True))
+    end_with(lambda: runpy.run_path(words[0], run_name="__main__"))
 
 
 if __name__ == "__main__":

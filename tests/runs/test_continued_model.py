@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import runs.real_model as real_model
 from common.errors import UserError
 from conftest import ROOT, SHARED
+from forking import python_fixture  # noqa: F401
 from tools.plan.recipe import commands_of
 from tools.plan.stages import Plan
 from tools.results import files
@@ -119,12 +119,12 @@ def test_it_is_planned_for_half_an_hour_of_a_small_gpu(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the evaluation needs ../shared/data")
-def test_runs_from_start_to_end_and_takes_up_what_is_done(tmp_path):
+def test_runs_from_start_to_end_and_takes_up_what_is_done(python, tmp_path):
     environment = {
         **os.environ,
         "SCALE": "tiny",
         "TINY": str(tmp_path),
-        "PYTHON": sys.executable,
+        "PYTHON": str(python / "python"),
         "DATA_DIR": str(SHARED),
         "TQDM_DISABLE": "1",
     }

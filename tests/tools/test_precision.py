@@ -29,9 +29,9 @@ def test_a_table_for_this_machine(stage, tmp_path, vocabulary):
     write_model(tmp_path / "m", vocabulary)
     write_model(tmp_path / "r", vocabulary, seed=5)
     models = "--model m --reference r --data d --device cpu --threads 1"
-    code, out, err = stage(precision, f"{models} --seq-len 64 --windows 16 --json p.json")
+    code, out, err = stage(precision, f"{models} --seq-len 64 --windows 40 --json p.json")
     assert code == 0, err
-    assert out.startswith("1,024 tokens, 8 windows ranked together")
+    assert out.startswith("2,560 tokens, 8 windows ranked together")
     rows = json.loads((tmp_path / "p.json").read_text())
     assert list(rows) == ["float32", "bfloat16", "bfloat16, logits as well"]
     fp32, bf16, rounded = rows.values()

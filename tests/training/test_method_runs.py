@@ -113,11 +113,7 @@ def test_ranks_agree_where_most_have_no_valid_target(stage, inputs, parallel, ra
         "--score deft",
         "--score document_ref --ref-loss sparse.bin",
     )
-    commands = [
-        f"train_slm.py {SLM} {args} {flags} --parallel {parallel} --out ranks{number}"
-        for number, flags in enumerate(scores)
-    ]
-    finish_in_turn(commands, inputs, ranks)
+    finish_in_turn(f"train_slm.py {SLM} {args} --parallel {parallel}", scores, inputs, ranks)
     for number, flags in enumerate(scores):
         trained(stage, f"{args} {flags} --out one{number}")
         assert distance(inputs / f"one{number}", inputs / f"ranks{number}") < 1e-5, flags
@@ -562,7 +558,6 @@ def test_memory_belongs_to_the_checkpoint(stage, inputs, monkeypatch, stopped):
 
 FORK = """
 import sys
-from pathlib import Path
 from dataclasses import replace
 from types import SimpleNamespace
 

@@ -515,11 +515,7 @@ def test_ranks_agree(stage, scored, vocabulary, ranks, parallel):
     mask[5::64] = mask[7::128] = 1
     write_set(scored / "sparse", vocabulary, 3000, kind=np.arange(3000) % 2, loss_mask=mask)
     args = f"{SLM} --steps 4 --micro-batch-size 1"
-    commands = [
-        f"train_slm.py {args} {flags} --parallel {parallel} --out ranks{number}"
-        for number, flags in enumerate(SELECTIONS)
-    ]
-    finish_in_turn(commands, scored, ranks)
+    finish_in_turn(f"train_slm.py {args} --parallel {parallel}", SELECTIONS, scored, ranks)
     for number, flags in enumerate(SELECTIONS):
         assert stage(train_slm, f"{args} {flags} --out one{number}")[0] == 0
         one, several = scored / f"one{number}", scored / f"ranks{number}"
