@@ -294,6 +294,7 @@ class Note:
     device: str | None = None
     compile: bool | None = None
     attention: str | None = None
+    norms: str | None = None
     micro_batch: int | None = None
     torch: str | None = None
 

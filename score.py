@@ -113,7 +113,8 @@ def main():
             models.mask_documents(reference, data)
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
-        parallel.compile_blocks(model, args, env)
+        # --context and --val have other shapes: a graph for each, none for every shape.
+        parallel.compile_blocks(model, args, env, dynamic=False)
         for stored in left:
             score(args, env, data, model, note, stored)
         for val in unknown:

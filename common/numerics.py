@@ -21,6 +21,7 @@ SAID = {
     "device": "device",
     "compile": "compile",
     "attention": "attention",
+    "norms": "embedding and norms in",
     "micro_batch": "windows per forward pass",
     "torch": "torch",
 }
@@ -41,12 +42,16 @@ def numerics(args, env, micro_batch):
     micro_batch: windows per forward pass and rank.
     """
     document_mask = bool(getattr(args, "document_mask", False))
+    dtype = str(env.dtype).removeprefix("torch.")
+    sharded = env.world > 1 and getattr(args, "parallel", None) == "fsdp"
     return {
-        "dtype": str(env.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "document_mask": document_mask,
         "device": device_name(env.device),
         "compile": is_compiled(args, env.device),
         "attention": path_of(env.device, document_mask),
+        # FSDP gathers every weight in that precision; elsewhere only products round theirs.
+        "norms": dtype if sharded else "float32",
         "micro_batch": micro_batch,
         "torch": torch.__version__,
     }
@@ -65,7 +70,7 @@ def differences(saved, now, names):
     `names`: REFUSED or SAID.
     """
     saved = {**BEFORE, **saved}
-    shared = [name for name in names if name in saved and name in now]
+    shared = [name for name in names if saved.get(name) is not None and name in now]
     return [(name, saved[name], now[name]) for name in shared if saved[name] != now[name]]
 
 

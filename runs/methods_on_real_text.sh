@@ -2,7 +2,7 @@
 # Other papers' scores and weights on real text, each as published: the setting, the base, CLM and
 # the references of runs/when_it_pays.sh, which has to be done for these seeds and references.
 #
-#   REFERENCES="clm twice" bash runs/when_it_pays.sh
+#   REFERENCES="clm twice" MORE=none AGAIN=no bash runs/when_it_pays.sh
 #   bash runs/methods_on_real_text.sh                    # six methods
 #   bash runs/methods_on_real_text.sh "rho deft" --seeds "0 1"
 #   bash runs/methods_on_real_text.sh "clm excess" --rate 5e-4      # all of them at another rate

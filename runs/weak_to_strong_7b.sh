@@ -5,7 +5,7 @@
 # Both must have one vocabulary, so the student is Llama-2-7B, whose tokenizer TinyLlama has; that
 # is our reading, Mistral's differs. Llama-2 is gated: accept its licence at
 # https://huggingface.co/meta-llama/Llama-2-7b-hf, then `hf auth login`. Corpus and reference are
-# those of runs/rho_math_1b.sh, and are taken from there: run that first, up to the scores.
+# those of runs/rho_math_1b.sh: what is not there yet is made first, by that file's own commands.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . runs/common.sh

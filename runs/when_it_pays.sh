@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # When does SLM pay? A base that has learnt all that its size allows from real text (PlanetMath,
 # with its metadata), then on more of it: CLM, random, an oracle, and SLM of references of rising
-# strength, at several k. What decides is how far a reference is ahead of where CLM ends.
+# strength, at several k. How far a reference is ahead of where CLM ends explains much of what SLM
+# gains, but not all (docs/results.md).
 #
 #   bash runs/when_it_pays.sh                        # downloads 5 MB of public text, checksummed
 #   DATA=folder bash runs/when_it_pays.sh            # no network: planetmath.jsonl(.zst) is there

@@ -268,6 +268,7 @@ def check(run, device):
 def main(argv=None):
     args = arguments(argv)
     env = Env(args)
+    torch.set_float32_matmul_precision("highest")  # TF32 would be told from fp64
     passed = True
     width = max(map(len, CHECKS)) + 2
     for name, run in candidates(args, env.device).items():

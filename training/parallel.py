@@ -15,8 +15,8 @@ GRAPHS = 16
 COLLECT_EVERY = 50  # steps
 
 
-def compile_blocks(module, args, env):
-    """torch.compile each block (`--compile`), whole, or stop.
+def compile_blocks(module, args, env, **options):
+    """torch.compile each block (`--compile`), whole, or stop. `options`: torch.compile's.
 
     Shapes are static there; selection and head stay outside, and so do FSDP's and other hooks.
     """
@@ -25,12 +25,14 @@ def compile_blocks(module, args, env):
     # It would cut blocks at DDP's buckets; a block is small enough.
     torch._dynamo.config.optimize_ddp = False
     for block in module.lm.model.layers:
-        block.forward = whole_graphs(block.forward)
+        block.forward = whole_graphs(block.forward, **options)
 
 
 def whole_graphs(function, **options):
     """torch.compile of a function; an error where a part cannot be compiled, and past GRAPHS."""
     torch._dynamo.config.recompile_limit = GRAPHS
+    # The backward pass is built with the forward pass, where `or_stop` sees it fail.
+    torch._functorch.config.force_non_lazy_backward_lowering = True
     return or_stop(torch.compile(function, fullgraph=True, **options))
 
 

@@ -33,7 +33,7 @@ class Selector:
         self.columns = Columns(method, args, data, env)
         self.memory = self.columns.memory
         self.extra = {"memory": self.memory.values} if self.memory else {}
-        self.of_set = self._choose_from_set() if method and args.scope == "set" else None
+        self.of_set = self._ranked_set() if method and args.scope == "set" else None
         self.micro_batches = []
         self.settled = {}  # masks that are known before the forward pass, by micro-batch
         self.choices = []  # of this step, on this rank
@@ -56,10 +56,14 @@ class Selector:
             )
         return references
 
-    def _choose_from_set(self):
-        """--scope set: which tokens are kept, (count,) bool: a mask of all windows, made once.
+    def _ranked_set(self):
+        """--scope set: which tokens are kept, (count,) bool: a mask of all windows, made once."""
+        return self.env.from_main(self._choose_from_set)
 
-        Everything is ranked at once: about 40 bytes a token are held for a moment.
+    def _choose_from_set(self):
+        """Everything is ranked at once, on the CPU: a GPU may be full, and has a limit of 2^31.
+
+        About 40 bytes a token are held for a moment.
         """
         T = self.args.seq_len
         windows = np.arange(self.data.n_windows(T))
@@ -67,8 +71,8 @@ class Selector:
         for start in range(0, len(windows), WINDOWS):
             some = windows[start : start + WINDOWS]
             valid = self.data.valid(some, T)
-            tokens = self.columns.tokens(0, some, valid)
-            parts.append({**vars(tokens), "valid": self.env.tensor(valid)})
+            part = {**vars(self.columns.tokens(0, some, valid)), "valid": torch.from_numpy(valid)}
+            parts.append({name: values.cpu() for name, values in part.items()})
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         valid = whole.pop("valid")
         _, mask, wrong = select(self.selection, Tokens(**whole), valid)
@@ -78,7 +82,7 @@ class Selector:
                 f"finite; look at what it reads"
             )
         kept = np.zeros(len(windows) * T + 1, bool)
-        kept[1:] = mask.flatten().cpu().numpy()
+        kept[1:] = mask.flatten().numpy()
         return kept[: self.data.count]
 
     def reference_loss_on(self, val):
@@ -155,7 +159,7 @@ class Selector:
             return
         self.selection = replace(self.selection, k=k)
         if self.of_set is not None and self.selection.method:
-            self.of_set = self._choose_from_set()
+            self.of_set = self._ranked_set()
 
     def _settle(self, student, step, micro_batches):
         """Of each micro-batch: its mask, (B, T) bool or weights; where a score is wrong."""

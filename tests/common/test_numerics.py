@@ -8,7 +8,7 @@ import torch
 
 from common import numerics
 
-CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+CPU = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32, world=1)
 
 
 def record(**changes):
@@ -24,6 +24,16 @@ def test_the_record_holds_what_it_should_and_is_json():
     assert made["device"].startswith("cpu, ")
     assert (made["compile"], made["document_mask"], made["micro_batch"]) == (False, False, 4)
     assert set(made) == {*numerics.REFUSED, *numerics.SAID}
+
+
+@pytest.mark.parametrize(
+    "world, parallel, expected",
+    [(1, "fsdp", "float32"), (2, "ddp", "float32"), (2, "fsdp", "bfloat16")],
+)
+def test_what_embedding_and_norms_are_rounded_to(world, parallel, expected):
+    env = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, world=world)
+    args = SimpleNamespace(compile="auto", parallel=parallel)
+    assert numerics.numerics(args, env, micro_batch=4)["norms"] == expected
 
 
 @pytest.mark.parametrize(
@@ -57,6 +67,7 @@ def test_losses_of_another_kind_are_refused(name, value):
         ("device", "NVIDIA H100"),
         ("compile", True),
         ("attention", "flex"),
+        ("norms", "bfloat16"),
         ("micro_batch", 8),
         ("torch", "2.8.0"),
     ],
@@ -73,6 +84,7 @@ def test_records_of_before_and_equal_ones_say_nothing():
     assert numerics.notice("r.bin", record(), record()) is None
     old = {"data": "1f", "seq_len": 128, "dtype": "float32"}
     assert numerics.notice("r.bin", old, record()) is None
+    assert numerics.notice("r.bin", {**old, "norms": None}, record()) is None
     masked = record(document_mask=True)
     assert numerics.differences(old, record(), numerics.REFUSED) == []
     assert numerics.differences(old, masked, numerics.REFUSED) == [("document_mask", False, True)]

@@ -53,7 +53,7 @@ def _rounding(experiment, variant):
 def roundings_by_seed(experiment):
     """Of each seed: how far the roundings lie apart."""
     titles = [f"{name}: exact match" for name in METHODS.values()]
-    rows = [["seed", "roundings", *titles, "SLM ± around the middle", "times fewer tokens"]]
+    rows = [["seed", "roundings", *titles, "SLM: half of its range", "times fewer tokens"]]
     for seed in seeds_of(experiment):
         cells = {method: [] for method in METHODS}
         ratios = []
