@@ -259,7 +259,7 @@ def entropy_path(ref_loss):
 class Validation:
     """The reference's mean loss on a validation set, in the windows and precision of the rest."""
 
-    data: str  # the set's hash
+    data: str  # hashes of the set and of which tokens are targets (identity.hash_of_validation)
     loss: Annotated[float, FINITE]  # nats per target
     name: str = ""  # the folder that score.py --val named
 

@@ -122,8 +122,9 @@ def main():
     check(args)
     out = regrade(args) if args.regrade else evaluate(args)
     if out:
-        results = read_json(out / "results.json", "results")
-        write_atomic(out / "results.md", report.markdown(results, args.regrade or args.model))
+        with taking_turns(out):  # other tasks may be written by other processes
+            results = read_json(out / "results.json", "results")
+            write_atomic(out / "results.md", report.markdown(results, args.regrade or args.model))
         print(report.table(results))
 
 
@@ -138,6 +139,9 @@ def check(args):
                 f"--regrade: got --tasks {' '.join(args.tasks)}, "
                 f"wanted the one task that the file answers"
             )
+        without = {"--model": args.model, "--limit": args.limit, "--samples": args.samples > 1}
+        for flag in (flag for flag, given in without.items() if given):
+            raise UserError(f"{flag}: does nothing with --regrade, which grades all of the file")
         return
     warm = COLDEST <= args.temperature <= HOTTEST
     if not warm and args.temperature != 0:
@@ -151,6 +155,8 @@ def check(args):
         )
     if not args.model:
         raise UserError("--model: got none, wanted a model's folder or hub id (or --regrade FILE)")
+    if not args.out and not Path(args.model).is_dir():
+        raise UserError(f"--out: name a folder for the results of {args.model}")
     if args.tasks == [DEMO] and not Path(DEMO).exists():
         raise UserError(f"--tasks: {DEMO} is not there yet; make it with {command('prepare.py')}")
     own = [task for task in args.tasks if tasks.task_of(task).own]
@@ -182,8 +188,6 @@ def evaluate(args):
     """Evaluate the model on all tasks. Returns the results' folder; None on all ranks but one."""
     env = Env(args)
     folder = env.main_first(lambda: downloads.resolve(args.model, args.revision))
-    if not args.out and not Path(args.model).is_dir():
-        raise UserError(f"--out: name a folder for the results of {args.model}")
     out = Path(args.out or folder / "eval")
     refuse_overlap(out, {"--tasks": [task for task in args.tasks if tasks.task_of(task).own]})
     if args.out is None and env.main:

@@ -50,6 +50,9 @@ NOT_OF_THE_DEMO = [
     "max_tokens",
     "text_field",
     "prompt_field",
+    "mask_prompt",
+    "skip_bad",
+    "data_dir",
     "decontaminate",
     "val_share",
 ]
@@ -124,7 +127,7 @@ def form_and_fields(args):
 def prepare_demo(args):
     """The demo's token sets and test problems (demo/sets.py). Raises UserError."""
     for name in NOT_OF_THE_DEMO:
-        if getattr(args, name) is not None:
+        if getattr(args, name) not in (None, False):
             raise UserError(f"{flag(name)}: does not go with --source demo; name files as --source")
     from demo import sets
 

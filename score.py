@@ -29,6 +29,7 @@ from common.numerics import numerics
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
 from training import parallel
+from training.identity import hash_of_validation
 from training.losses_file import (
     claim,
     files_of,
@@ -261,7 +262,7 @@ def finite(values, at, what):
 def validation_loss(note, val):
     """The reference's mean loss on the token set `val`, in nats; None: it is not noted yet."""
     for known in note.get("validation", []):  # older notes have none
-        if known["data"] == val.hash:
+        if known["data"] == hash_of_validation([val]):
             return known["loss"]
     return None
 
@@ -274,7 +275,7 @@ def add_validation(args, env, val, model, note):
             f"{args.model} has a validation loss on {val.folder} that is not finite; it cannot be "
             f"a reference"
         )
-    measured = {"data": val.hash, "loss": loss, "name": str(val.folder)}
+    measured = {"data": hash_of_validation([val]), "loss": loss, "name": str(val.folder)}
     note["validation"] = [*note.get("validation", []), measured]
     if env.main:
         save_note(args, note)

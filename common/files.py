@@ -14,7 +14,7 @@ from pathlib import Path
 import safetensors
 
 from common.changes import change, make_folder, opened, to_disk
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.owned import LIST, claim, is_ours, note, temporary_of, written
 
 ROOM = "-folder"  # behind a temporary name: a folder that a library fills
@@ -49,7 +49,7 @@ def renamed_when_whole(path):
             to_disk(temporary)
         rename(temporary, path)
     except (RuntimeError, safetensors.SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = reason_of(error)
         message = f"could not be written, is the disk full? ({reason})"
         raise OSError(errno.EIO, message, str(path)) from None
     finally:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from pathlib import Path
 
 from common.errors import UserError
@@ -87,8 +88,8 @@ def parse_text(text):
 def _unique(pairs):
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        times = Counter(key for key, _ in pairs)
+        twice = next(key for key, n in times.items() if n > 1)
         raise ValueError(f"the key {shown(twice)} stands twice")
     return found
 

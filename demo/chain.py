@@ -120,7 +120,8 @@ def finished(path, command):
 
 def knows_validation(note, val):
     """Does a note of losses hold the reference's loss on the token set in `val`?"""
-    return any(known.data == TokenSet(val).hash for known in note["validation"])
+    wanted = hash_of_validation([TokenSet(val)])
+    return any(known.data == wanted for known in note["validation"])
 
 
 def agrees(saved, text):
@@ -282,7 +283,7 @@ def report(args, env):
         s = summaries[folder]
         quality = f"{s['val_loss']:16.4f}{s['exact_match']:13.3f}"
         print(f"{label:26}{quality}{s['tokens_seen']:13,}{s['tokens_selected']:13,}")
-    if student == baseline:
+    if student == baseline or baseline not in summaries:
         return
     _show_kept(student, "mean weight, or share kept," if weighs(args) else "share kept")
     target = summaries[baseline]["val_loss"]

@@ -7,11 +7,15 @@ Rho-1 evaluates with a public harness. Its test sets and prompts are read at one
 TabMWP from its own repository, and every download must have the checksum below.
 """
 
+import contextlib
 import hashlib
+import http.client
+import io
 import os
 import sys
-import urllib.error
+import tarfile
 import urllib.request
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -127,12 +131,22 @@ def download(url, name, timeout=30):
                 while part := answer.read(PART):
                     parts.append(part)
                     bar.update(len(part))
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(
             f"{name}: got no file from {url} ({error}), wanted the public test set; connect to the "
             f"network, or name a folder that holds eval/ and prompts/ with --data-dir"
         ) from error
     return b"".join(parts)
+
+
+@contextlib.contextmanager
+def whole_archive(content, name):
+    """A .tar.gz, open, of its bytes. Raises UserError where it is cut or none."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content)) as files:
+            yield files
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: not a whole .tar.gz ({error}); download it again") from None
 
 
 def read_rows(path):

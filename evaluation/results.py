@@ -161,7 +161,8 @@ def text_of(row, where):
 
 def has_verdict(row):
     """Does a line hold the authors' own answer and verdict?"""
-    return isinstance(row.get("score"), list) and isinstance(row.get("pred"), list)
+    lists = row.get("score"), row.get("pred")
+    return all(isinstance(values, list) and values for values in lists)
 
 
 def compare(rows, results, workers):

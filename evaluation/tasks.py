@@ -202,7 +202,7 @@ def prefix(task, data_dir=None):
     shots = task_of(task).shots
     if not shots:
         return ""
-    return find(shots, data_dir).read_text(encoding="utf-8").strip() + "\n\n\n"
+    return find(shots, data_dir).read_text(encoding="utf-8", errors="replace").strip() + "\n\n\n"
 
 
 def load(task, data_dir=None, limit=None):

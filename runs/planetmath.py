@@ -10,11 +10,9 @@ bodies of other entries, and `quarter` a quarter of `curated`.
 """
 
 import hashlib
-import io
 import json
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -91,14 +89,8 @@ def fetch(out):
 
 def entries_of(name, archive):
     """[(repository, path, text)] of the .tex files in a repository's .tar.gz."""
-    try:
-        files = tarfile.open(fileobj=io.BytesIO(archive))
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{name}.tar.gz: not a whole .tar.gz ({error}); download it again"
-        ) from None
     found = []
-    with files:
+    with pinned.whole_archive(archive, f"{name}.tar.gz") as files:
         for member in files.getmembers():
             _, _, path = member.name.partition("/")  # the archive's own folder
             if member.isfile() and path.endswith(".tex"):

@@ -13,11 +13,9 @@ other half 90 % are the curated set and 10 % validation.
 
 import argparse
 import hashlib
-import io
 import json
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -115,14 +113,8 @@ def sections(archive):
     Chapters are cut before each \\section at the start of a line; the parts are stripped, and left
     out where shorter than SHORTEST.
     """
-    try:
-        files = tarfile.open(fileobj=io.BytesIO(archive))
-    except tarfile.TarError as error:
-        raise UserError(
-            f"stacks_project.tar.gz: not a whole .tar.gz ({error}); download it again"
-        ) from None
     lines = []
-    with files:
+    with pinned.whole_archive(archive, "stacks_project.tar.gz") as files:
         members = {Path(name).name: name for name in files.getnames() if name.count("/") == 1}
         for chapter in CHAPTERS:
             name = f"{chapter}.tex"

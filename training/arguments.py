@@ -178,7 +178,12 @@ def parse(parser, argv=None, forget=None):
     to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
     given = earlier_arguments(argv, forget)
-    known = {action.dest for action in parser._actions}
+    known = {action.dest: action for action in parser._actions}
+    for key, value in given.items():
+        choices = known[key].choices if key in known else None
+        if choices and value is not None and value not in choices:
+            flag = "--" + key.replace("_", "-")
+            raise UserError(f"--from: {flag} is {value} there, wanted one of {', '.join(choices)}")
     parser.set_defaults(**{key: value for key, value in given.items() if key in known})
     args = parser.parse_args(argv)
     del args.earlier

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common.errors import UserError
+from common.errors import UserError, reason_of
 from common.numerics import is_compiled
 
 # Graphs of one block that a run may make: with and without gradients, the last block and the
@@ -53,7 +53,7 @@ def or_stop(compiled):
                 f"TORCH_LOGS=recompiles says why. --compile off runs without"
             ) from None
         except InductorError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = reason_of(error)
             if " " in torch.__file__:
                 reason += f"; a C++ build takes no space in torch's own folder, {torch.__file__}"
             raise UserError(

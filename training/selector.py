@@ -9,6 +9,7 @@ from common.errors import UserError
 from data import score_command
 from slm import Tokens, Weight
 from training.columns import Columns
+from training.identity import hash_of_validation
 from training.method_flags import k_at, refuse_ranking, selection_of
 from training.source import source_hash
 
@@ -63,7 +64,7 @@ class Selector:
     def _choose_from_set(self):
         """Everything is ranked at once, on the CPU: a GPU may be full, and has a limit of 2^31.
 
-        About 40 bytes a token are held for a moment.
+        For a moment some 80 bytes a token are held.
         """
         T = self.args.seq_len
         windows = np.arange(self.data.n_windows(T))
@@ -96,7 +97,7 @@ class Selector:
         meta = self.columns.stored["ref_loss"].meta
         known = meta["validation"]
         for validation in known:
-            if validation["data"] == val.hash:
+            if validation["data"] == hash_of_validation([val]):
                 return validation["loss"]
         if known and self.env.main:
             names = ", ".join(validation["name"] for validation in known)
@@ -122,25 +123,32 @@ class Selector:
         self.choices = []
         self.micro_batches = micro_batches
         self._set_k(k_at(step, self.args))
-        selection = self.selection
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        counts = [None] * len(micro_batches)
-        if self._is_settled_first(len(micro_batches)):  # 1. the choice is made here, and tells
-            settled = self._settle(student, step, micro_batches)
+        counts = self._known_counts(student, step, valid)
+        per = self.selection.method.per if self.selection.method else "kept"
+        if per == "kept" and counts:
+            self.divisor_known = True
+            divisor = sum(counts)
+        else:  # what "valid" means; of the others until `finish`
+            self.divisor_known = per == "valid"
+            divisor = sum(int(mask.sum()) for mask in valid)
+        self.divisor = max(1, divisor)
+        return counts or [None] * len(micro_batches), self.divisor
+
+    def _known_counts(self, student, step, valid):
+        """How many tokens of each micro-batch will be kept; None where only its losses will tell.
+
+        valid: of each micro-batch a mask (B, T), numpy.
+        """
+        if self._is_settled_first(len(valid)):  # the choice is made here, and tells
+            settled = self._settle(student, step, self.micro_batches)
             self.settled = dict(enumerate(settled))
             masks = [mask for mask, _ in settled]
-            if masks[0].dtype == torch.bool:  # no weights
-                counts = torch.stack([mask.sum() for mask in masks]).tolist()
-        elif selection.counted == "masks":  # 2. they tell without a choice
-            counts = [selection.count(mask) for mask in valid]
-        # 3. else only the losses will tell
-
-        per = selection.method.per if selection.method else "kept"
-        by_kept = per == "kept" and counts[0] is not None
-        self.divisor_known = by_kept or per == "valid"
-        parts = counts if by_kept else [int(mask.sum()) for mask in valid]
-        self.divisor = max(1, sum(parts))
-        return counts, self.divisor
+            are_sets = masks[0].dtype == torch.bool  # and no weights
+            return torch.stack([mask.sum() for mask in masks]).tolist() if are_sets else None
+        if self.selection.counted == "masks":  # they tell without a choice
+            return [self.selection.count(mask) for mask in valid]
+        return None
 
     def _is_settled_first(self, n):
         """Is the choice in a step's n micro-batches made before their gradient?"""

@@ -12,7 +12,9 @@ import pytest
 import demo.chain as chain
 import score
 import train_ref
+import train_slm
 from conftest import ROOT, write_model, write_set
+from training import finished
 
 
 def students(**changes):
@@ -119,6 +121,22 @@ def test_finished_stages_are_used_again(ran, monkeypatch):
 def test_the_plain_baseline_needs_no_reference(ran):
     chain.ensure(students(k=1.0), "slm")
     assert scripts(ran) == ["prepare.py", "train_ref.py"]
+
+
+def test_a_plain_run_of_one_s_own_is_reported_without_the_baseline(
+    stage, vocabulary, tmp_path, monkeypatch, capsys
+):
+    write_set(tmp_path / "d", vocabulary, 600)
+    write_model(tmp_path / "m", vocabulary)
+    flags = "--k 1.0 --data d --val d --init m --out mine --steps 2 --seq-len 16 --batch-size 4"
+    assert stage(train_slm, f"{flags} --device cpu")[0] == 0
+    monkeypatch.setattr(chain, "run", lambda command: None)
+    matched = {"exact_match": 0.5}
+    monkeypatch.setattr(chain, "summary", lambda folder: finished.summary(folder) | matched)
+    args = students(k=1.0, out="mine")
+    args.chain = True
+    chain.report(args, argparse.Namespace(main=True))
+    assert "mine" in capsys.readouterr().out
 
 
 def test_a_named_token_set_is_left_alone(ran):

@@ -77,6 +77,11 @@ def test_broken_files_are_users_errors(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_line_with_an_empty_verdict_has_none(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1", "pred": [], "score": []}\n')
+    assert regrade(tmp_path / "in.jsonl", "gsm8k", tmp_path / "out")["gsm8k"]["n"] == 1
+
+
 def test_a_file_of_the_user_s_is_never_overwritten(tmp_path):
     """A file with the task's name that is no file of results, such as the problems themselves."""
     (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1"}\n')

@@ -1,6 +1,7 @@
 """Prompts, questions and true answers against hashes made by the paper's harness; downloads."""
 
 import hashlib
+import http.client
 import http.server
 import json
 import subprocess
@@ -193,6 +194,21 @@ def small(monkeypatch):
     sums = {name: hashlib.sha256(body).hexdigest() for name, body in bodies.items()}
     monkeypatch.setattr(pinned, "SHA256", sums)
     return {"/" + pinned.address(name): body for name, body in bodies.items()}
+
+
+def test_an_answer_that_breaks_off_and_shots_that_are_no_text_are_no_traceback(
+    server, small, tmp_path, monkeypatch
+):
+    def broken(part):
+        raise http.client.IncompleteRead(b"")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(http.client.HTTPResponse, "read", lambda self, n: broken(n))
+        with pytest.raises(UserError, match="gsm8k.*: got no file from"):
+            tasks.load("gsm8k")
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/gsm8k.md").write_bytes(b"SHOTS \xff")
+    assert tasks.prefix("gsm8k", tmp_path) == "SHOTS \ufffd\n\n\n"
 
 
 def test_download_once_then_cache(server, small, tmp_path):

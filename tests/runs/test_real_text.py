@@ -134,6 +134,14 @@ def test_fetch_takes_what_has_the_checksum_and_asks_no_more(tmp_path, monkeypatc
     assert len(asked) == 2
 
 
+def test_an_archive_that_was_cut_is_one_line():
+    text = "".join(f"{number:x}" for number in range(200_000))  # more than a block of gzip
+    whole = archive({f"{name}.tex": text for name in real_text.CHAPTERS})
+    for length in (20, len(whole) // 2):
+        with pytest.raises(UserError, match="stacks_project.tar.gz: not a whole .tar.gz"):
+            real_text.sections(whole[:length])
+
+
 def test_sections_by_hand():
     text = (
         "\\input{preamble}\n" + "%" * 250 + "\n\n"

@@ -112,6 +112,9 @@ def test_what_is_refused(corpus, tmp_path, folder, texts):
     prepared(tmp_path / "both", "--source", *sources, *flags)
     with pytest.raises(UserError, match="both/val holds documents that were held out of another"):
         prepared(tmp_path / "both", "--source", *sources, *flags[:2], "--overwrite")
+    for flag in (["--mask-prompt"], ["--skip-bad"], ["--data-dir", "d"]):
+        with pytest.raises(UserError, match=f"{flag[0]}: does not go with --source demo"):
+            prepared(tmp_path / "demo", "--source", "demo", *flag)
     with pytest.raises(UserError, match="does not go with --source demo"):
         prepare.main(["--val-share", "0.1", "--out", str(tmp_path / "x")])
     kept = next(text for text in texts if number(text) >= 0.1)

@@ -30,7 +30,9 @@ def explore(stage):
 
 def test_snapshots_and_their_losses(run, explore):
     data = TokenSet(run / "data")
+    shutil.copytree(run / "slm/step-000004", run / "slm/step-best", dirs_exist_ok=True)
     found = explore_run.snapshots(run / "slm")
+    shutil.rmtree(run / "slm/step-best")  # the user's own
     assert [(step, path.name) for step, path in found] == [
         (0, "base"),
         (4, "step-000004"),

@@ -85,12 +85,30 @@ def test_static_parts_and_what_ranks_share():
     assert peak < peak_ddp - 10 * n  # DDP holds 16 N of states, and casts
 
 
+def test_where_no_count_is_known_before_the_losses_logits_lie_there():
+    """Of a weight every row may count, and the head holds all logits, as for a k below 1."""
+    command = TRAIN.format(TINY, 2048, 512, 16, "").replace("--k 0.6", "{}")
+    plain, chosen, weighed = (
+        planned(command.format(how))["memory"]["head"]
+        for how in ("--k 1.0", "--k 0.6", "--score mile --head kept")
+    )
+    assert chosen - plain > 3e9 and weighed >= chosen
+
+
+def test_a_forward_pass_in_float32_is_planned_as_one():
+    command = TRAIN.format(TINY, 2048, 512, 4, "--dtype {}")
+    bf16, fp32 = (planned(command.format(dtype)) for dtype in ("bfloat16", "float32"))
+    assert fp32["memory"]["cast"] == 0
+    assert fp32["memory"]["activations"] > 1.4 * bf16["memory"]["activations"]
+
+
 def test_depth_is_a_line():
     """What two small depths give for five layers is what five layers give."""
     five = Config(1000, 64, 160, 5, 4, 2)
     for settings in (
-        (2, 32, 0.6, "kept", "exact", False, False, False),
-        (2, 32, 1.0, "lean", "exact", True, True, True),
+        (2, 32, 0.6, "kept", "exact", False, False, True, False),
+        (2, 32, 1.0, "lean", "exact", True, True, True, True),
+        (2, 32, 1.0, "kept", "exact", False, True, False, False),
     ):
         trunk, *peaks = run_step(five, *settings)
         told = step_bytes(five, *settings)

@@ -309,6 +309,7 @@ def test_what_cannot_be_added_changes_nothing(repository, stage):
         ("--add roundings --run clm", "wanted METHOD=FOLDER"),
         ("--add roundings --run clm=x", "is not a run"),
         ("--add roundings --not-run avx", "wanted VARIANT: WHY"),
+        ("--add Of_Ours --command c --not-run a:b", "small letters, digits and hyphens"),
     ]:
         code, _, err = stage(results, flags)
         assert code == 2 and said in err, err

@@ -39,8 +39,8 @@ def log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def mean_loss(folder, tokens):
-    """transformers' mean loss over every target, window by window."""
+def mean_loss(folder, tokens, counts=None):
+    """transformers' mean loss over every target, window by window; `counts` (targets,): of some."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.from_numpy(np.array(TokenSet(tokens).tokens, np.int64))
     total = []
@@ -49,7 +49,7 @@ def mean_loss(folder, tokens):
         y = tokens[start + 1 : start + T + 1]
         with torch.no_grad():
             total += F.cross_entropy(model(x[None]).logits[0], y, reduction="none").tolist()
-    return np.mean(total)
+    return np.mean(total if counts is None else np.array(total)[counts])
 
 
 @pytest.mark.parametrize("module", [train_ref, train_slm])
@@ -118,6 +118,21 @@ def test_the_lead_is_said_at_the_start_logged_and_its_end_said_once(stage, score
     assert f"step {passed}: the student's validation loss" in out
     summary = read(scored / "a/summary.json")
     assert summary["reference_lead"] == leads[-1]
+
+
+def test_two_sets_of_the_same_tokens_with_other_targets_have_two_losses(stage, scored, vocabulary):
+    tokens = np.array(TokenSet(scored / "v").tokens)
+    mask = (np.arange(len(tokens)) % 3 == 0).astype(np.uint8)
+    write_set(scored / "w", vocabulary, tokens=tokens, loss_mask=mask)
+    code, out, err = stage(score, f"--model r --data d --val v w --out ref_loss.bin {TINY}")
+    assert code == 0, err
+    whole, masked = read(scored / "ref_loss.json")["validation"]
+    assert abs(masked["loss"] - mean_loss(scored / "r", scored / "w", mask[1:] > 0)) < 1e-5
+    assert whole["loss"] != masked["loss"] and f"{masked['loss']:.4f} on w" in out
+    code, out, err = stage(train_slm, f"{STUDENT} --val w --out a --steps 5")
+    assert code == 0, err
+    first = next(record for record in log(scored / "a") if "val_loss" in record)
+    assert first["reference_lead"] == first["val_loss"] - masked["loss"]
 
 
 def test_without_a_lead_the_start_says_so(stage, inputs):

@@ -245,6 +245,18 @@ def test_a_schedule_switches_k(stage, inputs):
     assert distance(inputs / "a", inputs / "b") == 0
 
 
+@pytest.mark.parametrize("flag, value", [("score", "mine"), ("head", "fused"), ("dtype", "fp8")])
+def test_from_refuses_what_the_flag_would_refuse(stage, inputs, flag, value):
+    trained(stage, "--score loss --k 0.5 --steps 2 --out a")
+    saved = json.loads((inputs / "a/args.json").read_text())
+    where = saved["execution"] if flag in saved["execution"] else saved
+    where[flag] = value
+    (inputs / "a/args.json").write_text(json.dumps(saved))
+    code, _, err = stage(train_slm, "--from a/args.json --out b")
+    assert code == 2 and f"--from: --{flag} is {value} there, wanted one of" in err
+    assert len(err.strip().splitlines()) == 1 and not (inputs / "b").exists()
+
+
 def test_a_schedule_may_end_with_every_token(stage, scored):
     trained(stage, f"{FILES} --k 0.5:1.0@0.5 --steps 4 --out a")
     counts = [record["tokens_selected"] for record in log(scored / "a")]

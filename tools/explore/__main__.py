@@ -15,6 +15,7 @@ import argparse
 
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
+from common.command_line import add_machine
 from common.errors import cli
 from common.owned import refuse_taken
 from tools.explore import curves, dynamics, page
@@ -111,15 +112,7 @@ def curves_arguments(commands):
 
 
 def machine(parser):
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda")
-    add(
-        "--dtype",
-        default="auto",
-        choices=["auto", "float32", "bfloat16"],
-        help="of the forward pass",
-    )
-    add("--threads", type=int, help="CPU threads")
+    add_machine(parser.add_argument_group("machine"))
 
 
 def main():

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from common.device import Env
 
@@ -32,6 +33,7 @@ from tools.explore import passage
 from tools.explore.runs import batched, look, snapshots, spaced
 from tools.explore.spelling import spell
 from training.finished import arguments
+from training.method_flags import settings_of
 from training.noise import noise
 
 TOP = 3  # predictions shown
@@ -83,9 +85,9 @@ def main(args):
     page["score"] = score_shown(page["k"], page["score"], known)
     if args.passage:
         tokens = tokens_of(known, seen[0]["loss"])
-        draw_passage(args, page, steps[0], tokens, valid, micro_batches)
+        draw_passage(args, page, saved, steps[0], tokens, valid, micro_batches)
     page["token"] = packed(page["token"], "<u2")
-    put_ranking(page, known, valid, seen)
+    put_ranking(page, saved, known, valid, seen)
     put_models(page, seen)
     html = fill(page)
     write_atomic(args.out, html)
@@ -152,13 +154,21 @@ def score_shown(k, name, known):
     return name
 
 
-def put_ranking(page, known, valid, seen):
+def chosen_by(score, k, saved, scope="micro"):
+    """The slm.Selection of a score, with what the run's --set says of its own."""
+    settings = {}
+    if score == saved.get("score"):
+        settings = settings_of(SimpleNamespace(score=score, set=saved.get("set")))
+    return slm.Selection(k, score, scope, settings=tuple(sorted(settings.items())))
+
+
+def put_ranking(page, saved, known, valid, seen):
     """Where the run ranked by something that the page cannot compute: each token's value of it."""
     name = page["score"]
     if name in PAGE_SCORES:
         return
     for shown, found in zip(page["snapshots"], seen):
-        selection = slm.Selection(page["k"], name)
+        selection = chosen_by(name, page["k"], saved)
         values = selection.values(tokens_of(known, found["loss"]), torch.from_numpy(valid))
         shown["own"] = packed(values.numpy(), "<f4")
 
@@ -181,7 +191,7 @@ def put_models(page, seen):
         shown["top_p"] = packed(np.rint(found["top_p"] * 255), "u1")
 
 
-def draw_passage(args, page, step, tokens, valid, micro_batches):
+def draw_passage(args, page, saved, step, tokens, valid, micro_batches):
     """`--passage`: the documents `--documents` as the first model shown sees them.
 
     tokens: slm.Tokens of (windows, T), as is valid. Kept is what the run's own score keeps, or the
@@ -189,7 +199,8 @@ def draw_passage(args, page, step, tokens, valid, micro_batches):
     """
     k, score = (page["k"], page["score"]) if page["k"] < 1 else (0.6, "excess")
     scope = page["scope"] if page["scope"] != "batch" else "micro"
-    kept = passage.kept_tokens(micro_batches, valid, tokens, slm.Selection(k, score, scope))
+    selection = chosen_by(score, k, saved, scope)
+    kept = passage.kept_tokens(micro_batches, valid, tokens, selection)
     excess = (tokens.loss - tokens.ref_loss).numpy()
     documents = []
     for n in args.documents:

@@ -31,7 +31,7 @@ def snapshots(folder):
         "init"
     ):
         found.append((0, start))
-    for path in sorted(folder.glob("step-*")):
+    for path in sorted(folder.glob("step-[0-9]*")):
         if (path / "config.json").exists():
             found.append((int(path.name.removeprefix("step-")), path))
     if is_finished(folder):

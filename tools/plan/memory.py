@@ -82,11 +82,16 @@ def as_on_a_gpu():
 
 
 def any_rows(kept, count):
-    return torch.arange(count)
+    return torch.arange(len(kept) if count is None else count)
 
 
-def run_step(config, micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate):
-    """A Step of a model as `config` has it. With `accumulate` gradients lie there before."""
+def run_step(
+    config, micro_batch, seq_len, k, head, backward, checkpointing, bf16, told, accumulate
+):
+    """A Step of a model as `config` has it. With `accumulate` gradients lie there before.
+
+    told: is the number of kept tokens known before their losses? Not so with weights.
+    """
     with as_on_a_gpu(), FakeTensorMode():
         model = Transformer(config)
         model.checkpointing = checkpointing
@@ -114,7 +119,7 @@ def run_step(config, micro_batch, seq_len, k, head, backward, checkpointing, bf1
             model.model.norm.register_forward_hook(at_the_norm)
             model.model.layers[-1].register_forward_pre_hook(at_the_last_block)
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                total, losses, kept = module(x, x, select, count=count)
+                total, losses, kept = module(x, x, select, count=count if told else None)
             del losses, kept
             forward = live.phase()
             (total / count).backward()
@@ -151,6 +156,7 @@ def step_bytes(
     backward="exact",
     checkpointing=False,
     bf16=True,
+    told=True,
     accumulate=False,
 ):
     """Bytes above weights and optimiser in one training step.
@@ -158,7 +164,16 @@ def step_bytes(
     Returns (after the trunk's forward pass, peak down to the last block's backward, peak of all).
     """
     two, per_layer = two_depths(
-        hashable(config), micro_batch, seq_len, k, head, backward, checkpointing, bf16, accumulate
+        hashable(config),
+        micro_batch,
+        seq_len,
+        k,
+        head,
+        backward,
+        checkpointing,
+        bf16,
+        told,
+        accumulate,
     )
     further = config.num_hidden_layers - 2
     step = Step(*(a + further * b for a, b in zip(two, per_layer)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 
+import slm
 from common.errors import UserError
 from common.records import read_json
 from data import header_of
@@ -16,6 +17,7 @@ from hf.models import width_of_mlp
 from model import Config
 from tools.plan.memory import counts, memory, moments_of
 from tools.plan.recipe import stage_of
+from training.method_flags import selection_of
 
 # (FLOP/s, bytes): a little less than there is, for the CUDA context and the allocator's gaps.
 GPUS = {
@@ -187,6 +189,8 @@ class Plan:
                 reshard=reshard,
                 checkpointing=checkpointing,
                 k=getattr(args, "k", 1.0),
+                bf16=args.dtype != "float32",
+                told=told(args),
                 backward=getattr(args, "backward", "exact"),
             )
 
@@ -239,6 +243,16 @@ class Plan:
             f"more GPUs: weights, gradients and optimiser alone are {states / 1e9:.0f} GB, "
             f"bfloat16 moments and all, shared with FSDP2"
         )
+
+
+def told(args):
+    """Is it known before the losses how many tokens a training stage keeps?"""
+    if not hasattr(args, "score"):  # train_ref.py
+        return True
+    selection = selection_of(args)
+    if isinstance(selection.method, slm.Weight):
+        return False
+    return selection.counted != "losses" or selection.scope == "batch"
 
 
 def halvings(n):

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from common.errors import UserError
 from common.owned import temporary_of
-from common.records import at_least, matching, read_record
+from common.records import as_record, at_least, matching, read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 OWN = os.environ.get("KIT_RESULTS")  # a folder for runs that only try a script out, and for tests
@@ -60,7 +60,9 @@ def load(name):
 
 def load_or_new(name, command):
     """The `Experiment` of the file, or where there is none an empty one that `command` makes."""
-    return load(name) if path_of(name).exists() else Experiment(name, command)
+    if path_of(name).exists():
+        return load(name)
+    return as_record({"experiment": name, "command": command}, Experiment, "results")
 
 
 def save(experiment):
