@@ -104,7 +104,7 @@ def json_lines(objects):
 # grading a file again
 
 
-def regrade(file, task, out_dir, settings=None, name=None, workers=None):
+def regrade(file, task, out_dir, settings=None, name=None):
     """Grade a JSONL of generations again, with no model: ours, or as the Rho-1 authors released.
 
     A line needs `gt` and the raw generation in `text` or, as released, in `code[0]`. Where lines
@@ -124,10 +124,10 @@ def regrade(file, task, out_dir, settings=None, name=None, workers=None):
     rows = read_rows(file)
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
     samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]
-    results = grade_many(task, samples, workers)
+    results = grade_many(task, samples)
     more = {}
     if rows and all(has_verdict(row) for row in rows):
-        more, differences = compare(rows, results, workers)
+        more, differences = compare(rows, results)
         write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
     settings = settings or {"regraded": str(file)}
     reasons = [row.get("finish_reason") for row in rows]  # in a file of ours
@@ -165,14 +165,14 @@ def has_verdict(row):
     return all(isinstance(values, list) and values for values in lists)
 
 
-def compare(rows, results, workers):
+def compare(rows, results):
     """Our verdicts beside the authors': ({agree_pred, agree_score} in percent, differences)."""
 
     def same_answer(worker, pair):
         return pair[0] == pair[1] or judge(worker, *pair)[0]
 
     preds = [(ours["pred"], normalize(row["pred"][0])) for row, ours in zip(rows, results)]
-    same = spread(same_answer, preds, workers, "comparing")
+    same = spread(same_answer, preds, None, "comparing")
     differences = []
     n_agree = 0
     for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):

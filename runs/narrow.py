@@ -20,6 +20,7 @@ from training.finished import steps
 
 NARROW = 0  # the one template that the narrow reference has seen
 SEQ_LEN = 128  # the demo's
+PAGES = 40  # of each template
 RUNS = {  # run: its reference, the templates that this has seen
     "slm": ("ref", corpus.COVERED),
     "slm-narrow": ("narrow", (NARROW,)),
@@ -42,7 +43,7 @@ def problem_text(rng, split, template):
     return "".join(text for text, _ in corpus.problem_page(rng, key))
 
 
-def show_templates(seeds, folder_of, pages=40):
+def show_templates(seeds, folder_of):
     """A table of the templates: what each of RUNS keeps of their problems, and how many it solves.
 
     Kept: of clean solved problems, the share of tokens whose excess at the start lies above the
@@ -53,7 +54,7 @@ def show_templates(seeds, folder_of, pages=40):
     right = {run: [] for run in RUNS}
     for seed in seeds:
         sets, out = roots(seed)
-        data = by_template(sets, pages, seed)
+        data = by_template(sets, PAGES, seed)
         windows = np.arange(data.n_windows(SEQ_LEN))
         valid = data.valid(windows, SEQ_LEN)
         labels = data.labels(windows, SEQ_LEN)

@@ -83,6 +83,10 @@ def main():
     asked = np.arange(min(args.windows, data.n_windows(args.seq_len)))
     batches = np.split(asked, range(args.micro_batch_size, len(asked), args.micro_batch_size))
     valid = torch.from_numpy(data.valid(asked, args.seq_len))
+    if not valid.any():
+        raise UserError(
+            f"--data {args.data}: no token of its first {len(asked)} windows is a target"
+        )
     losses = {}
     for name in (args.reference, args.model):
         folder = models.folder_of(name, args.revision, data, env)

@@ -75,8 +75,8 @@ def memory_in_own_process(row, args):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bench_train(args, env, names, baseline="clm"):
-    """What each row of `names` takes; ratios are to the row `baseline`, None where it is not there.
+def bench_train(args, env, names):
+    """What each row of `names` takes; ratios are to the row "clm", None where it is not there.
 
     Returns {row: {step_s, tok_per_s, ratio, low, high, mfu, peak_memory_bytes, activation_bytes}}.
     """
@@ -91,8 +91,8 @@ def bench_train(args, env, names, baseline="clm"):
     for row in names:
         step = statistics.median(seconds[row])
         middle, low, high = None, None, None
-        if baseline in seconds:
-            middle, low, high = ratio(seconds[row], seconds[baseline])
+        if "clm" in seconds:
+            middle, low, high = ratio(seconds[row], seconds["clm"])
         trains = row not in ("forward", "score")
         out[row] = {
             "step_s": step,

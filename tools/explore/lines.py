@@ -143,7 +143,7 @@ def find_reference(folder, saved):
 # what is read off a line
 
 
-def accuracy(folder, task="test"):
+def accuracy(folder):
     """[(tokens, share of right answers)] of a run's snapshots and its end, where eval_math.py has
     evaluated them."""
     saved = finished.arguments(folder)
@@ -152,7 +152,7 @@ def accuracy(folder, task="test"):
         results = path / "eval" / "results.json"
         if step == 0 or not results.exists():
             continue
-        result = read_entries(path / "eval").get(task)
+        result = read_entries(path / "eval").get("test")
         if result:
             tokens = step * saved["batch_size"] * saved["seq_len"]
             points.append((tokens, result["published"] / 100))

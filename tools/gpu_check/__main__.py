@@ -84,7 +84,7 @@ def main(argv=None):
     known = known_results(path, args)
     for case in cases_of(args):
         if "failed" in known["cases"].get(case, {"failed": "not run yet"}):
-            known["cases"][case] = in_own_process(case, args, argv)
+            known["cases"][case] = in_own_process(case, argv)
             write_atomic(path, json.dumps(known, indent=1))
         print(f"{case}: {line_of(known['cases'][case])}", flush=True)
     write_atomic(path.with_suffix(".md"), markdown(known))
@@ -115,7 +115,7 @@ def known_results(path, args):
     return known
 
 
-def in_own_process(case, args, argv):
+def in_own_process(case, argv):
     """A case's result; {"failed": what it said last} where it ends in an error."""
     command = [sys.executable, "-m", "tools.gpu_check", *argv, "--case", case]
     if case in RANKS:
