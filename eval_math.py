@@ -140,8 +140,9 @@ def check(args):
                 f"wanted the one task that the file answers"
             )
         without = {"--model": args.model, "--limit": args.limit, "--samples": args.samples > 1}
-        for flag in (flag for flag, given in without.items() if given):
-            raise UserError(f"{flag}: does nothing with --regrade, which grades all of the file")
+        for flag, given in without.items():
+            if given:
+                raise UserError(f"{flag}: does nothing with --regrade, which grades all of a file")
         return
     warm = COLDEST <= args.temperature <= HOTTEST
     if not warm and args.temperature != 0:

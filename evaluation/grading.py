@@ -142,10 +142,10 @@ def grade_many(task, pairs, workers=None, seconds=SECONDS):
         text, gt, *truth = pair
         return verdict(worker, task, text, gt, seconds, *truth)
 
-    return spread(one, pairs, workers, f"grading {task}")
+    return spread(one, pairs, f"grading {task}", workers)
 
 
-def spread(function, items, workers, title):
+def spread(function, items, title, workers=None):
     """[function(worker, item) for item in items], on several workers at once."""
     workers = [Worker() for _ in range(workers or min(8, os.cpu_count() or 1))]
     free = SimpleQueue()

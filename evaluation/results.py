@@ -172,7 +172,7 @@ def compare(rows, results):
         return pair[0] == pair[1] or judge(worker, *pair)[0]
 
     preds = [(ours["pred"], normalize(row["pred"][0])) for row, ours in zip(rows, results)]
-    same = spread(same_answer, preds, None, "comparing")
+    same = spread(same_answer, preds, "comparing")
     differences = []
     n_agree = 0
     for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):

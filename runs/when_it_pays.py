@@ -18,12 +18,13 @@ from common.command_line import Parser, whole
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.records import read_record
-from data import Note, header_of
+from data import Note, TokenSet, header_of
 from tools.explore.lines import parameters
 from tools.results import figures, files
 from tools.results.collect import collected
 from tools.results.tables import render
 from training.finished import is_finished
+from training.identity import hash_of_validation
 
 NAME = "when-it-pays"
 COMMAND = "bash runs/when_it_pays.sh"
@@ -46,7 +47,7 @@ class Runs:
         self.out = out
         self.seeds = seeds
         self.corpus = header_of(data / "corpus").count
-        self.val = header_of(data / "val").sha256
+        self.val = hash_of_validation([TokenSet(data / "val")])
 
     def all(self):
         found = [collected(self.out / "base", "base")]

@@ -69,7 +69,7 @@ def tokens_arguments(commands):
         metavar="N",
         help="which, by their numbers on the page; drawn as the first model shown sees them",
     )
-    machine(parser)
+    add_machine(parser.add_argument_group("machine"))
 
 
 def dynamics_arguments(commands):
@@ -80,7 +80,7 @@ def dynamics_arguments(commands):
     add("--tokens", type=int, default=320_000, help="targets that are followed, at most")
     add("--examples", type=int, default=5, help="example tokens shown of each category")
     add("--out", required=True, help="start of the names of what is written: .json .png .svg")
-    machine(parser)
+    add_machine(parser.add_argument_group("machine"))
 
 
 def curves_arguments(commands):
@@ -109,10 +109,6 @@ def curves_arguments(commands):
         help="the line whose kept kinds are drawn; default: the first that selects",
     )
     add("--out", required=True, help="start of the names of what is written: .json .png .svg")
-
-
-def machine(parser):
-    add_machine(parser.add_argument_group("machine"))
 
 
 def main():

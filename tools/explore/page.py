@@ -33,7 +33,7 @@ from tools.explore import passage
 from tools.explore.runs import batched, look, snapshots, spaced
 from tools.explore.spelling import spell
 from training.finished import arguments
-from training.method_flags import settings_of
+from training.method_flags import selection_of
 from training.noise import noise
 
 TOP = 3  # predictions shown
@@ -156,10 +156,9 @@ def score_shown(k, name, known):
 
 def chosen_by(score, k, saved, scope="micro"):
     """The slm.Selection of a score, with what the run's --set says of its own."""
-    settings = {}
-    if score == saved.get("score"):
-        settings = settings_of(SimpleNamespace(score=score, set=saved.get("set")))
-    return slm.Selection(k, score, scope, settings=tuple(sorted(settings.items())))
+    numbers = saved.get("set") if score == saved.get("score") else None
+    flags = SimpleNamespace(k=k, score=score, scope=scope, rank_windows=None, set=numbers)
+    return selection_of(flags)
 
 
 def put_ranking(page, saved, known, valid, seen):
