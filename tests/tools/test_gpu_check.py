@@ -14,7 +14,7 @@ FLAGS = ["--preset", "demo", "--device", "cpu", "--threads", "1", "--steps", "1"
 def test_what_is_known_is_not_measured_again_and_failures_are(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def measured(case, args, argv):
+    def measured(case, argv):
         asked.append(case)
         if case == "SLM, exact" and asked.count(case) == 1:
             return {"failed": "CUDA out of memory"}
