@@ -39,7 +39,7 @@ from common.owned import refuse_overlap
 from hf.tokenizer import Tokenizer, train_bpe
 from text import arguments as flags
 from text import reading
-from text.building import Settings, build
+from text.building import Settings, build, limits_of
 from text.contents import close_notes, notes_of, verify
 from text.decontaminate import SHORTEST, Decontaminator
 from text.held_out import FOLDER, Side
@@ -155,13 +155,15 @@ def prepare_files(args):
             )
         prepare_set(args, out)
         return
-    sources = prepare_set(args, out, Side(args.val_share, held_out=False))
     held_out = copy.copy(args)
+    if args.max_tokens:
+        held_out.max_tokens = max(1, round(args.max_tokens * args.val_share))
+    if args.mix:
+        limits_of(args.mix, held_out.max_tokens)  # before the first set is made
+    sources = prepare_set(args, out, Side(args.val_share, held_out=False))
     held_out.source = pinned(args.source, sources)
     held_out.tokenizer = args.out
     held_out.train_vocab = None
-    if args.max_tokens:
-        held_out.max_tokens = max(1, round(args.max_tokens * args.val_share))
     prepare_set(held_out, out / FOLDER, Side(args.val_share, held_out=True))
 
 

@@ -211,22 +211,28 @@ def shortened(value):
 
 
 def shares(sources, settings):
-    """[(the source to stop before, tokens written by then)]: one; with --mix one per --source.
-
-    Counted from the start, so that rounding errors do not add up.
-    """
+    """[(the source to stop before, tokens written by then)]: one; with --mix one per --source."""
     whole = settings.max_tokens or sys.maxsize
     if not settings.mix:
         return [(len(sources), whole)]
-    behind = np.cumsum(settings.mix) / np.sum(settings.mix)
-    limits = [round(whole * part) for part in behind.tolist()]
-    if 0 in np.diff([0, *limits]):
-        raise UserError(
-            f"--mix: a source's part of --max-tokens {whole} is less than a token; "
-            f"raise --max-tokens"
-        )
+    limits = limits_of(settings.mix, whole)
     stops = [sum(source.entry <= entry for source in sources) for entry in range(len(limits))]
     return list(zip(stops, limits))
+
+
+def limits_of(mix, tokens):
+    """How many of so many tokens are written when each --source has given its part of --mix.
+
+    Counted from the start, so that rounding errors do not add up. Raises UserError where a part is
+    less than a token.
+    """
+    behind = np.cumsum(mix) / np.sum(mix)
+    limits = [round(tokens * part) for part in behind.tolist()]
+    if 0 in np.diff([0, *limits]):
+        raise UserError(
+            f"--mix: a source's part of {tokens} tokens is less than a token; raise --max-tokens"
+        )
+    return limits
 
 
 def fill(writer, progress, preparation, workers, stop, limit):

@@ -23,6 +23,8 @@ from training import finished, track
 from training.heads import HEADS
 from training.moments import FORMS, refuse_missing
 
+# The model that --init scratch makes, unless flags say otherwise.
+SHAPE = {"n_layer": 2, "n_head": 6, "n_kv_head": None, "d_model": 96, "d_ff": None}
 # Arguments that name what a run reads.
 READ = ("data", "val", "init", "ref_loss", "base_loss", "short_loss")
 
@@ -51,11 +53,14 @@ def add_arguments(parser):
     group.add_argument(
         "--n-layer",
         type=whole(1, LIMITS["num_hidden_layers"]),
-        default=2,
+        default=SHAPE["n_layer"],
         help="layers; from scratch only, as the next four",
     )
     group.add_argument(
-        "--n-head", type=whole(1, LIMITS["num_attention_heads"]), default=6, help="query heads"
+        "--n-head",
+        type=whole(1, LIMITS["num_attention_heads"]),
+        default=SHAPE["n_head"],
+        help="query heads",
     )
     group.add_argument(
         "--n-kv-head",
@@ -65,7 +70,7 @@ def add_arguments(parser):
     group.add_argument(
         "--d-model",
         type=whole(1, LIMITS["hidden_size"]),
-        default=96,
+        default=SHAPE["d_model"],
         help="width of the residual stream",
     )
     group.add_argument(
@@ -221,7 +226,8 @@ def earlier_arguments(argv, forget=None):
     if given("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
     if given("--init") is not None:
-        saved.pop("revision", None)
+        for name in ("revision", *SHAPE):
+            saved.pop(name, None)
     if given("--parallel") is not None:
         for name in ("shard_size", "reshard_after_forward"):
             saved.pop(name, None)
@@ -268,6 +274,12 @@ def settle(args, run=True):
         refuse_missing(args.moments)
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
+    for name, default in SHAPE.items():
+        if args.init != "scratch" and getattr(args, name) != default:
+            raise UserError(
+                f"--{name.replace('_', '-')}: got {getattr(args, name)} with --init {args.init}, "
+                f"which brings its own shape; wanted --init scratch, or no such flag"
+            )
     if args.out is None:
         raise UserError("--out: got none, wanted a folder for the run")
     read = {f"--{name.replace('_', '-')}": getattr(args, name, None) for name in READ}

@@ -19,7 +19,7 @@ from training import finished, states
 from training.source import VERSION
 
 FORMAT = 1  # of args.json and what it belongs to
-# What may change when a run goes on: it changes no number of it, or only what is reported. Noted
+# What may change when a run goes on: it changes rounding at most, or only what is reported. Noted
 # for `--from`:
 EXECUTION = {
     "save_every",

@@ -95,17 +95,23 @@ def lr_at(step, args):
 
 
 def flops_per_token(model, seq_len):
-    """Of forward and backward pass: 6 N + 12 L d T (PaLM, appendix B).
+    """Of forward and backward pass."""
+    return flops_of(model.config, sum(p.numel() for p in model.parameters()), seq_len)
 
-    N parameters without an untied input embedding, L layers of width d; attention's share is not
-    halved for causality. Selection does not change it: the utilisation then tells what a token
-    that was read costs, whether or not it carried loss.
+
+def flops_of(config, parameters, seq_len):
+    """FLOPs of a token of training: 6 N + 12 L d T (PaLM, appendix B).
+
+    N parameters without an untied input embedding, L layers of width d; T is the context, no longer
+    than a sliding window. Attention's share is not halved for causality. Selection does not change
+    it: the utilisation then tells what a token that was read costs, whether or not it carried loss.
     """
-    c = model.config
-    n = sum(p.numel() for p in model.parameters())
-    if not c.tie_word_embeddings:
-        n -= c.vocab_size * c.hidden_size
-    return 6 * n + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * seq_len
+    n = parameters
+    if not config.tie_word_embeddings:
+        n -= config.vocab_size * config.hidden_size
+    width = config.num_attention_heads * config.head_dim
+    attended = min(seq_len, config.sliding_window or seq_len)
+    return 6.0 * n + 12.0 * config.num_hidden_layers * width * attended
 
 
 def clip_gradients(module, args):

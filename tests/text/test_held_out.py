@@ -117,6 +117,9 @@ def test_what_is_refused(corpus, tmp_path, folder, texts):
             prepared(tmp_path / "demo", "--source", "demo", *flag)
     with pytest.raises(UserError, match="does not go with --source demo"):
         prepare.main(["--val-share", "0.1", "--out", str(tmp_path / "x")])
+    with pytest.raises(UserError, match="--mix: a source's part of 1 tokens is less than a token"):
+        prepared(tmp_path / "mixed", "--source", *sources, *flags, "--mix", 1, 1, "--max-tokens", 9)
+    assert not (tmp_path / "mixed").exists()
     kept = next(text for text in texts if number(text) >= 0.1)
     one = write(tmp_path / "one.jsonl", [kept])
     with pytest.raises(UserError, match="no document is held out at --val-share 0.1"):

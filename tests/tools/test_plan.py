@@ -1,5 +1,7 @@
 """tools.plan: against the paper's hours, against counting by hand, and against measured memory."""
 
+from dataclasses import replace
+
 import pytest
 
 from common.errors import UserError
@@ -59,6 +61,9 @@ def test_the_papers_hours_as_mfu(parameters, tokens, hours, mfu):
 def test_flops_by_hand():
     by_hand = 6 * (1.1000e9 - 65.5e6) + 12 * 22 * 2048 * 2048
     assert flops_per_token(TINYLLAMA, 2048) == pytest.approx(by_hand, rel=1e-3)
+    windowed = replace(TINYLLAMA, sliding_window=512)  # a token sees 512 others, not 2,048
+    assert flops_per_token(windowed, 2048) == flops_per_token(TINYLLAMA, 512)
+    assert flops_per_token(windowed, 256) == flops_per_token(TINYLLAMA, 256)
     scoring = f"score.py --model {TINY} --data d --out r.bin --seq-len 2048"
     scored = planned(scoring, tokens=3e9, mfu=0.5)
     trained = planned(TRAIN.format(TINY, 2048, 512, 1, ""), tokens=3e9, mfu=0.5)

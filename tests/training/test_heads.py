@@ -385,3 +385,20 @@ def test_a_graph_too_many_stops_the_run_with_one_line(compiled, monkeypatch):
             results(module, x, y, selection(ref, valid), slm.Selection(0.6).count(valid.numpy()))
             with torch.no_grad():
                 module(x, y)
+
+
+@pytest.mark.slow
+def test_a_backward_pass_that_cannot_be_built_stops_the_run_before_it_is_needed():
+    """The trainers call backward() outside of what turns the compiler's errors into one line."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.exc import InductorError
+
+    def build(graph, inputs, is_backward=False, **options):
+        if is_backward:
+            raise InductorError(RuntimeError("no such kernel"), None)
+        return lambda arguments: graph(*arguments)
+
+    backend = partial(compile_fx, inner_compile=build)
+    square = parallel.whole_graphs(lambda x: (x * x).sum(), backend=backend)
+    with pytest.raises(UserError, match=r"cannot build .*no such kernel.*--compile off runs"):
+        square(torch.ones(3, requires_grad=True))

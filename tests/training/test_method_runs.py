@@ -245,6 +245,16 @@ def test_a_schedule_switches_k(stage, inputs):
     assert distance(inputs / "a", inputs / "b") == 0
 
 
+def test_from_leaves_the_shape_to_another_start(stage, inputs):
+    """What a run from scratch says of its shape is not asked of a model that --init names."""
+    flags = f"--data d --score loss --k 0.5 --steps 2 {TINY}"
+    shape = "--init scratch --n-layer 1 --d-model 16 --n-head 2"
+    for named in (f"{flags} {shape} --out a", f"{flags} --init m --out b"):
+        assert stage(train_slm, named)[0] == 0
+    assert stage(train_slm, "--from a/args.json --init m --out c")[0] == 0
+    assert distance(inputs / "b", inputs / "c") == 0
+
+
 @pytest.mark.parametrize("flag, value", [("score", "mine"), ("head", "fused"), ("dtype", "fp8")])
 def test_from_refuses_what_the_flag_would_refuse(stage, inputs, flag, value):
     trained(stage, "--score loss --k 0.5 --steps 2 --out a")

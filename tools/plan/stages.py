@@ -18,6 +18,7 @@ from model import Config
 from tools.plan.memory import counts, memory, moments_of
 from tools.plan.recipe import stage_of
 from training.method_flags import selection_of
+from training.optimizer import flops_of
 
 # (FLOP/s, bytes): a little less than there is, for the CUDA context and the allocator's gaps.
 GPUS = {
@@ -278,11 +279,5 @@ def read_config(name, revision):
 
 
 def flops_per_token(config, seq_len):
-    """FLOPs of one token of training (PaLM, appendix B): 6 for each parameter but an untied input
-    embedding, and attention."""
-    n = counts(config)[0]
-    if not config.tie_word_embeddings:
-        n -= config.vocab_size * config.hidden_size
-    width = config.num_attention_heads * config.head_dim
-    attended = min(seq_len, config.sliding_window or seq_len)
-    return 6.0 * n + 12.0 * config.num_hidden_layers * width * attended
+    """FLOPs of one token of training."""
+    return flops_of(config, counts(config)[0], seq_len)
