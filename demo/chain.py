@@ -19,7 +19,7 @@ from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
 from hf import checkpoint
-from training.finished import arguments, is_finished, steps, summary
+from training.finished import arguments, is_finished, reached, steps, summary
 from training.identity import hash_of_validation
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
@@ -241,21 +241,13 @@ def run_name(args):
 
 
 def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
-    """Tokens that a run has read when its validation loss first falls to `target`.
+    """Tokens that a run has read when its validation loss first falls to `target`, or None.
 
-    Interpolated between two evaluations; None where it never does. What holds before the first step
-    does not count as reached. `loss` picks the loss of a log record (None: not measured there).
+    `loss` picks the loss of a log record (None: not measured there).
     """
     measured = [(r["tokens_seen"], loss(r)) for r in steps(folder) if loss(r) is not None]
-    before = None
-    for tokens, value in measured:
-        if value <= target and tokens > 0:
-            if before is None or before[1] <= target:
-                return tokens
-            share = (before[1] - target) / (before[1] - value)
-            return round(before[0] + share * (tokens - before[0]))
-        before = (tokens, value)
-    return None
+    tokens = reached(measured, target)
+    return tokens if tokens is None else round(tokens)
 
 
 def evaluated(folder, data):
@@ -287,12 +279,12 @@ def report(args, env):
         return
     _show_kept(student, "mean weight, or share kept," if weighs(args) else "share kept")
     target = summaries[baseline]["val_loss"]
-    reached = tokens_to_reach(student, target)
-    if reached:
-        ratio = summaries[baseline]["tokens_seen"] / reached
+    tokens = tokens_to_reach(student, target)
+    if tokens:
+        ratio = summaries[baseline]["tokens_seen"] / tokens
         print(
             f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after "
-            f"{reached:,} tokens, {ratio:.1f} times fewer."
+            f"{tokens:,} tokens, {ratio:.1f} times fewer."
         )
     else:
         print(f"\n{student.name} does not reach CLM's final validation loss ({target:.4f}).")

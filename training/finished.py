@@ -98,6 +98,22 @@ def steps(folder):
     return found
 
 
+def reached(curve, target):
+    """Tokens at which a curve of (tokens, loss) first falls to `target`; None where it never does.
+
+    Interpolated between two validations. What holds before the first step does not count.
+    """
+    before = None
+    for tokens, loss in curve:
+        if loss <= target and tokens > 0:
+            if before is None or before[1] <= target:
+                return tokens
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (tokens - before[0])
+        before = (tokens, loss)
+    return None
+
+
 def _checked(path, kind, what):
     raw = read_json(path, what, AGAIN)
     as_record(raw, kind, f"{what}: {path}", AGAIN)

@@ -71,6 +71,13 @@ def test_flops_by_hand():
     assert scored["disk"] == 6e9
 
 
+def test_a_batch_that_is_ranked_as_a_whole_has_a_forward_pass_more():
+    def hours(size, scope):
+        return planned(TRAIN.format(TINY, 2048, 32, size, f"--scope {scope}"))["hours"]
+
+    assert hours(1, "batch") == pytest.approx(hours(1, "micro") * 4 / 3)
+
+
 def test_static_parts_and_what_ranks_share():
     n = counts(TINYLLAMA)[0]
     alone, _ = memory(TINYLLAMA, 1, 2048)

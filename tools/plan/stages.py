@@ -1,7 +1,8 @@
 """What each stage of a recipe takes: tokens, FLOPs, memory per GPU, disk, hours, money.
 
 Arithmetic is 6 N per token of training plus attention, 12 L d T (not halved for causality), a third
-of it for scoring; checkpointing computes the forward pass twice and takes a third longer.
+of it for scoring; checkpointing computes the forward pass twice and takes a third longer, and so
+does a batch that is ranked as a whole.
 """
 
 from itertools import product
@@ -121,7 +122,8 @@ class Plan:
         self.models[args.out] = config
         self.fit(row, args)
         row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len)
-        self.add_hours(row, row["flops"] * (4 / 3 if args.checkpointing else 1))
+        forward = row["flops"] / 3
+        self.add_hours(row, row["flops"] + forward * (args.checkpointing + ranks_first(args)))
         self.add_saves(row, args)
 
     def add_saves(self, row, args):
@@ -254,6 +256,15 @@ def told(args):
     if isinstance(selection.method, slm.Weight):
         return False
     return selection.counted != "losses" or selection.scope == "batch"
+
+
+def ranks_first(args):
+    """Is a step's batch ranked in a forward pass of its own, before that of the gradient?"""
+    if not hasattr(args, "score"):  # train_ref.py
+        return False
+    selection = selection_of(args)
+    unknown = args.backward == "pruned" and selection.counted == "losses"
+    return selection.scope == "batch" and (args.batch_size > args.micro_batch_size or unknown)
 
 
 def halvings(n):

@@ -2,6 +2,8 @@
 
 import statistics
 
+from training.finished import reached
+
 MEASURES = {"val_loss": ("validation loss", ".4f"), "exact_match": ("exact match", ".3f")}
 # Student's t, two-sided 95 %, by degrees of freedom.
 T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -15,22 +17,6 @@ def runs_of(experiment, variant):
 
 def seeds_of(experiment):
     return sorted({run.seed for run in experiment.runs})
-
-
-def reached(curve, target):
-    """Tokens at which a curve of [tokens, loss] first falls to `target`; None if it never does.
-
-    Interpolated between two validations, as demo/chain.py does; the start does not count.
-    """
-    before = None
-    for tokens, loss in curve:
-        if loss <= target and tokens > 0:
-            if before is None or before[1] <= target:
-                return tokens
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (tokens - before[0])
-        before = (tokens, loss)
-    return None
 
 
 def times_fewer(student, clm):

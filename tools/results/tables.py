@@ -12,12 +12,12 @@ from tools.results.seeds import (
     interval,
     number,
     paired,
-    reached,
     runs_of,
     seeds_of,
     span,
     times_fewer,
 )
+from training.finished import reached
 
 # --------------------------------------------------------------------------------------------------
 # runs/roundings.sh
