@@ -103,17 +103,19 @@ def claim(folder, record, overwrite):
         write_atomic(path, json.dumps(record, indent=1))
         return None
     saved = read_json(path, "run", START_OVER)
-    before = saved.get("numerics", {})
-    as_record(before, dict[str, Any], f"run: {path}: numerics", START_OVER)
+    for name in ("numerics", "inputs"):
+        as_record(saved.get(name, {}), dict[str, Any], f"run: {path}: {name}", START_OVER)
+    if not begun(folder):  # it stopped before anything was saved, for lack of memory perhaps
+        if saved != record:
+            write_atomic(path, json.dumps(record, indent=1))
+        return None
     refuse_another(folder, saved, record)
     if finished.is_finished(folder):
         return summary_of_finished(folder, saved["steps"])
-    if begun(folder):
-        made = provenance.differences(saved.get("made", {}), record["made"])
-        if made:
-            print(f"note: {path} was begun by another kit or machine ({made})")
-        if said := notice(path, before, record["numerics"]):
-            print(said)
+    if made := provenance.differences(saved.get("made", {}), record["made"]):
+        print(f"note: {path} was begun by another kit or machine ({made})")
+    if said := notice(path, saved.get("numerics", {}), record["numerics"]):
+        print(said)
     return None
 
 
@@ -128,38 +130,46 @@ def refuse_foreign(folder):
 
 
 def refuse_another(folder, saved, record):
-    """Raises UserError where the folder's run is not that of `record`, and has begun."""
-    if not begun(folder):  # it stopped before anything was saved, for lack of memory perhaps
-        if saved != record:
-            write_atomic(folder / "args.json", json.dumps(record, indent=1))
-        return
-    compared = record.keys() - SEPARATE - FOLLOWED
-    changed = sorted(key for key in compared if saved.get(key) != record[key])
-    differing = [f"{key} {saved.get(key)!r} -> {record[key]!r}" for key in changed]
-    is_longer = bool(changed) and set(changed) <= LENGTH
-    inputs = saved.get("inputs") if isinstance(saved.get("inputs"), dict) else {}
-    if "validation" not in inputs and saved.get("val") != record.get("val"):
-        differing.append(f"val {saved.get('val')!r} -> {record.get('val')!r}")
-    others = changed_inputs(inputs, record["inputs"])
-    was, now = ranked_together(saved), ranked_together(record)
-    if was != now:
-        others.append(f"windows ranked together {was} -> {now}")
-    source = saved.get("source", record["source"])
-    if source != record["source"] and is_comparable(source):
-        others.append("the code of its score")
-    rounding = differences(saved.get("numerics", {}), record["numerics"], REFUSED)
-    others += [f"{key} {old} -> {new}" for key, old, new in rounding]
-    if not differing and not others:
+    """Raises UserError where the folder's run, which has begun, is not that of `record`."""
+    arguments, others = changed_arguments(saved, record), other_changes(saved, record)
+    if not arguments and not others:
         return
     way_out = "choose another --out or start it over with --overwrite"
-    if is_longer and not others and finished.is_finished(folder):
+    is_longer = not others and arguments.keys() <= LENGTH
+    if is_longer and finished.is_finished(folder):
         way_out = (
             f"it is finished: to train its model further, name it as the start of another run, "
             f"--init {folder} --out ANOTHER, whose schedule begins anew"
         )
+    changes = [f"{name} {old!r} -> {new!r}" for name, (old, new) in arguments.items()]
     raise UserError(
-        f"{folder} holds a run with other arguments ({'; '.join([*differing, *others])}); {way_out}"
+        f"{folder} holds a run with other arguments ({'; '.join([*changes, *others])}); {way_out}"
     )
+
+
+def changed_arguments(saved, record):
+    """{name: (before, now)} of a run's arguments, but for those that are known by what follows."""
+    compared = record.keys() - SEPARATE - FOLLOWED
+    if "validation" not in saved.get("inputs", {}):  # older runs knew --val by its name
+        compared = {*compared, "val"}
+    return {
+        name: (saved.get(name), record.get(name))
+        for name in sorted(compared)
+        if saved.get(name) != record.get(name)
+    }
+
+
+def other_changes(saved, record):
+    """A phrase for each: changed inputs, windows ranked together, a score's code, rounding."""
+    changes = changed_inputs(saved.get("inputs", {}), record["inputs"])
+    was, now = ranked_together(saved), ranked_together(record)
+    if was != now:
+        changes.append(f"windows ranked together {was} -> {now}")
+    source = saved.get("source", record["source"])
+    if source != record["source"] and is_comparable(source):
+        changes.append("the code of its score")
+    rounding = differences(saved.get("numerics", {}), record["numerics"], REFUSED)
+    return changes + [f"{key} {old} -> {new}" for key, old, new in rounding]
 
 
 def is_comparable(source):
