@@ -46,6 +46,13 @@ COLDEST, HOTTEST = 0.01, 100.0  # temperatures
 MIN_CACHE, MAX_CACHE = 4096, {"cpu": 65536, "cuda": 1 << 18}  # tokens
 
 
+# Flags that say how a model answers.
+OF_A_MODEL = (
+    *("model", "revision", "data_dir", "limit", "samples"),
+    *("max_new_tokens", "batch_tokens", "strict_sandbox"),
+)
+
+
 def arguments():
     parser = Parser(__doc__)
     group = parser.add_argument_group("input")
@@ -112,7 +119,9 @@ def arguments():
     group.add_argument("--out", metavar="DIR", help="folder for the results (default: MODEL/eval)")
     group.add_argument("--overwrite", action="store_true", help="start the named tasks over")
     args = parser.parse_args()
-    names = [name for text in args.tasks for name in text.split(",") if name]
+    names = []
+    for text in args.tasks:
+        names += [text] if Path(text).is_file() else filter(None, text.split(","))
     args.tasks = list(dict.fromkeys(names))
     return args
 
@@ -124,31 +133,35 @@ def main():
     if out:
         with taking_turns(out):  # other tasks may be written by other processes
             results = read_json(out / "results.json", "results")
-            write_atomic(out / "results.md", report.markdown(results, args.regrade or args.model))
+            write_atomic(out / "results.md", report.markdown(results))
         print(report.table(results))
 
 
 def check(args):
     """Refuse what does not go together, before anything is loaded."""
+    if not args.tasks:
+        raise UserError(f"--tasks: got none, wanted some of {' '.join(tasks.TASKS)}, or a file")
     labels = [tasks.label(task) for task in args.tasks]
     if len(set(labels)) < len(labels):
         raise UserError(f"--tasks: got {' '.join(args.tasks)}, wanted names that differ")
+    warm = COLDEST <= args.temperature <= HOTTEST
+    if not warm and args.temperature != 0:
+        raise UserError(
+            f"--temperature: got {args.temperature}, wanted 0 (greedy), or {COLDEST} to {HOTTEST:g}"
+        )
     if args.regrade:
         if len(args.tasks) != 1:
             raise UserError(
                 f"--regrade: got --tasks {' '.join(args.tasks)}, "
                 f"wanted the one task that the file answers"
             )
-        without = {"--model": args.model, "--limit": args.limit, "--samples": args.samples > 1}
-        for flag, given in without.items():
-            if given:
-                raise UserError(f"{flag}: does nothing with --regrade, which grades all of a file")
+        for flag in OF_A_MODEL:
+            if getattr(args, flag) not in (None, False) and (flag != "samples" or args.samples > 1):
+                raise UserError(
+                    f"--{flag.replace('_', '-')}: does nothing with --regrade, which grades all of "
+                    f"a file"
+                )
         return
-    warm = COLDEST <= args.temperature <= HOTTEST
-    if not warm and args.temperature != 0:
-        raise UserError(
-            f"--temperature: got {args.temperature}, wanted 0 (greedy), or {COLDEST} to {HOTTEST:g}"
-        )
     if args.samples > 1 and not warm:
         raise UserError(
             f"--samples: got {args.samples} with --temperature 0, which makes them all equal; "
@@ -163,6 +176,10 @@ def check(args):
     own = [task for task in args.tasks if tasks.task_of(task).own]
     if args.mode == "tool" and own:
         raise UserError(f"--mode tool: {own[0]} has chain of thought only; name other --tasks")
+    if args.mode == "cot" and args.strict_sandbox:
+        raise UserError("--strict-sandbox: does nothing without --mode tool; leave it out")
+    if args.data_dir and len(own) == len(args.tasks):
+        raise UserError(f"--data-dir: does nothing with --tasks {own[0]}; leave it out")
 
 
 def regrade(args):
@@ -171,7 +188,9 @@ def regrade(args):
     refuse_overlap(out, {"--regrade": args.regrade})
     task = args.tasks[0]
     settings = {"regraded": args.regrade, "mode": args.mode}
-    report.regrade(args.regrade, task, out, settings, result_name(task, args))
+    name = result_name(task, args)
+    unfinished.refuse_unfinished(out, name)
+    report.regrade(args.regrade, task, out, settings, name)
     return out
 
 
@@ -275,7 +294,7 @@ def evaluate_task(task, args, env, subject, out):
     prompts = prompts[: args.limit]
     name = result_name(task, args)
     earlier = env.from_main(lambda: unfinished.earlier_answers(out, name, settings))
-    refuse_fewer(earlier, len(examples), args, out / name)
+    refuse_fewer(earlier, len(examples), args, out, name)
     # An answer's key: the place of its problem, and the number of the sample.
     keys = [(i, sample) for i in range(len(examples)) for sample in range(args.samples)]
     given = {key: earlier[key] for key in keys if key in earlier}
@@ -304,18 +323,18 @@ def evaluate_task(task, args, env, subject, out):
                 note_exact_match(subject.folder, task, verdicts)
 
 
-def refuse_fewer(earlier, n_problems, args, path):
+def refuse_fewer(earlier, n_problems, args, out, name):
     """Raises UserError where more answers are there than are asked for: they would be lost."""
     answered = 1 + max((problem for problem, _ in earlier), default=-1)
     if answered > n_problems:
         raise UserError(
-            f"--limit: got {args.limit}, {path}.jsonl has answers to {answered} problems; leave it "
-            f"out, ask for as many or more, or choose another --out"
+            f"--limit: got {args.limit}, {out} has answers to {name} up to problem {answered}; "
+            f"leave it out, ask for as many or more, or choose another --out"
         )
     there = 1 + max((sample for _, sample in earlier), default=0)
     if there > args.samples:
         raise UserError(
-            f"--samples: got {args.samples}, {path}.jsonl has {there} of each problem; "
+            f"--samples: got {args.samples}, {out} has up to {there} of each problem of {name}; "
             f"ask for as many or more, or choose another --out"
         )
 

@@ -120,22 +120,50 @@ def boxed(rest):
     return rest[1:]
 
 
+# A number behind "####": "-7", "1,250", ".5"; at the start of the line also "- 7" and "-$7".
+ANSWER = re.compile(
+    r"(?P<sign>^\s*[-−]\s*\$?\s*|[-−]\$?)?(?P<digits>\d+(?:,\d{3})*(?:\.\d+)?|(?<!\w)\.\d+)"
+)
+# It goes on as another number ("7/8", "7 million"), or with another ("7 or 8").
+GOES_ON = re.compile(
+    r"[.eE]\d|[²³]|\s*(?:[-−–+*/^=:,×·]|or\b|and\b|to\b)?\s*[-−]?\d"
+    r"|\s*(?:hundred|thousand|million|billion|dozen)\b"
+)
+
+
 def behind_hashes(text):
     """(number, rest of its line) of the first line that has a number behind "####", else ("", "").
 
-    Line by line: one pattern for it all takes quadratic time on a long run of #.
+    The number is as it was written, but for the commas between its thousands and blanks behind its
+    sign. Line by line: one pattern for it all takes quadratic time on a long run of #.
     """
     for line in text.split("\n"):
         _, hashes, rest = line.partition("####")
-        match = hashes and re.search(r"-?\d+(?:,\d{3})*(?:\.\d+)?", rest)
+        match = hashes and ANSWER.search(rest)
         if match:
-            return match[0], rest[match.end() :]
+            sign = "-" if match["sign"] else ""
+            return sign + match["digits"].replace(",", ""), rest[match.end() :]
     return "", ""
 
 
 def after_hashes(text):
     """The first number in the line that begins with "####", without its commas; "" if none."""
-    return behind_hashes(text)[0].replace(",", "")
+    return behind_hashes(text)[0]
+
+
+def number_of(answer):
+    """The true answer of a problem of one's own, read as a model's is: `after_hashes`.
+
+    answer: with "####", or nothing but the number. Raises ValueError where it is no single number
+    in digits.
+    """
+    if not isinstance(answer, str | int | float):
+        raise ValueError("answer, which is neither text nor a number")
+    text = str(answer)
+    number, rest = behind_hashes(text if "####" in text else f"####{text}")
+    if not number or GOES_ON.match(rest):
+        raise ValueError(f"answer ({text[:60]!r} is no number in digits)")
+    return number
 
 
 def end_of_hashes(text, new):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from common.attention import of_many_shapes
 from common.errors import UserError
-from evaluation.sampling import chance, draw
+from evaluation.sampling import NOT_FINITE, chance, draw, likeliest
 from model import Cache
 from training.parallel import whole_graphs
 
@@ -224,7 +224,7 @@ class Decoder:
             last = hidden[torch.arange(len(ids), device=ids.device), tail - 1]
         logits = F.linear(last, self.model.head_weight)
         if chances is None:
-            return logits.argmax(-1)
+            return likeliest(logits)
         return draw(logits, self.temperature, chances)
 
     def own(self, row):
@@ -319,8 +319,15 @@ class Decoder:
     # ---- new tokens
 
     def accept(self, rows, ids):
-        """Append one id to each row; rows that end by it leave the batch."""
+        """Append one id to each row; rows that end by it leave the batch.
+
+        Raises UserError where the model's logits are not finite.
+        """
         for row, i in zip(rows, ids.tolist()):
+            if i == NOT_FINITE:
+                raise UserError(
+                    "model: its logits are not finite; look at its weights, or try --dtype float32"
+                )
             self.append(row, i)
         for b in reversed(range(len(self.rows))):
             if self.rows[b].reason:

@@ -13,13 +13,13 @@ strict ones, worker.py runs what needs algebra.
 
 import atexit
 import os
-import re
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
 from tqdm import tqdm
 
 from evaluation.answers import (
+    GOES_ON,
     MAX_CHARS,
     as_written,
     behind_hashes,
@@ -86,14 +86,10 @@ def own_verdict(text, gt):
 
     Strictly, it must not go on as another number ("7/8") or with another answer ("7 or 8").
     """
-    number, rest = behind_hashes(text)
-    pred = number.replace(",", "")
+    pred, rest = behind_hashes(text)
     right = pred != "" and pred == gt.replace(",", "")
     reason = "" if pred else "no answer found"
     return result(pred, gt, right, right and not GOES_ON.match(rest), reason)
-
-
-GOES_ON = re.compile(r"[/:^*.eE]\d|\s*(?:[-+*/^=:,]|or\b|and\b)\s*-?\d")
 
 
 def judge(worker, pred, gt, seconds=SECONDS, written=None):

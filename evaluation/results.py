@@ -63,7 +63,7 @@ def read_entries(out_dir):
     file = Path(out_dir) / "results.json"
     if not file.exists():
         return {}
-    mend = "delete it or choose another --out"
+    mend = "bring back a copy of it, or choose another --out"
     entries = read_json(file, "earlier results", mend)
     as_record(entries, dict[str, Entry], f"earlier results: {file}", mend)
     return entries
@@ -122,11 +122,13 @@ def regrade(file, task, out_dir, settings=None, name=None):
             f"another --out"
         )
     rows = read_rows(file)
+    if not rows:
+        raise UserError(f"--regrade: {file} has no line, wanted a generation a line")
     texts = [text_of(row, f"{file}, sample {line}") for line, row in enumerate(rows, 1)]
     samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]
     results = grade_many(task, samples)
     more = {}
-    if rows and all(has_verdict(row) for row in rows):
+    if all(has_verdict(row) for row in rows):
         more, differences = compare(rows, results)
         write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
     settings = settings or {"regraded": str(file)}
@@ -239,13 +241,26 @@ def table(results):
         )
         lines.append(f"{name:<16} {entry['n']:>5}  {published}  {strict}  {entry['failed']:>10}")
         lines += sampled_lines(entry)
-    if len(results) > 1:
+    # A mean of several models, or of other ways to decode, would be nobody's.
+    if len(results) > 1 and len({made_by(entry) for entry in results.values()}) == 1:
         published, strict = (
             sum(entry[key] for entry in results.values()) / len(results)
             for key in ("published", "strict")
         )
         lines.append(f"{'mean':<16} {'':>5}  {published:6.1f}{'':7}  {strict:6.1f}")
     return "\n".join(lines)
+
+
+def made_by(entry):
+    """(whose answers they are, how they were decoded)."""
+    settings = entry["settings"]
+    return whose(entry), settings.get("mode"), settings.get("temperature")
+
+
+def whose(entry):
+    """The model, or the file of generations, that a task's answers are from."""
+    settings = entry["settings"]
+    return str(settings.get("model") or settings.get("regraded") or "this run")
 
 
 def sampled_lines(entry):
@@ -264,8 +279,11 @@ def sampled_lines(entry):
     return lines
 
 
-def markdown(results, label="this run"):
-    """results.json as Markdown: our two accuracies above the paper's rows, then the settings."""
+def markdown(results):
+    """results.json as Markdown: our two accuracies above the paper's rows, then the settings.
+
+    Answers of several models have rows of their own.
+    """
     text = []
     for mode, paper in PAPER.items():
         ours = {
@@ -274,16 +292,20 @@ def markdown(results, label="this run"):
             if entry["settings"].get("mode", "cot") == mode
         }
         if ours:
-            text += mode_table(ours, paper, label) + settings_list(ours, mode)
+            text += mode_table(ours, paper) + settings_list(ours, mode)
     return "\n".join(text)
 
 
-def mode_table(ours, paper, label):
+def mode_table(ours, paper):
     """Lines of Markdown: our accuracies in percent, then the paper's."""
     lines = [line_of(["model", *ours]), "|---|" + "---:|" * len(ours)]
-    for key in ("published", "strict"):
-        cells = [f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" for entry in ours.values()]
-        lines.append(line_of([f"{label}, {key}", *cells]))
+    for model in dict.fromkeys(map(whose, ours.values())):
+        for key in ("published", "strict"):
+            cells = [
+                f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" if whose(entry) == model else ""
+                for entry in ours.values()
+            ]
+            lines.append(line_of([f"{model}, {key}", *cells]))
     for model, row in paper.items():
         known = dict(zip(COLUMNS, row))
         cells = [str(known.get(entry["task"], "")) for entry in ours.values()]

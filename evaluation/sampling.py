@@ -10,6 +10,8 @@ from collections import Counter
 
 import torch
 
+NOT_FINITE = -1  # in place of an id
+
 
 def chance(seed, key, position):
     """The number in [0, 1) of the token at `position` of the row `key`."""
@@ -20,11 +22,19 @@ def chance(seed, key, position):
 def draw(logits, temperature, chances):
     """An id for each row of logits (B, V): the one in whose share of [0, 1) its number lies, (B,).
 
-    chances: the rows' numbers, (B,) fp64.
+    chances: the rows' numbers, (B,) fp64. NOT_FINITE where a logit is nan or +inf.
     """
     ends = (logits.double() / temperature).softmax(-1).cumsum(-1)
     wanted = chances[:, None] * ends[:, -1:]
-    return torch.searchsorted(ends, wanted, right=True)[:, 0]
+    ids = torch.searchsorted(ends, wanted, right=True)[:, 0]
+    return ids.where(ends[:, -1].isfinite(), NOT_FINITE)
+
+
+def likeliest(logits):
+    """The first of the highest in each row of logits (B, V), (B,); NOT_FINITE as in `draw`."""
+    ids = logits.argmax(-1)  # of a nan, where there is one
+    highest = logits.gather(-1, ids[:, None])[:, 0]
+    return ids.where(highest.isfinite(), NOT_FINITE)
 
 
 # --------------------------------------------------------------------------------------------------

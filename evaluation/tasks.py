@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from evaluation.answers import extract, normalize
+from evaluation.answers import extract, normalize, number_of
 from evaluation.pinned import find, read_rows
 
 LETTERS = "ABCDE"
@@ -73,6 +73,10 @@ def with_choices(question, options):
 
 def after_hashes(row):
     return str(row["answer"]).split("####")[-1]
+
+
+def own_truth(row):
+    return number_of(row["answer"])
 
 
 def math_truth(row):
@@ -184,7 +188,7 @@ UNUSABLE = (
 def task_of(task):
     """The Task behind a name or a path. Raises UserError for an unknown name."""
     if str(task).endswith(".jsonl"):
-        return Task(str(task), "", field("question"), after_hashes, own=True)
+        return Task(str(task), "", field("question"), own_truth, own=True)
     if task not in TASKS:
         raise UserError(
             f"--tasks: got {task}, wanted some of {' '.join(TASKS)}, or a .jsonl file of problems"
@@ -232,6 +236,8 @@ def load(task, data_dir=None, limit=None):
                 f"{path}, problem {idx + 1}: got no usable {error}, wanted the fields of "
                 f"{label(task)}; mend or delete the problem"
             ) from error
+    if not examples:
+        raise UserError(f"--tasks: {path} has no problem, wanted one a line")
     return examples
 
 
@@ -239,11 +245,12 @@ def example(spec, shots, idx, row):
     """The problem in a row, asked as the harness asks it."""
     question = spec.question(row)
     truth = spec.truth(row)
-    gt = truth.strip() if spec.choice else normalize(truth)
     if spec.own:
         if not isinstance(question, str):
             raise TypeError("question")
-        return Example(idx, question, question, truth, gt, row)
+        question.encode()  # ValueError: half of a surrogate pair is no text
+        return Example(idx, question, question, truth, truth, row)
+    gt = truth.strip() if spec.choice else normalize(truth)
     question = question.strip()
     if gt.lower() in ("true", "false"):
         question += " (True or False)"

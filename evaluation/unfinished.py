@@ -184,12 +184,25 @@ def answers_on_disk(out, name, settings):
     for path in partial_files(out, name):
         check_same(path, saved_settings(path) or settings, settings)
     given = {}
-    entries = read_entries(out)
-    # Answers whose results a kill kept from being written still stand in the unfinished files.
-    if finished.exists() and name in entries:
+    if finished.exists():
+        entries = read_entries(out)
+        if name not in entries:  # it is written first
+            raise UserError(
+                f"{finished} has answers, and results.json beside it does not say how they were "
+                f"made; bring it back, choose another --out or {MEND}"
+            )
         check_same(finished, entries[name].get("settings", {}), settings)
         given = finished_answers(finished)
     return given | read_answers(out, name)
+
+
+def refuse_unfinished(out, name):
+    """Raises UserError where a model's answers to a task are unfinished: it would not go on."""
+    if read_answers(out, name):
+        raise UserError(
+            f"--out {out}: holds a model's unfinished answers to {name}; let that command end "
+            f"first, or choose another --out"
+        )
 
 
 def finished_answers(path):

@@ -20,6 +20,7 @@ micro-batches and ranks before any gradient, so that the loss is their exact mea
 
 import hashlib
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -161,6 +162,8 @@ def _score(rows, model, entropy):
     """Columns for some rows of a data set. Rows of one length go through the model together."""
     n = len(rows["input_ids"])
     parts = rows.get("seq_lengths", [None] * n)
+    for ids, lengths in zip(rows["input_ids"], parts):
+        _refuse_unusable(ids, lengths, model)
     groups = {}
     for i, ids in enumerate(rows["input_ids"]):
         alone = i if parts[i] is not None and len(parts[i]) > 1 else None
@@ -175,6 +178,24 @@ def _score(rows, model, entropy):
             for i, row in zip(places, values):
                 out[name][i] = [0.0, *row.tolist()]
     return out
+
+
+def _refuse_unusable(ids, lengths, model):
+    """Raises UserError for a row of no tokens, of unknown ones, and of texts of other lengths."""
+    if len(ids) == 0:
+        raise UserError("add_reference_losses: a row has no tokens; leave it out (filter)")
+    known = model.get_input_embeddings().num_embeddings
+    lowest, highest = np.asarray(ids).min(), np.asarray(ids).max()
+    if lowest < 0 or highest >= known:
+        raise UserError(
+            f"add_reference_losses: a row has the ids {lowest} to {highest}, the reference knows "
+            f"0 to {known - 1}; are they of its tokenizer?"
+        )
+    together = len(ids) if lengths is None else np.asarray(lengths).sum()
+    if together != len(ids):
+        raise UserError(
+            f"add_reference_losses: a row of {len(ids)} tokens has seq_lengths of {together}"
+        )
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
     )  # of a part: not noted
     assert stage(E, "--model run")[0] == 0  # the third is answered, the first two are kept
     code, _, err = stage(E, "--model run --limit 2")
-    assert code == 2 and "--limit: got 2, run/eval/test.jsonl has answers to 3 problems" in err
+    assert code == 2 and "--limit: got 2, run/eval has answers to test up to problem 3" in err
     monkeypatch.setattr(checkpoint, "load", None)
     code, out, _ = stage(E, "--model run")
     assert code == 0 and "66.7" in out
@@ -136,17 +136,72 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
         ("--regrade nothing.jsonl", "nothing.jsonl"),
         ("--model run --tasks gsm8k --data-dir nothing", "nothing"),
         ("--model run --batch-tokens -1", "--batch-tokens"),
+        ("--model run --tasks ,", "--tasks: got none"),
+        ("--model run --strict-sandbox", "--strict-sandbox: does nothing without --mode tool"),
+        ("--model run --data-dir empty", "--data-dir: does nothing with"),
+        ("--model run --tasks none.jsonl", "none.jsonl has no problem"),
+        ("--model run --tasks text.jsonl", "problem 1: got no usable answer ('seven' is no number"),
+        ("--model run --tasks half.jsonl", "problem 1: got no usable 'utf-8' codec"),
+        ("--regrade none.jsonl", "--regrade: none.jsonl has no line"),
+        ("--regrade x.jsonl --max-new-tokens 5", "--max-new-tokens: does nothing with --regrade"),
+        ("--regrade x.jsonl --revision main", "--revision: does nothing with --regrade"),
+        ("--regrade x.jsonl --temperature 5000", "--temperature: got 5000"),
     ],
 )
 def test_users_errors_are_one_line(stage, vocabulary, tmp_path, arguments, words):
     write_model(tmp_path / "run", vocabulary)
     write_problems(tmp_path / "data/demo", ["7"])
     (tmp_path / "empty").mkdir()
+    (tmp_path / "none.jsonl").write_text("")
+    (tmp_path / "text.jsonl").write_text('{"question": "q", "answer": "seven"}')
+    (tmp_path / "half.jsonl").write_text(r'{"question": "\ud800", "answer": "7"}')
     if "new-tokens" in arguments:
         assert stage(E, "--model run")[0] == 0
     code, _, err = stage(E, arguments)
     last = err.strip().split("\n")[-1]
     assert code == 2 and last.startswith("error: ") and words in last and "Traceback" not in err
+
+
+def test_a_file_whose_name_has_a_comma_is_one_task(stage, vocabulary, tmp_path):
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7"])
+    (tmp_path / "data/demo/test.jsonl").rename(tmp_path / "a,b.jsonl")
+    code, _, err = stage(E, "--model run --tasks a,b.jsonl")
+    assert code == 0 and rows(tmp_path / "run/eval/a,b.jsonl")[0]["strict"], err
+
+
+def test_answers_are_kept_where_results_json_is_gone(stage, vocabulary, tmp_path):
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7", "8"])
+    assert stage(E, "--model run")[0] == 0
+    (tmp_path / "run/eval/results.json").unlink()
+    done = (tmp_path / "run/eval/test.jsonl").read_bytes()
+    code, _, err = stage(E, "--model run --limit 1")
+    assert code == 2 and "run/eval/test.jsonl has answers, and results.json beside it" in err
+    assert (tmp_path / "run/eval/test.jsonl").read_bytes() == done
+    assert stage(E, "--model run --overwrite")[0] == 0
+
+
+def test_graded_again_is_not_put_beside_unfinished_answers(stage, vocabulary, tmp_path):
+    parrot(tmp_path / "run", vocabulary, " #### 7\n")
+    write_problems(tmp_path / "data/demo", ["7", "8"] * 5)
+    killed("call:evaluation.grading:Grader.add:5", "eval_math.py --model run --out cut", tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1"}\n')
+    again = "--regrade in.jsonl --tasks data/demo/test.jsonl --out cut"
+    code, _, err = stage(E, again)
+    assert code == 2 and "--out cut: holds a model's unfinished answers to test" in err
+    assert stage(E, "--model run --out cut")[0] == 0
+
+
+@pytest.mark.parametrize("flags", ["", "--temperature 1"])
+def test_a_model_whose_logits_are_not_finite_is_refused(stage, vocabulary, tmp_path, flags):
+    write_model(tmp_path / "run", vocabulary)
+    model = checkpoint.load(tmp_path / "run")
+    model.model.norm.weight.data[0] = torch.nan
+    checkpoint.save(model, tmp_path / "run")
+    write_problems(tmp_path / "data/demo", ["7"])
+    code, _, err = stage(E, f"--model run {flags}")
+    assert code == 2 and "error: model: its logits are not finite" in err and "Trace" not in err
 
 
 def test_overwrite_starts_over(stage, vocabulary, tmp_path):

@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from common.errors import UserError  # noqa: E402
 from common.owned import LIST  # noqa: E402
 from evaluation import pinned, tasks  # noqa: E402
+from evaluation.grading import own_verdict  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(
@@ -89,14 +90,14 @@ def test_addresses_at_the_sources():
 def test_a_file_of_ones_own_is_asked_as_it_stands(tmp_path):
     file = tmp_path / "test.jsonl"
     rows = [
-        {"question": "Problem: 3 + 4 = ? \n", "answer": "yes"},
+        {"question": "Problem: 3 + 4 = ? \n", "answer": "7.0"},
         {"question": "x", "answer": 12},
         {"question": " y", "answer": "5 + 2 = 7\n#### 7"},
     ]
     file.write_text("\n".join(map(json.dumps, rows)))
     examples = tasks.load(str(file))
     assert [(example.prompt, example.gt) for example in examples] == [
-        ("Problem: 3 + 4 = ? \n", "yes"),
+        ("Problem: 3 + 4 = ? \n", "7.0"),
         ("x", "12"),
         (" y", "7"),
     ]
@@ -107,6 +108,38 @@ def test_a_file_of_ones_own_is_asked_as_it_stands(tmp_path):
     file.write_text('{"question": 3, "answer": 3}')
     with pytest.raises(UserError, match="problem 1: got no usable question, wanted the fields of"):
         tasks.load(str(file))
+
+
+@pytest.mark.parametrize(
+    "answer, truth",
+    [
+        ("#### 7.0", "7.0"),
+        (7.5, "7.5"),
+        ("#### .5", ".5"),
+        ("#### 7\nDone", "7"),
+        ("+5", "5"),
+        ("1,250 km", "1250"),
+        ("#### - 5", "-5"),
+        *((answer, None) for answer in ("1/2", "1e5", "100 000", "seven", "", {"a": 1}, None)),
+    ],
+)
+def test_a_true_answer_of_ones_own_is_read_as_a_models_is(tmp_path, answer, truth):
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps({"question": "q", "answer": answer}))
+    if truth is None:
+        with pytest.raises(UserError, match="problem 1: got no usable answer"):
+            tasks.load(str(file))
+        return
+    [example] = tasks.load(str(file))
+    assert example.gt == truth
+    said = answer if "####" in str(answer) else f"#### {answer}"
+    assert own_verdict(said, example.gt) == {
+        "pred": truth,
+        "gt": truth,
+        "published": True,
+        "strict": True,
+        "reason": "",
+    }
 
 
 def test_odd_rows_become_the_texts_of_the_protocol():
