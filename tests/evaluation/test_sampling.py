@@ -177,7 +177,7 @@ def test_samples_are_resumed_added_to_and_graded_again(stage, vocabulary, tmp_pa
     assert stage(E, f"{arguments} --samples 4 --out grown")[0] == 0
     assert rows(tmp_path / "grown/test-t1.jsonl") == done
     code, _, err = stage(E, f"{arguments} --samples 3 --out grown")
-    assert code == 2 and "--samples: got 3, grown/test-t1.jsonl has 4 of each problem" in err
+    assert code == 2 and "--samples: got 3, grown has up to 4 of each problem of test-t1" in err
 
     # graded again, they must not take the place of a model's answers
     regrade = "--regrade whole/test-t1.jsonl --tasks data/demo/test.jsonl --temperature 1"
