@@ -136,6 +136,8 @@ def check(args):
         raise UserError(
             f"--context: got {args.context}, wanted an even number below --seq-len {args.seq_len}"
         )
+    if not Path(args.out).name or Path(args.out).is_dir():
+        raise UserError(f"--out {args.out}: is a folder, wanted a file such as ref_loss.bin")
     if Path(args.out).suffix == ".json":
         raise UserError(
             f"--out {args.out}: the note beside the losses has that name; name a file such as "

@@ -6,6 +6,7 @@ in order, whatever of prepare -> base -> reference -> scores -> plain baseline i
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -67,14 +68,19 @@ def more_losses(seed):
     """{field of slm.Tokens: the same of what other methods need}."""
     data, out = roots(seed)
     score = f"score.py --model {out}/base --data {data}/corpus --out {out}"
+    of_reference = f"score.py --model {out}/ref --data {data}/corpus --val {data}/val"
     return {
+        "ref_entropy": (
+            out / "ref_loss.json",
+            f"{of_reference} --out {out}/ref_loss.bin --entropy",
+        ),
         "base_loss": (out / "base_loss.json", f"{score}/base_loss.bin"),
         "short_loss": (out / "short_loss.json", f"{score}/short_loss.bin --context {CONTEXT}"),
     }
 
 
 def flags_of(text):
-    """{"--flag": "value"} of a command line in which every flag has one value."""
+    """{"--flag": "value"} of a command line in which every flag has one value, but for the last."""
     words = text.split()
     return dict(zip(words[::2], words[1::2]))
 
@@ -92,6 +98,8 @@ def finished(path, command):
     if command.startswith("score.py"):
         again = shell_line(*command.split(), "--overwrite")
         saved = vars(read_record(path, Note, "reference losses", again))
+        if command.endswith("--entropy") and not saved["entropy"]:
+            return False
     else:
         saved = arguments(path.parent)
     got = {**saved, **saved.get("inputs", {})}
@@ -135,7 +143,7 @@ def agrees(saved, text):
 def run(command):
     """Run a stage as its own process, showing the command; its failure is this one's, too."""
     print(f"\n$ python {command}", flush=True)
-    script, *arguments = command.split()
+    script, *arguments = shlex.split(command)
     alone = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
     words = [sys.executable, str(KIT / script), *arguments]
     code = subprocess.run(words, env=alone).returncode
@@ -253,7 +261,7 @@ def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
 def evaluated(folder, data):
     """A run's summary with its exact match, evaluated now where that is missing."""
     if summary(folder)["exact_match"] is None:
-        run(f"eval_math.py --model {folder} --tasks {data}/test.jsonl")
+        run(shlex.join(["eval_math.py", "--model", str(folder), "--tasks", f"{data}/test.jsonl"]))
     return summary(folder)
 
 
@@ -269,6 +277,10 @@ def report(args, env):
     if student != baseline:
         rows += [(student.name + _k_of(args), student)]
     rows = [(label, folder) for label, folder in rows if is_finished(folder)]
+    set_of = {folder: arguments(folder)["inputs"].get("validation") for _, folder in rows}
+    if others := [label for label, folder in rows if set_of[folder] != set_of[student]]:
+        print(f"\nNot compared, for their losses are on another --val: {', '.join(others)}.")
+        rows = [row for row in rows if row[0] not in others]
     summaries = {folder: evaluated(folder, data) for _, folder in rows}
     print(f"\n{'':26} validation loss  exact match  tokens read   trained on")
     for label, folder in rows:

@@ -188,6 +188,14 @@ def test_entropies_are_added_to_losses_that_are_there(stage, inputs):
     assert (inputs / "ref_entropy.bin").read_bytes() == again
 
 
+@pytest.mark.parametrize("out", [".", "..", "d"])
+def test_a_folder_is_no_file_of_losses(stage, vocabulary, tmp_path, out):
+    write_set(tmp_path / "d", vocabulary, 100)
+    write_model(tmp_path / "m", vocabulary)
+    code, _, err = stage(score, f"--model m --data d --out {out} --seq-len 16")
+    assert code == 2 and f"--out {out}: is a folder, wanted a file such as ref_loss.bin" in err
+
+
 @pytest.mark.slow
 def test_a_pass_for_entropies_goes_on_after_a_kill(stage, vocabulary, tmp_path):
     write_set(tmp_path / "d", vocabulary, 10_000)

@@ -113,6 +113,8 @@ def made_with(meta):
 
 def is_score_py_s(path):
     """Does the note beside `path` tell of losses that score.py stored?"""
+    if Path(path).is_dir():
+        return False
     note = Path(path).with_suffix(".json")
     return note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]
 

@@ -78,6 +78,8 @@ def forget(saved, given):
     those of its score where `--score` names another, and what another `--scope` cannot have."""
     if given("--scope") not in (None, "micro"):
         saved.pop("rank_windows", None)
+    if isinstance(slm.SCORES.get(given("--score") or saved.get("score")), slm.Weight):
+        saved.pop("k", None)  # it has none; 1.0 stands there
     if given("--score") in (None, saved.get("score")):
         return
     saved.pop("set", None)
@@ -89,7 +91,7 @@ def forget(saved, given):
     before = slm.SCORES.get(saved.get("score"))
     if before and saved.get("scope") == before.scope:
         saved.pop("scope")
-    if isinstance(method, slm.Weight) or saved.get("k") in (K, 1.0):  # as where --k says nothing
+    if saved.get("k") in (K, 1.0):  # as where --k says nothing
         saved.pop("k", None)
 
 
@@ -102,13 +104,13 @@ def settle_method(args):
     if isinstance(args.k, str):
         args.k_schedule = args.k
         args.k = min(k for _, k in steps_of(args.k))  # what is read follows from it
-    if args.k is None:
-        args.k = 1.0 if weight else K
-    if weight and (args.k != 1 or args.k_schedule):
+    if weight and args.k is not None:
         raise UserError(
             f"--k: got {args.k_schedule or args.k} with --score {args.score}, which weighs each "
-            f"token and has no k; leave it out"
+            f"token and has no k; leave it out, or for plain training give --score excess --k 1.0"
         )
+    if args.k is None:
+        args.k = 1.0 if weight else K
     args.scope = args.scope or method.scope
     if args.scope == "set" and (weight or not method.static):
         fixed = [name for name, other in slm.SCORES.items() if other.static]

@@ -123,6 +123,45 @@ def test_the_plain_baseline_needs_no_reference(ran):
     assert scripts(ran) == ["prepare.py", "train_ref.py"]
 
 
+def test_what_other_scores_need_is_made(ran):
+    for score_, last in (("ref_and", "--entropy"), ("longce", "--context 32")):
+        ran.clear()
+        chain.ensure(students(score=score_, k=1.0 if score_ == "longce" else 0.6), "slm")
+        assert scripts(ran)[-1] == "score.py" and ran[-1].endswith(last)
+
+
+def test_losses_on_other_validation_sets_are_not_compared(tmp_path, monkeypatch, capsys):
+    """And a folder whose name has a space is evaluated."""
+    monkeypatch.chdir(tmp_path)
+    made = {"out/demo/clm": "a", "out/demo/ref": "b", "my run": "b"}
+    for folder, val in made.items():
+        (tmp_path / folder).mkdir(parents=True)
+        known = {"inputs": {"validation": val}, "init": "m", "data": "d", "steps": 1, "lr": 1.0}
+        known |= {"seq_len": 1, "batch_size": 1, "micro_batch_size": 1, "seed": 0}
+        (tmp_path / folder / "args.json").write_text(json.dumps(known))
+    monkeypatch.setattr(chain, "is_finished", lambda folder: str(folder) in made)
+    ends = {"val_loss": 1.0, "exact_match": 0.5, "tokens_seen": 1, "tokens_selected": 1}
+    called = []
+
+    def of_run(folder):
+        is_missing = str(folder) == "my run" and not called
+        return {**ends, "exact_match": None} if is_missing else ends
+
+    def pretend(words, env):
+        called.append(words)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(chain, "summary", of_run)
+    monkeypatch.setattr(subprocess, "run", pretend)
+    args = students(out="my run")
+    args.chain = True
+    chain.report(args, argparse.Namespace(main=True))
+    out = capsys.readouterr().out
+    assert [words[2:4] for words in called] == [["--model", "my run"]]
+    assert "on another --val: CLM, every token." in out and "times fewer" not in out
+    assert "\nmy run" in out and "\nreference" in out
+
+
 def test_a_plain_run_of_one_s_own_is_reported_without_the_baseline(
     stage, vocabulary, tmp_path, monkeypatch, capsys
 ):

@@ -69,6 +69,9 @@ def test_flops_by_hand():
     trained = planned(TRAIN.format(TINY, 2048, 512, 1, ""), tokens=3e9, mfu=0.5)
     assert scored["hours"] == pytest.approx(trained["hours"] / 3, rel=1e-3)
     assert scored["disk"] == 6e9
+    short = planned(f"{scoring} --context 512", tokens=3e9, mfu=0.5)
+    twice = 2 * flops_per_token(TINYLLAMA, 512) / flops_per_token(TINYLLAMA, 2048)
+    assert short["hours"] == pytest.approx(scored["hours"] * twice)
 
 
 def test_a_batch_that_is_ranked_as_a_whole_has_a_forward_pass_more():
@@ -76,6 +79,7 @@ def test_a_batch_that_is_ranked_as_a_whole_has_a_forward_pass_more():
         return planned(TRAIN.format(TINY, 2048, 32, size, f"--scope {scope}"))["hours"]
 
     assert hours(1, "batch") == pytest.approx(hours(1, "micro") * 4 / 3)
+    assert hours(1, "batch --score ref_loss") == hours(1, "micro")  # known before any pass
 
 
 def test_static_parts_and_what_ranks_share():

@@ -171,6 +171,7 @@ def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
         ("--score exces", "--score"),
         ("--score dft --k 0.5", "--k: got 0.5 with --score dft, which weighs each token"),
         ("--score dft --k 1.0:0.5@0.5", "--k: got 1.0:0.5@0.5 with --score dft"),
+        ("--score dft --k 1.0", "for plain training give --score excess --k 1.0"),
         ("--k 1.0:0.6", "wanted K:K@SHARE"),
         ("--k 1.0:0.6@0.5:0.4@0.3", "wanted K:K@SHARE"),
         ("--k 1.0:60@0.5", "--k: got 60, wanted a share"),
@@ -243,6 +244,18 @@ def test_a_schedule_switches_k(stage, inputs):
     assert counts == [64, 128, 160, 192]
     assert stage(train_slm, "--from a/args.json --out b")[0] == 0
     assert distance(inputs / "a", inputs / "b") == 0
+
+
+def test_plain_training_from_a_weights_arguments_is_asked_for_by_name(stage, inputs):
+    """`--from RUN/args.json --k 1.0` must not be that weight again."""
+    trained(stage, "--score dft --steps 2 --out a")
+    trained(stage, "--k 1.0 --steps 2 --out plain")
+    code, _, err = stage(train_slm, "--from a/args.json --k 1.0 --out b")
+    assert code == 2 and "--k: got 1.0 with --score dft" in err and not (inputs / "b").exists()
+    assert stage(train_slm, "--from a/args.json --score excess --k 1.0 --out b")[0] == 0
+    assert distance(inputs / "plain", inputs / "b") == 0
+    assert stage(train_slm, "--from a/args.json --out c")[0] == 0
+    assert distance(inputs / "a", inputs / "c") == 0
 
 
 def test_from_leaves_the_shape_to_another_start(stage, inputs):

@@ -105,7 +105,9 @@ class Plan:
         row.update(config=config, parameters=counts(config)[0])
         row["tokens"] = self.size(args.data)
         row["disk"] = row["tokens"] * (4 if args.entropy else 2)
-        row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len) / 3  # forward alone
+        forward = flops_per_token(config, args.context or args.seq_len) / 3
+        # Pieces of a short context overlap by half: each token is read twice.
+        row["flops"] = row["tokens"] * forward * (2 if args.context else 1)
         self.add_hours(row, row["flops"])
 
     def add_training(self, row, args):
@@ -123,7 +125,9 @@ class Plan:
         self.fit(row, args)
         row["flops"] = row["tokens"] * flops_per_token(config, args.seq_len)
         forward = row["flops"] / 3
-        self.add_hours(row, row["flops"] + forward * (args.checkpointing + ranks_first(args)))
+        self.add_hours(
+            row, row["flops"] + forward * (args.checkpointing + ranks_first(args, row["micro"]))
+        )
         self.add_saves(row, args)
 
     def add_saves(self, row, args):
@@ -258,13 +262,17 @@ def told(args):
     return selection.counted != "losses" or selection.scope == "batch"
 
 
-def ranks_first(args):
-    """Is a step's batch ranked in a forward pass of its own, before that of the gradient?"""
+def ranks_first(args, micro):
+    """Is a step's batch ranked in a forward pass of its own, before that of the gradient?
+
+    micro: windows of a micro-batch, of one rank.
+    """
     if not hasattr(args, "score"):  # train_ref.py
         return False
     selection = selection_of(args)
     unknown = args.backward == "pruned" and selection.counted == "losses"
-    return selection.scope == "batch" and (args.batch_size > args.micro_batch_size or unknown)
+    looks = selection.scope == "batch" and not selection.static
+    return looks and (args.batch_size > micro or unknown)
 
 
 def halvings(n):
