@@ -17,6 +17,7 @@ from hf import checkpoint
 from tools.explore import __main__ as tools_explore
 from tools.explore import dynamics
 from tools.explore import runs as explore_run
+from tools.explore.page import scope_shown
 from tools.results import files
 
 
@@ -295,3 +296,14 @@ def test_the_price_of_a_reference_counts_its_base_where_it_has_its_own(vocabular
     small = runs.ablations.price_of(student, tmp_path / "small", 900)
     share = small["reference_parameters"] / whole["parameters"]
     assert small["extra_tokens"] == pytest.approx((400 + 300 + 900 / 3) * share)
+
+
+def test_a_scope_that_the_page_does_not_know_is_said(capsys):
+    assert [scope_shown(scope) for scope in ("batch", "sequence", None)] == [
+        "batch",
+        "sequence",
+        "micro",
+    ]
+    assert capsys.readouterr().out == ""
+    assert scope_shown("set") == "micro"
+    assert "ranked its whole corpus at once" in capsys.readouterr().out

@@ -106,11 +106,18 @@ def settings(args, saved, data, steps):
         "k": saved.get("k", 1.0),
         "top": TOP,
         "score": saved.get("score", "excess"),
-        "scope": saved["scope"] if saved.get("scope") in SCOPES else "micro",
+        "scope": scope_shown(saved.get("scope")),
         "snapshots": [{"step": step} for step in steps],
         "kinds": data.kinds,
         "sources": [source["name"] for source in sources] or ["all"],
     }
+
+
+def scope_shown(scope):
+    """What the page ranks within at first: the run's scope, where the page knows it."""
+    if scope == "set":
+        print("note: the run ranked its whole corpus at once; the page ranks within micro-batches")
+    return scope if scope in SCOPES else "micro"
 
 
 def groups(micro_batches, batch_of):
@@ -194,7 +201,7 @@ def draw_passage(args, page, saved, step, tokens, valid, micro_batches):
     """`--passage`: the documents `--documents` as the first model shown sees them.
 
     tokens: slm.Tokens of (windows, T), as is valid. Kept is what the run's own score keeps, or the
-    excess where it kept every token. The batch scope is ranked within micro-batches instead.
+    excess where it kept every token. The scopes batch and set are ranked within micro-batches.
     """
     k, score = (page["k"], page["score"]) if page["k"] < 1 else (0.6, "excess")
     scope = page["scope"] if page["scope"] != "batch" else "micro"
