@@ -311,7 +311,7 @@ def test_problems(names, data_dir=None):
     problems = []
     for name in names:
         tasks.task_of(name)
-        for example in tasks.load(name, data_dir):
+        for example in tasks.load(name, data_dir, answers=False):
             problems.append((name, example.idx, example.question.replace(CHOICES, "")))
     return problems
 

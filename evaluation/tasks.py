@@ -209,11 +209,12 @@ def prefix(task, data_dir=None):
     return find(shots, data_dir).read_text(encoding="utf-8", errors="replace").strip() + "\n\n\n"
 
 
-def load(task, data_dir=None, limit=None):
+def load(task, data_dir=None, limit=None, answers=True):
     """The problems of a task as a list of Example, in the file's order.
 
     task: a name in TASKS, or the path of a .jsonl file with the fields question and answer.
     data_dir: the folder with eval/ and prompts/. limit: only the first so many problems.
+    answers: without, a file of one's own need hold none that can be graded.
     Raises UserError on unknown tasks and on files that cannot be had or read.
     """
     spec = task_of(task)
@@ -230,7 +231,7 @@ def load(task, data_dir=None, limit=None):
     examples = []
     for idx, row in enumerate(read_rows(path)[:limit]):
         try:
-            examples.append(example(spec, shots, idx, row))
+            examples.append(example(spec, shots, idx, row, answers))
         except UNUSABLE as error:
             raise UserError(
                 f"{path}, problem {idx + 1}: got no usable {error}, wanted the fields of "
@@ -241,10 +242,10 @@ def load(task, data_dir=None, limit=None):
     return examples
 
 
-def example(spec, shots, idx, row):
+def example(spec, shots, idx, row, answers=True):
     """The problem in a row, asked as the harness asks it."""
     question = spec.question(row)
-    truth = spec.truth(row)
+    truth = spec.truth(row) if answers or not spec.own else ""
     if spec.own:
         if not isinstance(question, str):
             raise TypeError("question")

@@ -177,7 +177,7 @@ def test_the_demo_s_problems(run, monkeypatch):
 
 def test_a_token_set_given_to_decontaminate(run, monkeypatch):
     problem = tasks.Example(0, "one two three four five six seven eight nine", "", "", "", {})
-    monkeypatch.setattr(tasks, "load", lambda name, data_dir: [problem])
+    monkeypatch.setattr(tasks, "load", lambda name, data_dir, answers: [problem])
     assert run(decontaminate, "--source d --tasks gsm8k")[0] == 2
     run.said = run.said.strip().splitlines()[-1]
     run.follow()

@@ -117,7 +117,9 @@ def test_prepare_leaves_out_what_is_contaminated(
     monkeypatch.setattr(
         tasks,
         "load",
-        lambda name, data_dir: [tasks.Example(i, text, "", "", "", {}) for _, i, text in planted],
+        lambda name, data_dir, answers: [
+            tasks.Example(i, text, "", "", "", {}) for _, i, text in planted
+        ],
     )
     rng, texts = random.Random(3), []
     for i in range(200):

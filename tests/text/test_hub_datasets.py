@@ -134,7 +134,7 @@ def test_files_of_the_users_are_left_alone(online, words, tmp_path, monkeypatch)
     monkeypatch.setattr(
         tasks,
         "load",
-        lambda name, data_dir: [
+        lambda name, data_dir, answers: [
             tasks.Example(0, "one two three four five six seven eight nine", "", "", "", {})
         ],
     )
