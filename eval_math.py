@@ -46,13 +46,6 @@ COLDEST, HOTTEST = 0.01, 100.0  # temperatures
 MIN_CACHE, MAX_CACHE = 4096, {"cpu": 65536, "cuda": 1 << 18}  # tokens
 
 
-# Flags that say how a model answers.
-OF_A_MODEL = (
-    *("model", "revision", "data_dir", "limit", "samples"),
-    *("max_new_tokens", "batch_tokens", "strict_sandbox"),
-)
-
-
 def arguments():
     parser = Parser(__doc__)
     group = parser.add_argument_group("input")
@@ -155,12 +148,19 @@ def check(args):
                 f"--regrade: got --tasks {' '.join(args.tasks)}, "
                 f"wanted the one task that the file answers"
             )
-        for flag in OF_A_MODEL:
-            if getattr(args, flag) not in (None, False) and (flag != "samples" or args.samples > 1):
-                raise UserError(
-                    f"--{flag.replace('_', '-')}: does nothing with --regrade, which grades all of "
-                    f"a file"
-                )
+        without = {
+            "--model": args.model,
+            "--revision": args.revision,
+            "--data-dir": args.data_dir,
+            "--limit": args.limit,
+            "--max-new-tokens": args.max_new_tokens,
+            "--samples": args.samples > 1,
+            "--batch-tokens": args.batch_tokens,
+            "--strict-sandbox": args.strict_sandbox,
+        }
+        for flag, given in without.items():
+            if given:
+                raise UserError(f"{flag}: does nothing with --regrade, which grades all of a file")
         return
     if args.samples > 1 and not warm:
         raise UserError(

@@ -68,19 +68,16 @@ def more_losses(seed):
     """{field of slm.Tokens: the same of what other methods need}."""
     data, out = roots(seed)
     score = f"score.py --model {out}/base --data {data}/corpus --out {out}"
-    of_reference = f"score.py --model {out}/ref --data {data}/corpus --val {data}/val"
+    note, of_reference = commands(seed)[3]
     return {
-        "ref_entropy": (
-            out / "ref_loss.json",
-            f"{of_reference} --out {out}/ref_loss.bin --entropy",
-        ),
+        "ref_entropy": (note, f"{of_reference} --entropy"),
         "base_loss": (out / "base_loss.json", f"{score}/base_loss.bin"),
         "short_loss": (out / "short_loss.json", f"{score}/short_loss.bin --context {CONTEXT}"),
     }
 
 
 def flags_of(text):
-    """{"--flag": "value"} of a command line in which every flag has one value, but for the last."""
+    """{"--flag": "value"} of a command line; a last flag without a value is left out."""
     words = text.split()
     return dict(zip(words[::2], words[1::2]))
 

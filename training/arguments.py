@@ -226,7 +226,9 @@ def earlier_arguments(argv, forget=None):
     if given("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
     if given("--init") is not None:
-        for name in ("revision", *SHAPE):
+        saved.pop("revision", None)
+    if given("--init") not in (None, "scratch"):  # another model brings its own
+        for name in SHAPE:
             saved.pop(name, None)
     if given("--parallel") is not None:
         for name in ("shard_size", "reshard_after_forward"):

@@ -266,6 +266,9 @@ def test_from_leaves_the_shape_to_another_start(stage, inputs):
         assert stage(train_slm, named)[0] == 0
     assert stage(train_slm, "--from a/args.json --init m --out c")[0] == 0
     assert distance(inputs / "b", inputs / "c") == 0
+    code, _, err = stage(train_slm, "--from a/args.json --init scratch --out again")
+    assert code == 0, err
+    assert distance(inputs / "a", inputs / "again") == 0
 
 
 @pytest.mark.parametrize("flag, value", [("score", "mine"), ("head", "fused"), ("dtype", "fp8")])
