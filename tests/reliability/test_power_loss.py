@@ -6,6 +6,7 @@ file that is damaged one line says what to do, or the work goes on from what is 
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -150,7 +151,7 @@ OTHERS = {
     "the note of losses": (*SCORED, "new.json", "--overwrite"),
     "progress.json": (*PREPARED, "new/progress.json", "--overwrite"),
     "meta.json": (*MADE, "new/meta.json", "--overwrite"),
-    "results.json": (*EVALUATED, "new/results.json", "delete it"),
+    "results.json": (*EVALUATED, "new/results.json", "choose another --out"),
 }
 
 
@@ -166,12 +167,13 @@ def test_another_damaged_file_is_one_line_that_says_what_to_do(
     code, printed = again(warm, stage, command, work)
     last = printed.strip().splitlines()[-1]
     assert code == 2 and last.startswith("error: ") and message in last, printed
-    if message == "delete it":
-        (work / path).unlink()
-    else:
-        command += " --overwrite"
+    another = message == "choose another --out"
+    command = command.replace("--out new", "--out other") if another else f"{command} --overwrite"
     code, printed = again(warm, stage, command, work)
     assert code == 0, printed
+    if another:
+        shutil.rmtree(work / "new")
+        (work / "other").rename(work / "new")
     assert not differences(contents(work), whole)
 
 
