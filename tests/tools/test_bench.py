@@ -82,14 +82,21 @@ def test_memory_is_measured_as_it_is_planned(monkeypatch, capsys):
 
 
 def test_exact_rows_take_the_same_step(tmp_path):
-    after = []
+    """As a whole: Adam's step on a weight whose gradient is all but 0 is rounding's doing."""
+    steps = []
     for row in ("slm_full", "slm_kept", "slm_lean", "excess"):
         args, env = prepared()
         rows = bench_rows.Rows(args, env, tmp_path)
+        before = weights_of(rows)
         rows.step(row)()
-        weights = rows.ours("full")[0].parameters()
-        after.append(torch.cat([p.detach().flatten() for p in weights]))
-    assert all((a - after[0]).abs().max() < 1e-6 for a in after)
+        steps.append(weights_of(rows) - before)
+    assert steps[0].norm() > 0
+    for step in steps:
+        assert (step - steps[0]).norm() < 1e-3 * steps[0].norm()
+
+
+def weights_of(rows):
+    return torch.cat([p.detach().flatten() for p in rows.ours("full")[0].parameters()])
 
 
 def test_ratios_are_taken_round_by_round():
