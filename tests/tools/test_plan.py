@@ -103,12 +103,12 @@ def test_static_parts_and_what_ranks_share():
 
 def test_where_no_count_is_known_before_the_losses_logits_lie_there():
     """Of a weight every row may count, and the head holds all logits, as for a k below 1."""
-    command = TRAIN.format(TINY, 2048, 512, 16, "").replace("--k 0.6", "{}")
+    command = TRAIN.format(TINY, 2048, 128, 4, "").replace("--k 0.6", "{}")
     plain, chosen, weighed = (
         planned(command.format(how))["memory"]["head"]
         for how in ("--k 1.0", "--k 0.6", "--score mile --head kept")
     )
-    assert chosen - plain > 3e9 and weighed >= chosen
+    assert chosen - plain > 0.7e9 and weighed >= chosen
 
 
 def test_a_forward_pass_in_float32_is_planned_as_one():
