@@ -182,6 +182,7 @@ def test_answers_are_kept_where_results_json_is_gone(stage, vocabulary, tmp_path
     assert stage(E, "--model run --overwrite")[0] == 0
 
 
+@pytest.mark.slow
 def test_graded_again_is_not_put_beside_unfinished_answers(stage, vocabulary, tmp_path):
     parrot(tmp_path / "run", vocabulary, " #### 7\n")
     write_problems(tmp_path / "data/demo", ["7", "8"] * 5)

@@ -248,6 +248,7 @@ def test_one_file_over_a_connection_that_breaks(server, online):
     )  # after all that could refuse it
 
 
+@pytest.mark.slow
 def test_shards_of_one_commit_and_nothing_twice(server, online):
     shard = sorted(file for file in server.repositories["tiny/sharded"]["main"] if "-of-" in file)[
         1

@@ -101,6 +101,7 @@ def test_static_parts_and_what_ranks_share():
     assert peak < peak_ddp - 10 * n  # DDP holds 16 N of states, and casts
 
 
+@pytest.mark.slow
 def test_where_no_count_is_known_before_the_losses_logits_lie_there():
     """Of a weight every row may count, and the head holds all logits, as for a k below 1."""
     command = TRAIN.format(TINY, 2048, 128, 4, "").replace("--k 0.6", "{}")
@@ -118,6 +119,7 @@ def test_a_forward_pass_in_float32_is_planned_as_one():
     assert fp32["memory"]["activations"] > 1.4 * bf16["memory"]["activations"]
 
 
+@pytest.mark.slow
 def test_depth_is_a_line():
     """What two small depths give for five layers is what five layers give."""
     five = Config(1000, 64, 160, 5, 4, 2)

@@ -24,6 +24,7 @@ def test_what_differs_and_what_is_lost_by_hand():
     assert precision.compare(exact, found, valid, 0.5, micro_batch_size=2)["differ"] == 0
 
 
+@pytest.mark.slow
 def test_a_table_for_this_machine(stage, tmp_path, vocabulary):
     write_set(tmp_path / "d", vocabulary, 3000)
     write_model(tmp_path / "m", vocabulary)
