@@ -276,6 +276,10 @@ def settle(args, run=True):
         refuse_missing(args.moments)
     if args.init is None:
         raise UserError("--init: got none, wanted a model's folder or hub id, or scratch")
+    if args.init == "scratch" and args.revision:
+        raise UserError(
+            f"--revision: got {args.revision} with --init scratch, wanted a hub id, or no revision"
+        )
     for name, default in SHAPE.items():
         if args.init != "scratch" and getattr(args, name) != default:
             raise UserError(

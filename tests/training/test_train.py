@@ -391,6 +391,7 @@ def test_a_kill_within_the_first_line_of_a_folders_list(stage, inputs):
         ("--init scratch --n-head 5", "--n-head 5"),
         ("--init scratch --n-head 0", "--n-head: got 0"),
         ("--init scratch --n-kv-head -2", "--n-kv-head: got -2"),
+        ("--init scratch --revision v1", "--revision: got v1 with --init scratch, wanted a hub id"),
         ("--n-layer 3", "--n-layer: got 3 with --init m, which brings its own shape"),
         ("--seed -1", "--seed: got -1"),
         ("--rank-windows 3", "--rank-windows: got 3 with --scope micro and --micro-batch-size 4"),
