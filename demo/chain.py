@@ -15,6 +15,7 @@ from common.device import n_ranks
 
 import methods  # noqa: F401  more scores, by name
 import slm
+from common.command_line import SEED
 from common.errors import UserError
 from common.errors import command as shell_line
 from common.records import read_record
@@ -37,14 +38,14 @@ OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 def roots(seed):
     """Folders of the demo's data and results; each seed has its own."""
-    suffix = f"-seed{seed}" if seed else ""
+    suffix = "" if seed == SEED else f"-seed{seed}"
     return Path("data/demo" + suffix), Path("out/demo" + suffix)
 
 
 def commands(seed):
     """The stages before a student: [(the file that says that it is finished, its command)]."""
     data, out = roots(seed)
-    tail = f" --seed {seed}" if seed else ""
+    tail = "" if seed == SEED else f" --seed {seed}"
     val = f"--val {data}/val"
     curated = f"--data {data}/curated {val} --init {out}/base"
     corpus = f"--data {data}/corpus"
@@ -107,7 +108,7 @@ def finished(path, command):
         wanted["reference"] = checkpoint.model_hash(flags["--model"])
         wanted["n_scored"] = -(-(saved["count"] - 1) // saved["seq_len"])
     elif flags["--init"] == "scratch":
-        wanted["init"] = f"scratch-{flags.get('--seed', 0)}"
+        wanted["init"] = f"scratch-{flags.get('--seed', SEED)}"
     else:
         wanted["init"] = checkpoint.model_hash(flags["--init"])
     if "--val" in flags and "--model" not in flags:
@@ -157,7 +158,7 @@ def ensure(args, stage):
     args.chain = args.data is None
     if not args.chain:
         return
-    seed = getattr(args, "seed", 0)
+    seed = getattr(args, "seed", SEED)
     data, out = roots(seed)
     before = {"ref": _reference, "score": _scores, "slm": _student}[stage](args, data, out)
     todo = commands(seed)[:before]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command_line import SEED
 from common.errors import UserError
 from common.files import write_atomic
 from demo import corpus
@@ -30,7 +31,7 @@ def prepare(out, seed, vocabulary, workers, overwrite):
 
     Raises UserError for sets that are made of something else.
     """
-    suffix = f"-seed{seed}" if seed else ""
+    suffix = "" if seed == SEED else f"-seed{seed}"
     root = Path(out or "data/demo" + suffix)
     vocabulary = vocabulary or VOCABULARY
     problems = test_problems()

@@ -106,7 +106,7 @@ LOG=""
 trap 'code=$?; [ $code = 0 ] || [ -z "$LOG" ] || tail -n 5 "$LOG" >&2' EXIT
 for S in $SEEDS; do
   D=data/demo-seed$S O=out/demo-seed$S
-  [ "$S" != 0 ] || { D=data/demo; O=out/demo; }
+  [ "$S" != 2 ] || { D=data/demo; O=out/demo; }
   A=$O
   [ "$STEPS" = 1200 ] || A=$O/steps$STEPS
   for name in $NAMES; do

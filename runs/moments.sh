@@ -45,7 +45,7 @@ student() {                             # method, form of the moments
 }
 one_seed() {
   S=$1 D=data/demo-seed$1 O=out/demo-seed$1
-  [ "$S" != 0 ] || { D=data/demo; O=out/demo; }
+  [ "$S" != 2 ] || { D=data/demo; O=out/demo; }
   C=$D/corpus V=$D/val
   [ -z "$TINY" ] || { O=$OUT/demo-seed$S; C=$D/curated; V=$C; }
   before

@@ -45,7 +45,8 @@ for set in corpus curated val test; do
 done
 
 # 1. The reference, and 2. its losses, those on the validation set among them.
-run $LAUNCH train_ref.py --data $D/curated --init "$MODEL" $REFERENCE --lr 5e-5 --out $O/ref $train
+run $LAUNCH train_ref.py --data $D/curated --init "$MODEL" $REFERENCE --lr 5e-5 --seed 0 \
+    --out $O/ref $train
 run $LAUNCH score.py --model $O/ref --data $D/corpus --val $D/val --seq-len $WINDOW \
     --batch-size $MICRO --out $O/ref_loss.bin
 

@@ -47,9 +47,9 @@ done
 train=(--val "$sets/val" --seq-len "$window" --batch-size "$batch" --eval-every "$every"
     --save-every 60 $options)
 "$python" "$kit/train_ref.py" --data "$sets/base" --init scratch $model --steps "$base_steps" \
-    --lr 2e-3 --schedule constant --out "$out/base" "${train[@]}"
+    --lr 2e-3 --schedule constant --seed 0 --out "$out/base" "${train[@]}"
 "$python" "$kit/train_ref.py" --data "$sets/curated" --init "$out/base" --steps "$ref_steps" \
-    --lr 2e-3 --out "$out/ref" "${train[@]}"
+    --lr 2e-3 --seed 0 --out "$out/ref" "${train[@]}"
 "$python" "$kit/score.py" --model "$out/ref" --data "$sets/corpus" --out "$out/ref_loss.bin" \
     --seq-len "$window" --batch-size "$batch" $options
 

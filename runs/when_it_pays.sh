@@ -70,7 +70,7 @@ done
 #    alone: as many tokens, in more passes.
 base() {                                # name, shape
     stage train_ref.py --data "$sets/base" --init scratch $2 --steps "$base_steps" --lr 4e-3 \
-        --out "$out/$1" "${train[@]}" --eval-every $((10 * every))
+        --seed 0 --out "$out/$1" "${train[@]}" --eval-every $((10 * every))
 }
 student() {                             # folder's name, seed, its flags
     local name=$1 seed=$2

@@ -19,7 +19,7 @@ EXAMPLES = dict(re.findall(r"<!-- a fork: (\w+) -->\n```python\n(.*?)^```$", PAG
 (SCRIPT,) = re.findall(r"<!-- a script -->\n```python\n(.*?)^```$", PAGE, re.M | re.S)
 FLAGS = (
     "--data d --init m --ref-loss ref_loss.bin --seq-len 16 --batch-size 4 --steps 4 --device cpu "
-    "--threads 1"
+    "--threads 1 --seed 0"
 )
 
 

@@ -2,7 +2,7 @@
 
 import os
 
-from common.command_line import COUNTED, SEEDS, THREADS, whole
+from common.command_line import COUNTED, SEED, SEEDS, THREADS, whole
 from text.sources import LONGEST
 
 
@@ -56,7 +56,7 @@ def add_input_and_output(group):
         help="folder with the test sets' eval/ (default: download them)",
     )
     group.add_argument(
-        "--seed", type=whole(0, SEEDS), default=0, metavar="S", help="of the demo's text"
+        "--seed", type=whole(0, SEEDS), default=SEED, metavar="S", help="of the demo's text"
     )
 
 

@@ -8,6 +8,7 @@ from common.device import n_ranks
 from common.command_line import (
     COUNTED,
     LONGEST,
+    SEED,
     SEEDS,
     add_compile,
     add_machine,
@@ -107,7 +108,10 @@ def add_arguments(parser):
         "--clip", type=not_negative, default=1.0, help="largest gradient norm; 0: no limit"
     )
     group.add_argument(
-        "--seed", type=whole(0, SEEDS), default=0, help="data order, initialisation, random scores"
+        "--seed",
+        type=whole(0, SEEDS),
+        default=SEED,
+        help="data order, initialisation, random scores",
     )
 
     group = parser.add_argument_group("machine")

@@ -5,6 +5,7 @@ import re
 
 from prepared import demo_fixture, documents, same_files  # noqa: F401 (a fixture)
 
+from common.command_line import SEED
 from data import TokenSet
 from demo import corpus
 from hf.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ def test_demo_kinds_label_the_span_of_each_tokens_first_byte(demo):
         tokens, at = TokenSet(demo / name), 0
         assert tokens.kinds == corpus.KINDS
         for i, ids in enumerate(documents(tokens)):
-            spans = corpus.page(name, 0, i)
+            spans = corpus.page(name, SEED, i)
             assert tokenizer.decode(ids) == "".join(text for text, _ in spans)
             labels = [kind for text, kind in spans for _ in text.encode()]
             first = 0

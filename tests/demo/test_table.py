@@ -12,11 +12,11 @@ def runs(tmp_path, monkeypatch):
     """Two seeds: SLM reaches CLM's last loss in half of its tokens, the random choice never."""
     monkeypatch.chdir(tmp_path)
     curves = {"clm": (3.0, 1.0), "slm": (1.0, 0.5), "random": (3.0, 2.0)}
-    for seed, folder in ((0, "out/demo"), (3, "out/demo-seed3")):
+    for seed, folder in ((2, "out/demo"), (5, "out/demo-seed5")):
         for name in table.ROWS:
             run = tmp_path / folder / name
             run.mkdir(parents=True)
-            summary = {"val_loss": 0.5 + seed / 10, "exact_match": 0.25}
+            summary = {"val_loss": 0.3 + seed / 10, "exact_match": 0.25}
             summary |= {"tokens_seen": 200, "tokens_selected": 120}
             (run / "summary.json").write_text(json.dumps(summary))
             lines = [
@@ -32,9 +32,9 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_rows_ratios_and_shares(runs, stage):
-    code, out, err = stage(table, "--seeds 0 3")
+    code, out, err = stage(table, "--seeds 2 5")
     assert code == 0, err
-    assert "| | seed 0 | seed 3 | mean ± sd |\n|---|---|---|---|\n" in out
+    assert "| | seed 2 | seed 5 | mean ± sd |\n|---|---|---|---|\n" in out
     assert "| CLM | 0.500 / 0.250 | 0.800 / 0.250 | 0.650 ± 0.212 / 0.250 ± 0.000 |" in out
     assert "| **SLM k 0.6**, loss on all tokens | 2.0 | 2.0 | 2.0 |" in out
     assert "| **SLM k 0.6**, loss on correct solutions only | 2.0 | 2.0 | 2.0 |" in out
@@ -43,6 +43,6 @@ def test_rows_ratios_and_shares(runs, stage):
 
 
 def test_a_missing_run_is_named(runs, stage):
-    code, _, err = stage(table, "--seeds 0 4")
+    code, _, err = stage(table, "--seeds 2 4")
     assert code == 2
     assert "base of seed 4, made by runs/demo.sh" in err

@@ -12,6 +12,7 @@ import score
 import train_ref
 import train_slm
 from common import numerics
+from common.command_line import SEED
 from conftest import ROOT, write_model, write_set
 from demo import chain, corpus
 from evaluation import tasks
@@ -198,7 +199,7 @@ def test_the_demo_s_losses_that_cannot_be_read(run, inputs):
     """It is made again by the command of the chain itself, but for --overwrite."""
     (inputs / "out/demo").mkdir(parents=True)
     (inputs / "out/demo/ref_loss.json").write_text("{")
-    path, command = chain.commands(0)[3]
+    path, command = chain.commands(SEED)[3]
     with pytest.raises(ValueError) as refused:
         chain.finished(path, command)
     assert str(refused.value).endswith(f"python {command} --overwrite")

@@ -256,12 +256,12 @@ def test_the_narrow_reference_sees_one_template(stage, tmp_path):
 def test_an_ablations_table(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "FOLDER", tmp_path / "results")
     monkeypatch.setattr(files, "FIGURES", tmp_path / "figures")
-    for seed, losses in ((1, [3.0, 2.0, 1.5]), (2, [3.0, 2.0, 1.7])):
+    for seed, losses, last in ((1, [3.0, 2.0, 1.5], 4.0), (3, [3.0, 2.0, 1.7], 5.0)):
         out = tmp_path / f"out/demo-seed{seed}/steps3"
         write_log(out / "clm", [4.0, 3.0, 2.0], seed=seed)
         write_log(out / "slm", losses, seed=seed)
-        write_log(out / "random", [4.0, 3.5, 3.0 + seed], seed=seed)
-    code, out, err = stage(runs.ablations, "table --name score --seeds 1 2 --steps 3")
+        write_log(out / "random", [4.0, 3.5, last], seed=seed)
+    code, out, err = stage(runs.ablations, "table --name score --seeds 1 3 --steps 3")
     assert code == 0, err
     rows = {}
     for line in out.splitlines():
@@ -272,7 +272,7 @@ def test_an_ablations_table(stage, tmp_path, monkeypatch):
     assert rows["random"][:4] == ["2", "4.500", "+2.500 ± 6.355", "+2.900 ± 5.084"]
     assert rows["random"][5] == "never" and "both of these" not in rows
     assert "left out: " in out
-    assert "demo-seed2/steps3/ref_and" in out
+    assert "demo-seed3/steps3/ref_and" in out
     assert (tmp_path / "figures/ablation-score-steps3.png").exists()
     assert {run.variant for run in files.load("ablations").runs} == {"steps3"}
 

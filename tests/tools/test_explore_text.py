@@ -44,7 +44,7 @@ def test_the_page_holds_text_as_escaped_data(run, stage, tmp_path):
 
 def test_the_windows_shown_are_micro_batches_of_the_run(run, vocabulary, tmp_path):
     saved, data = finished.arguments(run / "slm"), TokenSet(run / "data")
-    loader = Loader(data.n_windows(32), 6, 0)
+    loader = Loader(data.n_windows(32), 6, saved["seed"])
     shown, batch, steps = page_file.choose_windows(saved, data, 12)
     assert np.array_equal(shown, [*loader.micro_batches(0, 3), *loader.micro_batches(7, 3)])
     assert batch == [0, 0, 1, 1] and steps == [0, 0, 7, 7]

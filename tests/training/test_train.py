@@ -151,7 +151,7 @@ def test_the_micro_batch_is_a_matter_of_speed_where_the_ranked_windows_are_named
 
 def test_one_step_by_hand(stage, scored):
     """One selective step against transformers, numpy and PyTorch's AdamW, from the stored files."""
-    assert stage(train_slm, f"{SLM} --k 0.4 --steps 1 --warmup 0 --out one")[0] == 0
+    assert stage(train_slm, f"{SLM} --k 0.4 --steps 1 --warmup 0 --seed 0 --out one")[0] == 0
     theirs = AutoModelForCausalLM.from_pretrained(scored / "m", dtype=torch.float32)
     data = TokenSet(scored / "d")
     windows = np.random.RandomState([0, 0]).permutation(data.n_windows(16))[:4]
@@ -281,7 +281,8 @@ def test_loss_mask_makes_it_fine_tuning(stage, vocabulary, inputs):
     """Only unmasked targets carry loss, and the loss logged is theirs."""
     mask = (np.arange(640) % 4 == 0).astype(np.uint8)
     write_set(inputs / "f", vocabulary, 640, loss_mask=mask)
-    assert stage(train_ref, f"--data f --init m --out a {TINY} --steps 2 --eval-every 0")[0] == 0
+    args = f"--data f --init m --out a {TINY} --seed 0 --steps 2 --eval-every 0"
+    assert stage(train_ref, args)[0] == 0
     record = log(inputs / "a")[-1]
     assert record["tokens_seen"] == 2 * 64 and record["tokens_selected"] == 2 * 16
 

@@ -198,5 +198,5 @@ def test_a_finished_run_that_is_to_be_longer(stage, inputs):
 def test_a_score_that_is_not_finite_is_named(stage, inputs, monkeypatch):
     endless = slm.Score(lambda t: t.loss * np.inf, needs=("loss",))
     monkeypatch.setitem(slm.SCORES, "endless", endless)
-    code, _, err = stage(train_slm, f"{STEPS} --score endless --out a")
+    code, _, err = stage(train_slm, f"{STEPS} --score endless --seed 0 --out a")
     assert code == 2 and "--score endless: 64 of 64 scores are not finite" in err
