@@ -20,7 +20,7 @@ from demo.chain import roots
 from tools.explore.lines import PASSES
 from tools.results import figures, files
 from tools.results.collect import collected, share_kept
-from tools.results.methods import KINDS, loss_of
+from tools.results.methods import KINDS, base_of, loss_of
 from tools.results.tables import render
 from training import finished
 
@@ -180,11 +180,20 @@ def show_table(args):
     for name in args.names:
         for seed in args.seeds:
             folder = folder_of(choices[name]["folder"], seed, args.steps)
-            files.add(experiment, record(name, seed, folder))
+            files.add(experiment, told_apart(record(name, seed, folder), experiment))
     files.save(experiment)
     for table in (made, f"{made} kept"):
         print("\n".join([*render(table, experiment), ""]))
     figures.write(made, Path(args.figures) / made)
+
+
+def told_apart(run, experiment):
+    """CLM from another base than before, such as another processor's: that one's is kept, too."""
+    for known in experiment.runs:
+        same = (known.method, known.seed, known.variant) == (run.method, run.seed, "")
+        if run.method == "clm" and same and base_of(known) != base_of(run):
+            return replace(run, variant=run.inputs["init"][:8])
+    return run
 
 
 def record(name, seed, folder):

@@ -7,8 +7,9 @@ import pytest
 import train_slm
 from common.errors import UserError
 from conftest import write_model, write_set
+from runs.methods import told_apart
 from tools.results import __main__ as results
-from tools.results import ablations, demo, figures, files, pages, pays, tables
+from tools.results import ablations, demo, figures, files, methods, pages, pays, tables
 from tools.results.collect import collected
 
 CLM_CURVE = [[100, 0.6], [200, 0.5], [300, 0.4]]
@@ -214,6 +215,27 @@ def test_seeds_of_several_experiments_are_one_table(repository):
     assert rows["exact match"][3:] == ["+0.600 ± 0.248", "+0.500 to +0.700"]
     assert rows["times fewer tokens"][3] == "median 2.0"
     assert lines[-1] == "*results/demo.json, seeds 0, 1; results/methods.json, seeds 7*"
+
+
+def test_methods_are_compared_with_clm_from_their_own_base():
+    """Another processor's base of the same seed is another base."""
+    made = files.Experiment("methods-tuned", "bash runs/methods.sh")
+    for seed in (1, 2):
+        for method, base in (
+            ("clm", "a"),
+            ("excess", "a"),
+            ("clm", "b"),
+            ("mile", "b"),
+            ("dft", "c"),
+        ):
+            one = run(method, seed, "", 0.5, CLM_CURVE)
+            one.inputs["init"] = base
+            files.add(made, told_apart(one, made))
+    names, runs, clm = methods.ranked(made)
+    assert set(names) == {"clm", "excess", "mile"}
+    assert [r.seed for r in runs["mile"]] == [1, 2]
+    for name, base in (("clm", "a"), ("excess", "a"), ("mile", "b")):
+        assert [methods.base_of(r) for r in clm[name]] == [(1, base), (2, base)]
 
 
 def test_a_small_reference_that_costs_less_saves_more():

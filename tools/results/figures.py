@@ -131,16 +131,14 @@ def when_it_pays(*experiments):
 
 def methods(experiment):
     """A row for each method, the best first: its loss less CLM's; its total cost as colour."""
-    names, runs, seeds = ranked(experiment)
+    names, runs, beside = ranked(experiment)
     figure, axes = plotting().subplots(figsize=(7, 0.3 * len(names) + 1))
     cost = {}
     for name in names:
-        run = runs[name, seeds[name][0]]
-        cost[name] = round(cost_in_clm(run, runs["clm", run.seed]), 2)
+        cost[name] = round(cost_in_clm(runs[name][0], beside[name][0]), 2)
     costs = sorted(set(cost.values()))
     for row, name in enumerate(names):
-        own, clm = ([runs[side, seed] for seed in seeds[name]] for side in (name, "clm"))
-        middle, half = less(own, clm)
+        middle, half = less(runs[name], beside[name])
         colour = COLOURS[costs.index(cost[name]) % len(COLOURS)]
         axes.errorbar(middle, row, xerr=half or 0.0, fmt="o", capsize=2, color=colour)
     axes.set_yticks(range(len(names)), names)

@@ -7,23 +7,29 @@ third of a training step's cost each, and its reference's training.
 import statistics
 
 from tools.compare import table
-from tools.results.seeds import interval, less, median_times, number, runs_of, savings
+from tools.results.seeds import interval, less, median_times, number, savings
 
 KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
 
 
 def ranked(experiment):
-    """(names of methods, the best mean loss first; runs by (method, seed); {method: seeds}).
+    """(names of methods, the best mean loss first; {name: its runs}; {name: CLM's beside them}).
 
-    A seed counts where CLM has it too.
+    A run counts where CLM has its seed and its base. Another processor makes another base with the
+    same seed; CLM's runs from there have the hash of that base as their variant.
     """
-    runs = runs_of(experiment, "")
-    seeds = {}
-    for method, seed in sorted(runs):
-        if ("clm", seed) in runs:
-            seeds.setdefault(method, []).append(seed)
-    names = sorted(seeds, key=lambda name: loss_of(runs[name, seed] for seed in seeds[name]))
-    return names, runs, seeds
+    plain = {base_of(run): run for run in experiment.runs if run.method == "clm"}
+    own, clm = {}, {}
+    for run in sorted(experiment.runs, key=lambda run: run.seed):
+        if not run.variant and base_of(run) in plain:
+            own.setdefault(run.method, []).append(run)
+            clm.setdefault(run.method, []).append(plain[base_of(run)])
+    names = sorted(own, key=lambda name: loss_of(own[name]))
+    return names, own, clm
+
+
+def base_of(run):
+    return run.seed, run.inputs.get("init")
 
 
 def by_method(experiment):
@@ -31,10 +37,9 @@ def by_method(experiment):
     head = ["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]
     head += ["exact match", "times fewer tokens", "with all costs"]
     rows = [[*head, "extra passes"]]
-    names, runs, seeds = ranked(experiment)
+    names, runs, beside = ranked(experiment)
     for name in names:
-        own = [runs[name, seed] for seed in seeds[name]]
-        clm = [runs["clm", seed] for seed in seeds[name]]
+        own, clm = runs[name], beside[name]
         matches = [run.numbers["exact_match"] for run in own]
         fewer, cheaper = savings(own, clm)
         rows.append(
@@ -101,11 +106,11 @@ def label(name):
 def kept(experiment):
     """A row for each method: what it keeps of each kind of text, or weighs it with, at the end."""
     rows = [["method", *(kind.replace("_", " ") for kind in KINDS)]]
-    names, runs, seeds = ranked(experiment)
+    names, runs, _ = ranked(experiment)
     for name in names:
         cells = []
         for kind in KINDS:
-            shares = [runs[name, seed].numbers.get(f"kept_{kind}") for seed in seeds[name]]
+            shares = [run.numbers.get(f"kept_{kind}") for run in runs[name]]
             shares = [share for share in shares if share is not None]
             cells.append(f"{statistics.mean(shares):.2f}" if shares else "–")
         if name != "clm":
