@@ -8,6 +8,7 @@ torchrun --nproc-per-node 4 tests/training/ranked.py int8       # equal codes of
 
 import copy
 import json
+import os
 import sys
 from collections import Counter
 from types import SimpleNamespace
@@ -237,4 +238,6 @@ if __name__ == "__main__":
     dist.barrier()
     if dist.get_rank() == 0:
         print("outcome:", json.dumps(outcome), flush=True)
-    dist.destroy_process_group()
+    dist.barrier()
+    # Once in hundreds of runs a thread of gloo's aborts while PyTorch takes itself down.
+    os._exit(0)
