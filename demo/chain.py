@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
+from demo.folders import roots
 from hf import checkpoint
 from training.finished import arguments, is_finished, reached, steps, summary
 from training.identity import hash_of_validation
@@ -34,12 +35,6 @@ K = 0.6
 CONTEXT = 32  # tokens of the short context, a quarter of the demo's window
 # What torchrun tells a rank: a stage that one of them starts is alone.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def roots(seed):
-    """Folders of the demo's data and results; each seed has its own."""
-    suffix = "" if seed == SEED else f"-seed{seed}"
-    return Path("data/demo" + suffix), Path("out/demo" + suffix)
 
 
 def commands(seed):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command_line import SEED
 from common.errors import UserError
 from common.files import write_atomic
 from demo import corpus
+from demo.folders import roots
 from hf.tokenizer import Tokenizer, train_bpe
 from text.building import Settings, build
 from text.pieces import Document
@@ -31,8 +31,7 @@ def prepare(out, seed, vocabulary, workers, overwrite):
 
     Raises UserError for sets that are made of something else.
     """
-    suffix = "" if seed == SEED else f"-seed{seed}"
-    root = Path(out or "data/demo" + suffix)
+    root = Path(out or roots(seed)[0])
     vocabulary = vocabulary or VOCABULARY
     problems = test_problems()
     settings = Settings(workers=workers, overwrite=overwrite, seed=seed)

@@ -7,7 +7,8 @@ import argparse
 import statistics
 
 from common.errors import UserError, cli
-from demo.chain import roots, tokens_to_reach
+from demo.chain import tokens_to_reach
+from demo.folders import roots
 from training.finished import steps, summary
 
 ROWS = {

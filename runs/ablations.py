@@ -11,7 +11,7 @@ from pathlib import Path
 import common.device  # noqa: F401  first: it sets how torch's threads wait
 
 from common.errors import UserError, cli
-from demo.chain import roots
+from demo.folders import roots
 from runs.narrow import show_templates, write_narrow
 from tools.explore.figures import save_figure
 from tools.explore.lines import parameters

@@ -22,8 +22,8 @@ parse_seeds ${args[@]+"${args[@]}"}
 export MAIN
 
 one_seed() {
-  local S=$1 D=data/demo-seed$1 O=out/demo-seed$1
-  [ "$S" != 2 ] || { D=data/demo; O=out/demo; }
+  local S=$1 D O
+  roots $S
   local tune="--data $D/curated --val $D/val --steps 400 --lr 2e-3 --seed $S --threads 1"
   local mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
   # The first makes data, base, reference, scores and CLM, too.
@@ -47,8 +47,7 @@ mkdir -p out
 each_seed out/demo
 runs=()
 for S in $SEEDS; do
-  O=out/demo-seed$S
-  [ "$S" != 2 ] || O=out/demo
+  roots $S
   for run in base ref clm slm random; do runs+=(--run $run=$O/$run); done
 done
 python -m tools.results --add demo --command "bash runs/demo.sh" "${runs[@]}"

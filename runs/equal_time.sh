@@ -55,8 +55,8 @@ student() {                             # method, steps
 one_seed() {
   S=$1
   if [ $NAME = demo ]; then
-    D=data/demo-seed$S O=out/demo-seed$S MORE=""
-    [ $S != 2 ] || { D=data/demo; O=out/demo; }
+    roots $S
+    MORE=""
     python train_ref.py --seed $S --threads 1           # data, base, reference
     python score.py --model $O/ref --data $D/corpus --out $O/ref_loss.bin --threads 1
   else

@@ -16,7 +16,7 @@ import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError, cli
 from common.files import write_atomic
-from demo.chain import roots
+from demo.folders import roots
 from tools.explore.lines import PASSES
 from tools.results import figures, files
 from tools.results.collect import collected, share_kept

@@ -44,8 +44,8 @@ student() {                             # method, form of the moments
   [ -n "$TINY" ] || python eval_math.py --model $OUT/$2/$1-seed$S --tasks $D/test.jsonl --threads 1
 }
 one_seed() {
-  S=$1 D=data/demo-seed$1 O=out/demo-seed$1
-  [ "$S" != 2 ] || { D=data/demo; O=out/demo; }
+  S=$1
+  roots $S
   C=$D/corpus V=$D/val
   [ -z "$TINY" ] || { O=$OUT/demo-seed$S; C=$D/curated; V=$C; }
   before

@@ -12,7 +12,7 @@ import numpy as np
 from common.files import write_atomic
 from data import TokenSet
 from demo import corpus
-from demo.chain import roots
+from demo.folders import roots
 from hf.tokenizer import Tokenizer
 from text.writing import TokenSetWriter
 from tools.explore.runs import batched, look

@@ -1,5 +1,6 @@
 # Read by demo.sh, equal_time.sh and moments.sh: an experiment over several seeds, JOBS of them side by side.
 #   parse_seeds "$@"         --seeds "1 2 3" and --jobs N in place of SEEDS and JOBS
+#   roots S                  sets D and O, the folders of the demo's data and results of a seed
 #   each_seed PREFIX         calls one_seed S for every seed, with its output in PREFIX-seedS.log
 # One thread for each seed: two side by side do more than one with two threads.
 export OMP_NUM_THREADS=1
@@ -14,9 +15,14 @@ parse_seeds() {
   done
 }
 
+roots() {                               # demo/folders.py: those of the default seed have no number
+  D=data/demo-seed$1 O=out/demo-seed$1
+  [ "$1" != 2 ] || { D=data/demo; O=out/demo; }
+}
+
 each_seed() {
   export PREFIX=$1
-  export -f one_seed logged_seed
+  export -f one_seed logged_seed roots
   echo "logs:$(printf " $PREFIX-seed%s.log" $SEEDS)"
   echo $SEEDS | tr ' ' '\n' | xargs -P "$JOBS" -I{} bash -c 'logged_seed {}'
 }
