@@ -327,7 +327,7 @@ def beside(path):
 
 
 class Stored:
-    """A value per token that the reference left behind: ref_loss.bin or ref_entropy.bin.
+    """A value per token that a model left behind: ref_loss.bin, ref_entropy.bin, base_loss.bin ...
 
     score.py makes it: a flat float16 array as long as tokens.bin, indexed by the TARGET token
     (bfloat16 would be too coarse: it makes ties); NaN = not scored. The JSON beside it names the
@@ -352,27 +352,26 @@ class Stored:
 
         if not Path(ref_loss).exists():
             raise UserError(
-                f"reference losses: {ref_loss} does not exist; make it with "
-                f"{remake(ref_loss, wanted)}"
+                f"stored losses: {ref_loss} does not exist; make it with {remake(ref_loss, wanted)}"
             )
         path = Path(ref_loss).with_suffix(".json")
         if path.exists():
             mend = remake(ref_loss, wanted, "--overwrite")
         else:
             mend = remake(beside(ref_loss), wanted)  # losses without a note stay
-        note = read_record(path, Note, "reference losses", f"score again: {mend}")
+        note = read_record(path, Note, "stored losses", f"score again: {mend}")
         self.meta = dataclasses.asdict(note)
         self._check(numerics, lambda: remake(beside(ref_loss), self.meta))
         if entropy and not (note.entropy and self.path.exists()):
             raise UserError(
-                f"reference losses: {self.path} does not exist or is not whole; make it with "
+                f"stored losses: {self.path} does not exist or is not whole; make it with "
                 f"{remake(ref_loss, self.meta)}"
             )
         again = remake(ref_loss, self.meta, "--overwrite")
-        size = regular_size(self.path, "reference losses")
+        size = regular_size(self.path, "stored losses")
         if size != 2 * token_set.count:
             raise UserError(
-                f"reference losses: {self.path} has a size in bytes of {size}, this run has "
+                f"stored losses: {self.path} has a size in bytes of {size}, this run has "
                 f"{2 * token_set.count}; score again: {again}"
             )
         checksums = self.meta["checksums"].get(self.path.name, [])
@@ -396,13 +395,13 @@ class Stored:
         ):
             if got != wanted:
                 raise UserError(
-                    f"reference losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
+                    f"stored losses: {self.path} has {what} {str(got)[:SHOWN]}, this run has "
                     f"{wanted}; make others with {remake()}"
                 )
         n_windows = self.set.n_windows(self.seq_len)
         if meta["n_scored"] != n_windows:
             raise UserError(
-                f"reference losses: {self.path} holds {meta['n_scored']} of {n_windows} windows, "
+                f"stored losses: {self.path} holds {meta['n_scored']} of {n_windows} windows, "
                 f"scoring was interrupted; the same score.py command goes on"
             )
 
@@ -419,7 +418,7 @@ class Stored:
         most = np.log(self.set.vocab_size) + 2
         if low < -0.01 or not np.isfinite(high) or mean > most:
             raise UserError(
-                f"reference losses: {self.path} has values from {low:.3g} to {high:.3g}, mean "
+                f"stored losses: {self.path} has values from {low:.3g} to {high:.3g}, mean "
                 f"{mean:.3g}; wanted none below 0 and a mean up to {most:.3g} nats (ln of the "
                 f"vocabulary, plus 2); score again: {command}"
             )
@@ -438,7 +437,7 @@ class Stored:
             row, column = np.argwhere(missing)[0]
             first = windows[row] * self.seq_len + 1 + column
             raise UserError(
-                f"reference losses: {self.path} has no value for {missing.sum()} targets of this "
+                f"stored losses: {self.path} has no value for {missing.sum()} targets of this "
                 f"batch, the first is token {first}; score again with --overwrite"
             )
         return np.where(valid, out, 0)

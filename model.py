@@ -359,7 +359,7 @@ class Transformer(nn.Module):
                 module.to(dtype)
 
     def logits(self, tokens):
-        """Logits of every position, (B, T, V) fp32. For tests; training never builds them all."""
+        """Logits of every position, (B, T, V) fp32. For tests: training has heads of its own."""
         return F.linear(self(tokens), self.head_weight).float()
 
 

@@ -33,7 +33,7 @@ import os
 from pathlib import Path
 
 from common.checksums import file_hash
-from common.command_line import Parser
+from common.command_line import SEED, Parser
 from common.errors import UserError, cli
 from common.owned import refuse_overlap
 from hf.tokenizer import Tokenizer, train_bpe
@@ -52,6 +52,7 @@ NOT_OF_THE_DEMO = [
     "prompt_field",
     "mask_prompt",
     "skip_bad",
+    "max_document_bytes",
     "data_dir",
     "decontaminate",
     "val_share",
@@ -131,7 +132,8 @@ def prepare_demo(args):
             raise UserError(f"{flag(name)}: does not go with --source demo; name files as --source")
     from demo import sets
 
-    sets.prepare(args.out, args.seed, args.train_vocab, args.workers, args.overwrite)
+    seed = SEED if args.seed is None else args.seed
+    sets.prepare(args.out, seed, args.train_vocab, args.workers, args.overwrite)
 
 
 def prepare_files(args):
@@ -145,6 +147,12 @@ def prepare_files(args):
         raise UserError(
             "--source demo: goes alone; to mix its token sets, name data/demo/corpus and so on"
         )
+    if args.seed is not None:
+        raise UserError(
+            f"--seed: got {args.seed} with --source {args.source[0]}, of which nothing is drawn; "
+            f"leave it out"
+        )
+    args.max_document_bytes = args.max_document_bytes or LONGEST
     out = Path(args.out)
     refuse_overlap(out, {"--source": args.source, "--tokenizer": args.tokenizer})
     if not args.val_share:
@@ -199,7 +207,6 @@ def prepare_set(args, out, side=None):
         skip_bad=args.skip_bad,
         max_tokens=args.max_tokens,
         mix=args.mix,
-        seed=args.seed,
         side=side,
     )
     if side and any(source.kind == "set" for source in sources):
@@ -271,7 +278,6 @@ def plan_of(args, sources, tokenizer, settings):
         "train_vocab": args.train_vocab,
         "mask_prompt": args.mask_prompt,
         "max_tokens": args.max_tokens,
-        "seed": args.seed,
         "mix": args.mix,
         "tokenizer": None if args.train_vocab else tokenizer.hash,
         "decontaminate": check.hash if check else None,

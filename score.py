@@ -60,7 +60,8 @@ def arguments(argv=None):
     group.add_argument(
         "--context",
         type=whole(2),
-        help="most tokens that a prediction sees, and at least half as many; default: the window",
+        help="most tokens that a prediction sees, and half as many at least, but at a window's "
+        "beginning; default: the window",
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument(
@@ -138,14 +139,11 @@ def check(args):
         )
     if not Path(args.out).name or Path(args.out).is_dir():
         raise UserError(f"--out {args.out}: is a folder, wanted a file such as ref_loss.bin")
-    if Path(args.out).suffix == ".json":
-        raise UserError(
-            f"--out {args.out}: the note beside the losses has that name; name a file such as "
-            f"ref_loss.bin"
-        )
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
         read = {"--model": args.model, "--data": args.data, "--val": args.val}
         owned.refuse_overlap(path, read)
+    if Path(args.out).suffix != ".bin":  # else two files of losses could have one note
+        raise UserError(f"--out {args.out}: wanted a file that ends in .bin, such as ref_loss.bin")
 
 
 def score(args, env, data, model, note, stored=("loss",)):

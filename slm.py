@@ -7,7 +7,7 @@
 
 This file is step 3: a score for each token, the choice of the highest, and the loss over them.
 training/selector.py joins them: it makes the `Tokens` of a micro-batch and hands the head a
-`select` that asks `Selection.mask`. The trainers divide the summed loss.
+function that asks `Selection` which are kept. The trainers divide the summed loss.
 
 To try an idea of your own, write a function of `Tokens` and add it to SCORES: its name is then
 a value of `--score`. methods.py holds those of other papers.
@@ -99,6 +99,14 @@ class Score:
     scope: str = "micro"
     remember: Callable | None = None
 
+    divisors = ("kept", "valid")
+
+    def __post_init__(self):
+        if isinstance(self.needs, str):
+            raise UserError(f"needs: got {self.needs!r}, wanted a tuple of fields of Tokens")
+        if self.per not in self.divisors:
+            raise UserError(f"per: got {self.per!r}, wanted one of {', '.join(self.divisors)}")
+
     @property
     def static(self):
         """Does it look at nothing of the student? Noise does not."""
@@ -113,6 +121,13 @@ class Weight(Score):
     """
 
     per: str = "valid"
+
+    divisors = ("kept", "valid", "weights")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.choose:
+            raise UserError("choose: got one in a Weight, wanted it in a Score")
 
 
 def excess(t):
@@ -258,10 +273,11 @@ class Selection:
 
     @property
     def counted(self):
-        """From what the number kept, which divides the loss, can be known, the earliest first.
+        """What tells how many are kept, the loss's divisor; the earliest of
 
-        The "masks": top k of each group. "stored" values: the choice itself is made before the
-        forward pass. The student's "losses": only behind it.
+        "masks"     of valid targets: as many as the top k of each group
+        "stored"    values: the choice itself can be made before the forward pass
+        "losses"    the student's: known only behind it
         """
         if self.method is None:
             return "masks"

@@ -44,7 +44,7 @@ def main():
     val = validation_sets(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
-        args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
+        args.steps = math.ceil(args.epochs * loader.n_windows / args.batch_size)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {**hashes_of(data, val), "init": init}
     run = Run(args, inputs, env, model, tokenizer_from)
@@ -69,10 +69,10 @@ def train(args, env, run, data, val, loader, model):
         # Of all ranks, in one order: rank r of R takes number r, r + R, ...
         micro_batches = loader.micro_batches(step, args.micro_batch_size)
         mine = range(env.rank, len(micro_batches), env.world)
-        # How many tokens carry loss is known before any gradient. Dividing by it, over all
-        # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
+        # Dividing by how many tokens carry loss, over all micro-batches and ranks, makes the loss
+        # the exact mean, however they are spread.
         counts = [int(data.valid(windows, T).sum()) for windows in micro_batches]
-        n_kept = max(1, sum(counts))
+        divisor = max(1, sum(counts))
         meter = Meter(env, data.kinds)
         for i in mine:
             windows = micro_batches[i]
@@ -85,7 +85,7 @@ def train(args, env, run, data, val, loader, model):
             with env.autocast():
                 total, losses, kept = student(x, y, keep, count=counts[i])
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
-            (total * (env.world / n_kept)).backward()
+            (total * (env.world / divisor)).backward()
             meter.add(losses, valid, kept, data.labels(windows, T))
         grad_norm = clip_gradients(student, args)
         optimizer.step()

@@ -47,7 +47,7 @@ def main():
     val = validation_sets(args, data)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
-        args.steps = math.ceil((args.epochs or 1) * loader.n_windows / args.batch_size)
+        args.steps = math.ceil(args.epochs * loader.n_windows / args.batch_size)
     selector = Selector(args, data, env)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {**hashes_of(data, val), "init": init, **selector.started_from(init)}
@@ -75,9 +75,9 @@ def train(args, env, run, data, val, loader, model, selector):
         # Of all ranks, in one order: rank r of R takes number r, r + R, ...
         micro_batches = loader.micro_batches(step, args.micro_batch_size)
         mine = range(env.rank, len(micro_batches), env.world)
-        # How many tokens carry loss is known before any gradient. Dividing by it, over all
-        # micro-batches and ranks, makes the loss the exact mean, however the tokens are spread.
-        counts, n_kept = selector.counts(student, step, micro_batches)
+        # Dividing by how many tokens carry loss, over all micro-batches and ranks, makes the loss
+        # the exact mean, however they are spread.
+        counts, divisor = selector.counts(student, step, micro_batches)
         meter = Meter(env, data.kinds, args.score, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
@@ -88,10 +88,10 @@ def train(args, env, run, data, val, loader, model, selector):
             with env.autocast():
                 total, losses, kept = student(x, y, choice.keep, choice.wants, counts[i])
             # DDP and FSDP average over the ranks: the factor `world` undoes that.
-            (total * (env.world / n_kept)).backward()
+            (total * (env.world / divisor)).backward()
             ranked = choice.ranked()
             meter.add(losses, valid, kept, data.labels(windows, T), ranked, choice.wrong)
-        selector.finish(student)  # where the losses told how many
+        selector.finish(student)  # what only the losses can tell
         grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)

@@ -24,6 +24,7 @@ from demo.folders import roots
 from hf import checkpoint
 from training.finished import arguments, is_finished, reached, steps, summary
 from training.identity import hash_of_validation
+from training.method_flags import K
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -31,7 +32,6 @@ KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other file
 BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"
 REFERENCE = "--steps 400 --lr 2e-3 --eval-every 0"
 STUDENT = "--steps 1200"
-K = 0.6
 CONTEXT = 32  # tokens of the short context, a quarter of the demo's window
 # What torchrun tells a rank: a stage that one of them starts is alone.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -90,7 +90,7 @@ def finished(path, command):
     flags = flags_of(command.split(maxsplit=1)[1])
     if command.startswith("score.py"):
         again = shell_line(*command.split(), "--overwrite")
-        saved = vars(read_record(path, Note, "reference losses", again))
+        saved = vars(read_record(path, Note, "stored losses", again))
         if command.endswith("--entropy") and not saved["entropy"]:
             return False
     else:

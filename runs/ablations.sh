@@ -16,6 +16,7 @@
 # figures/ablation-NAME.png and .svg; they need matplotlib (requirements-dev.txt).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source runs/seeds.sh
 ALL="k score self weak narrow scope stale" SEEDS="41 42 43" NAMES="" STEPS=1200 EVALUATE=1
 while [ $# -gt 0 ]; do
   case $1 in
@@ -30,7 +31,6 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$NAMES" ] || { echo "runs/ablations.sh: name an ablation: $ALL all" >&2; exit 2; }
-export OMP_NUM_THREADS=1
 
 evaluate() {                            # folder of a model
   [ "$EVALUATE" = 0 ] || python eval_math.py --model "$1" --tasks "$D/test.jsonl" --threads 1
@@ -105,8 +105,7 @@ mkdir -p out
 LOG=""
 trap 'code=$?; [ $code = 0 ] || [ -z "$LOG" ] || tail -n 5 "$LOG" >&2' EXIT
 for S in $SEEDS; do
-  D=data/demo-seed$S O=out/demo-seed$S
-  [ "$S" != 2 ] || { D=data/demo; O=out/demo; }
+  roots "$S"
   A=$O
   [ "$STEPS" = 1200 ] || A=$O/steps$STEPS
   for name in $NAMES; do

@@ -18,14 +18,16 @@
 set -euo pipefail
 cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}
-export OMP_NUM_THREADS=1 PYTHONPATH=$KIT
+source "$KIT/runs/seeds.sh"
+export PYTHONPATH=$KIT
 STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-900} REF_STEPS=${REF_STEPS:-400}
 TUNE_SEEDS=${TUNE_SEEDS-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
 RATES=${RATES:-"5e-4 1e-3 2e-3"} CHOICES=${CHOICES:-out/methods.json}
 NAMES=${1:-$(python -m runs.methods names)}
 
 common() {                              # seed: data, base, reference, all stored losses
-  S=$1 D=data/demo-seed$1 O=out/demo-seed$1 M=out/demo-seed$1/methods$STEPS
+  roots "$1"
+  S=$1 M=$O/methods$STEPS
   local trained="--val $D/val --eval-every 0 --seed $S --threads 1"
   [ -e "$D/val/meta.json" ] || python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
   python "$KIT/train_ref.py" --data "$D/base" --init scratch --steps "$BASE_STEPS" --lr 3e-3 \

@@ -1,4 +1,4 @@
-# Read by demo.sh, equal_time.sh and moments.sh: an experiment over several seeds, JOBS of them side by side.
+# Read by what runs the demo over several seeds. JOBS of them side by side.
 #   parse_seeds "$@"         --seeds "1 2 3" and --jobs N in place of SEEDS and JOBS
 #   roots S                  sets D and O, the folders of the demo's data and results of a seed
 #   each_seed PREFIX         calls one_seed S for every seed, with its output in PREFIX-seedS.log

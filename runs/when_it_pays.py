@@ -85,7 +85,7 @@ class Runs:
     def reference_loss(self, name):
         """The reference's validation loss, as score.py --val noted it beside the stored losses."""
         path = self.out / f"{name}_ref_loss.json"
-        for known in read_record(path, Note, "reference losses").validation:
+        for known in read_record(path, Note, "stored losses").validation:
             if known.data == self.val:
                 return known.loss
         raise UserError(f"{path}: knows no loss on the validation set; {COMMAND} adds it")

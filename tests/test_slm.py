@@ -154,6 +154,21 @@ def test_a_score_says_what_it_needs():
         slm.Selection(0.6, "exces").mask(slm.Tokens(), torch.ones(1, 2, dtype=torch.bool))
 
 
+@pytest.mark.parametrize(
+    "kind, wrong, message",
+    [
+        (slm.Score, {"needs": "loss"}, "needs: got 'loss', wanted a tuple"),
+        (slm.Score, {"per": "vaild"}, "per: got 'vaild', wanted one of kept, valid"),
+        (slm.Score, {"per": "weights"}, "per: got 'weights', wanted one of kept, valid"),
+        (slm.Weight, {"per": "all"}, "per: got 'all', wanted one of kept, valid, weights"),
+        (slm.Weight, {"choose": slm.keep_top}, "choose: got one in a Weight"),
+    ],
+)
+def test_a_score_that_would_be_read_in_another_way_is_refused(kind, wrong, message):
+    with pytest.raises(UserError, match=message):
+        kind(slm.loss, **wrong)
+
+
 def test_each_score_keeps_what_the_paper_says():
     tokens = slm.Tokens(
         loss=torch.tensor([[5.0, 1.0, 3.0, 2.0]]),

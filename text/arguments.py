@@ -3,7 +3,6 @@
 import os
 
 from common.command_line import COUNTED, SEED, SEEDS, THREADS, whole
-from text.sources import LONGEST
 
 
 def add_input_and_output(group):
@@ -56,7 +55,7 @@ def add_input_and_output(group):
         help="folder with the test sets' eval/ (default: download them)",
     )
     group.add_argument(
-        "--seed", type=whole(0, SEEDS), default=SEED, metavar="S", help="of the demo's text"
+        "--seed", type=whole(0, SEEDS), metavar="S", help=f"of the demo's text (default: {SEED})"
     )
 
 
@@ -80,7 +79,6 @@ def add_records(group):
     group.add_argument(
         "--max-document-bytes",
         type=whole(1, COUNTED),
-        default=LONGEST,
         help="a longer line, record or .txt file counts as broken (default: 64 MiB)",
     )
 

@@ -44,7 +44,7 @@ class Settings:
     skip_bad: bool = False
     max_tokens: int | None = None
     mix: list | None = None  # a weight for each --source
-    seed: int = 0
+    seed: int | None = None  # of the demo's text
     decontaminator: Decontaminator | None = None
     side: Side | None = None  # with --val-share: of which documents it is made
 
@@ -153,17 +153,18 @@ def can_go_on(out, plan, settings):
     """Does an unfinished set of this plan lie here? Raises UserError for what must not be lost."""
     if settings.overwrite or (saved := marked(out)) is None:
         return False
-    if saved.plan == plan:
+    if saved.plan is None:
+        return False
+    differs = difference(saved.plan, plan)
+    if differs is None:
         print(f"{out}: goes on where it stopped")
         return True
-    if saved.plan is not None:
-        differs = difference(saved.plan, plan)
-        if saved.count:
-            raise UserError(
-                f"--out {out}: is an unfinished token set of something else ({differs}); name "
-                f"another folder, or start over with --overwrite"
-            )
-        print(f"{out}: an unfinished token set of something else is started over ({differs})")
+    if saved.count:
+        raise UserError(
+            f"--out {out}: is an unfinished token set of something else ({differs}); name another "
+            f"folder, or start over with --overwrite"
+        )
+    print(f"{out}: an unfinished token set of something else is started over ({differs})")
     return False
 
 
@@ -326,6 +327,8 @@ def refuse_empty(writer, progress, full, settings):
 def finish(writer, progress, preparation, settings):
     """Close the set with its header. Returns the TokenSet."""
     labels = {"kinds": preparation.kinds} if preparation.kinds else {}
+    if settings.seed is not None:
+        labels["seed"] = settings.seed
     return writer.finish(
         tokenizer=preparation.tokenizer.hash,
         sources=[asdict(entry) for entry in progress.sources],
@@ -333,7 +336,6 @@ def finish(writer, progress, preparation, settings):
         text_bytes=progress.text_bytes,
         contaminated=progress.contaminated,
         **labels,
-        seed=settings.seed,
         plan=writer.plan,
     )
 

@@ -90,7 +90,8 @@ def add_arguments(parser):
     group.add_argument(
         "--micro-batch-size",
         type=whole(1, LONGEST),
-        help="windows per rank per forward; default: all",
+        help="windows per rank per forward, which are ranked together (--rank-windows, --scope); "
+        "default: all",
     )
     group.add_argument("--steps", type=whole(1, COUNTED), help="optimiser steps; or:")
     group.add_argument("--epochs", type=positive, help="passes over the token set; default: 1")
@@ -149,7 +150,8 @@ def add_arguments(parser):
         "--from",
         dest="earlier",
         metavar="FILE",
-        help="args.json of a run: repeat it, but for --threads, --device, --track and:",
+        help="args.json of a run: repeat it; not taken over: --out, --threads, --device, --track, "
+        "--verify",
     )
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
@@ -276,6 +278,8 @@ def settle(args, run=True):
         )
     if args.steps is not None and args.epochs is not None:
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
+    if args.steps is None and args.epochs is None:
+        args.epochs = 1.0
     if run:
         refuse_missing(args.moments)
     if args.init is None:

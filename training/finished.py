@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common.errors import UserError
-from common.records import FINITE, as_record, at_least, read_json, read_lines
+from common.records import FINITE, as_record, at_least, between, read_json, read_lines
 
 AGAIN = "train again with --overwrite"
 
-Share = Annotated[float, at_least(0), FINITE]
+NotNegative = Annotated[float, at_least(0), FINITE]
 Count = Annotated[int, at_least(0)]
 Size = Annotated[int, at_least(1)]
 
@@ -27,13 +27,13 @@ class Arguments:
     micro_batch_size: Size
     lr: Annotated[float, FINITE]
     seed: Count
-    k: Share = 1.0
+    k: Annotated[float, between(0, 1), FINITE] = 1.0
     score: str | None = None
     scope: str | None = None
     ref_loss: str | None = None
     document_mask: bool = False
     min_lr: Annotated[float, FINITE] | None = None
-    epochs: Share | None = None
+    epochs: NotNegative | None = None
     execution: dict[str, Any] = field(default_factory=dict)  # flags that change no number
 
 
@@ -49,9 +49,9 @@ class Step:
     val_loss: float | None = None
     val_loss_by_kind: dict[str, float] = field(default_factory=dict)
     val_loss_by_set: dict[str, float] = field(default_factory=dict)  # of several --val
-    seconds: Share = 0.0  # of the run so far
+    seconds: NotNegative = 0.0  # of the run so far
     reference_lead: float | None = None  # see training/lead.py
-    kept: dict[str, Share] = field(default_factory=dict)
+    kept: dict[str, NotNegative] = field(default_factory=dict)
 
 
 @dataclass
@@ -59,11 +59,11 @@ class Summary:
     """summary.json: it is there when the run is finished."""
 
     val_loss: float | None
-    exact_match: Share | None
+    exact_match: NotNegative | None
     tokens_seen: Count
     tokens_selected: Count
-    seconds: Share = 0.0
-    tok_per_s: Share | None = None
+    seconds: NotNegative = 0.0
+    tok_per_s: NotNegative | None = None
     val_loss_by_set: dict[str, float] = field(default_factory=dict)
     reference_lead: float | None = None
 

@@ -36,7 +36,7 @@ EXECUTION = {
 NOT_NOTED = {"out", "overwrite", "threads", "verify", "device", "chain", "track"}
 # Compared in ways of their own, or not at all.
 SEPARATE = {"inputs", "numerics", "source", "made", "execution"}
-# Recorded, and compared by what follows from it: hashes of what it names, numerics.
+# Recorded, and compared by what follows from it: hashes of what it names, numerics, steps.
 FOLLOWED = {
     "data",
     "val",
@@ -48,9 +48,10 @@ FOLLOWED = {
     "stored",
     "dtype",
     "micro_batch_size",
+    "epochs",
 }
 LATER = ("validation", "loss_mask")  # inputs that older records do not have: such runs go on
-LENGTH = {"steps", "epochs"}
+LENGTH = {"steps"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
 RECORDS = ("args.json", "log.jsonl", "summary.json", states.STATE, states.BEFORE)
 MODEL = ("README.md", "config.json", "generation_config.json", *WEIGHTS)

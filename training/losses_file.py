@@ -66,8 +66,8 @@ def claim(args, header, data):
         begun = {**header, "n_scored": 0, "checksums": {}, "validation": []}
         files.write_atomic(note, json.dumps(begun, indent=1))
         return begun
-    saved = read_json(note, "reference losses", START_OVER)
-    as_record(saved, Note, f"reference losses: {note}", "start over with --overwrite")
+    saved = read_json(note, "stored losses", START_OVER)
+    as_record(saved, Note, f"stored losses: {note}", "start over with --overwrite")
     differing = [
         f"{key} {saved.get(key)!r} -> {value!r}"
         for key, value in header.items()
@@ -126,7 +126,7 @@ def refuse_other(out, note):
     began_over = (out.parent / place_of(out)).exists()
     if not out.exists() or out.stat().st_size == 0 or began_over:
         return
-    if not note.exists() or "n_scored" not in read_json(note, "reference losses", START_OVER):
+    if not note.exists() or "n_scored" not in read_json(note, "stored losses", START_OVER):
         raise UserError(
             f"--out {out}: is there, and {note.name} is no note of losses beside it; "
             f"name another file"

@@ -135,7 +135,10 @@ def by_name(texts):
 
 
 def refuse_what_does_nothing(args, method):
-    """Raises UserError for flags, and parts of a method, that would be ignored in silence."""
+    """Raises UserError for flags, and parts of a method, that would be ignored in silence.
+
+    Losses that the score does not read are let pass: so one command serves every `--score`.
+    """
     for name in set(arrays_of(args)).difference(method.needs):
         raise UserError(
             f"--stored: got {name}, which --score {args.score} does not read: "

@@ -1,6 +1,6 @@
 """A training run's folder: its log, its checkpoints, its model, its summary.
 
-Nothing here knows about token selection: the method is in slm.py.
+Which tokens are chosen is decided elsewhere (slm.py). This records what the selector says of it.
 """
 
 import json

@@ -76,7 +76,7 @@ class Selector:
             parts.append({name: values.cpu() for name, values in part.items()})
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         valid = whole.pop("valid")
-        _, mask, wrong = select(self.selection, Tokens(**whole), valid)
+        _, mask, wrong = checked_mask(self.selection, Tokens(**whole), valid)
         if wrong.any():
             raise UserError(
                 f"--score {self.selection.score}: {wrong.sum()} of {valid.sum()} scores are not "
@@ -124,7 +124,9 @@ class Selector:
         self.micro_batches = micro_batches
         self._set_k(k_at(step, self.args))
         valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        counts = self._known_counts(student, step, valid)
+        if self._is_settled_first(len(valid)):
+            self.settled = dict(enumerate(self._settle(student, step, micro_batches)))
+        counts = self._known_counts(valid)
         per = self.selection.method.per if self.selection.method else "kept"
         if per == "kept" and counts:
             self.divisor_known = True
@@ -135,15 +137,13 @@ class Selector:
         self.divisor = max(1, divisor)
         return counts or [None] * len(micro_batches), self.divisor
 
-    def _known_counts(self, student, step, valid):
+    def _known_counts(self, valid):
         """How many tokens of each micro-batch will be kept; None where only its losses will tell.
 
         valid: of each micro-batch a mask (B, T), numpy.
         """
-        if self._is_settled_first(len(valid)):  # the choice is made here, and tells
-            settled = self._settle(student, step, self.micro_batches)
-            self.settled = dict(enumerate(settled))
-            masks = [mask for mask, _ in settled]
+        if self.settled:
+            masks = [mask for mask, _ in self.settled.values()]
             are_sets = masks[0].dtype == torch.bool  # and no weights
             return torch.stack([mask.sum() for mask in masks]).tolist() if are_sets else None
         if self.selection.counted == "masks":  # they tell without a choice
@@ -189,7 +189,7 @@ class Selector:
         tokens = self.columns.tokens(step, windows, valid)
         for name in predicted:
             setattr(tokens, name, predicted[name])
-        return select(self.selection, tokens, self.env.tensor(valid))[1:]
+        return checked_mask(self.selection, tokens, self.env.tensor(valid))[1:]
 
     @torch.no_grad()
     def _first_pass(self, student, micro_batches):
@@ -244,7 +244,7 @@ def scale_gradients(module, factor):
             local.mul_(factor)
 
 
-def select(selection, tokens, valid):
+def checked_mask(selection, tokens, valid):
     """(values, mask, wrong): what the score's function gives, selection.mask, and where a valid
     score is not finite or a weight is below 0, (B, T) bool. A UserError names the score."""
     if selection.method is None:
@@ -286,7 +286,9 @@ class Choice:
             setattr(self.tokens, name, values)
         self.kept = self.settled
         if self.kept is None:
-            self.values, self.kept, self.wrong = select(self.selection, self.tokens, self.valid)
+            self.values, self.kept, self.wrong = checked_mask(
+                self.selection, self.tokens, self.valid
+            )
         return self.kept
 
     def amount(self):

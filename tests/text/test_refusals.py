@@ -138,6 +138,7 @@ def test_skip_bad_counts_and_goes_on_from_where_it_broke_off(folder, texts, tmp_
         (["--train-vocab", 256], "--train-vocab: got 256, wanted at least 257"),
         (["--workers", 0, "--train-vocab", 300], "--workers: got 0"),
         (["--max-tokens", 0, "--train-vocab", 300], "--max-tokens: got 0"),
+        (["--seed", 3, "--train-vocab", 300], "--seed: got 3 with .*, of which nothing is drawn"),
         ([], "wanted --tokenizer NAME or --train-vocab N"),
         (["--tokenizer", "x", "--train-vocab", 300], "got both, wanted one"),
         (["--prompt-field", "q", "--train-vocab", 300], "got one, wanted both"),

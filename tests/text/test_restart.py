@@ -140,6 +140,27 @@ def test_an_unfinished_set_of_something_else_is_refused_or_started_over(
     assert "is started over (max_tokens was null, is now 99)" in capsys.readouterr().out
 
 
+def test_sets_of_an_older_kit_whose_plan_had_a_seed_go_on(folder, texts, tmp_path, monkeypatch):
+    def grow_older(path):
+        saved = json.loads(path.read_text())
+        saved["plan"]["seed"] = 0
+        path.write_text(json.dumps(saved))
+
+    monkeypatch.setattr(reading, "BLOCK", 5000)
+    path, out = write(tmp_path / "x.jsonl", texts), tmp_path / "out"
+    flags = ["--source", path, "--tokenizer", folder / "set"]
+    whole = prepared(tmp_path / "whole", *flags)
+    monkeypatch.setattr(building, "MARK_SECONDS", -1)
+    killed_at("call:text.writing:TokenSetWriter.append:3", [*flags, "--out", out, "--workers", 1])
+    grow_older(out / "progress.json")
+    assert marked(out) > 0
+    assert prepared(out, *flags).hash == whole.hash
+    grow_older(out / "meta.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "fill", lambda *args: pytest.fail("it was made again"))
+        assert prepared(out, *flags).hash == whole.hash
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_one_line_and_can_be_gone_on_from(
     folder, texts, tmp_path, monkeypatch, workers

@@ -246,6 +246,26 @@ def test_a_schedule_switches_k(stage, inputs):
     assert distance(inputs / "a", inputs / "b") == 0
 
 
+def test_one_epoch_stays_one_epoch_where_the_batch_changes(stage, inputs):
+    trained(stage, "--score loss --k 0.5 --out a")
+    assert stage(train_slm, "--from a/args.json --batch-size 2 --out b")[0] == 0
+    n_windows = TokenSet("d").n_windows(16)
+    for folder, batch in (("a", 4), ("b", 2)):
+        saved = json.loads((inputs / folder / "args.json").read_text())
+        assert saved["steps"] == -(-n_windows // batch)
+
+
+def test_a_run_of_before_defaults_were_noted_goes_on(stage, inputs):
+    """args.json had no epochs where none were named; the steps say the same."""
+    trained(stage, "--score loss --k 0.5 --out a")
+    path = inputs / "a/args.json"
+    saved = json.loads(path.read_text())
+    assert saved["epochs"] == 1
+    path.write_text(json.dumps(saved | {"epochs": None}))
+    trained(stage, "--score loss --k 0.5 --out a")
+    trained(stage, f"--score loss --k 0.5 --steps {saved['steps']} --out a")
+
+
 def test_plain_training_from_a_weights_arguments_is_asked_for_by_name(stage, inputs):
     """`--from RUN/args.json --k 1.0` must not be that weight again."""
     trained(stage, "--score dft --steps 2 --out a")

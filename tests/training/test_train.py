@@ -29,7 +29,7 @@ from training import checkpoints
 from training.meter import Meter
 from training.optimizer import MOMENTS, make_optimizer
 from training.run import Run
-from training.selector import Choice, select
+from training.selector import Choice, checked_mask
 
 TINY = "--seq-len 16 --batch-size 4 --device cpu --threads 1"
 SLM = f"--data d --val v --init m --ref-loss ref_loss.bin {TINY}"
@@ -614,7 +614,7 @@ def test_scores_that_are_wrong_stop_the_run_on_any_device(name, said, settled, m
     selection = slm.Selection(1.0 if name == "twofold" else 0.5, name)
     choice = Choice(selection, tokens, valid)
     if settled:
-        choice = Choice(selection, tokens, valid, *select(selection, tokens, valid)[1:])
+        choice = Choice(selection, tokens, valid, *checked_mask(selection, tokens, valid)[1:])
     kept = choice.keep(losses)
     meter = Meter(SimpleNamespace(device="cpu", world=1, total=lambda sums: sums), None)
     meter.add(zero, valid, kept, scores=choice.ranked(), wrong=choice.wrong)

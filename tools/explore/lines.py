@@ -114,7 +114,7 @@ def fixed_cost(folder, saved, i, references):
     else:
         reference = find_reference(folder, saved)
     note = Path(saved["ref_loss"]).with_suffix(".json")
-    scored = read_record(note, Note, "reference losses").count
+    scored = read_record(note, Note, "stored losses").count
     trained = finished.summary(reference, "reference")["tokens_seen"]
     return cost + (trained + scored / 3) * parameters(reference) / parameters(folder)
 
