@@ -64,6 +64,11 @@ def _device(name, local):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: not a device that the kit runs on; use cpu or cuda")
+    if device.type == "cuda" and device.index != local and n_ranks() > 1:
+        raise UserError(
+            f"--device {name}: got it for all of {n_ranks()} ranks, wanted cuda: each takes the GPU "
+            f"of its number"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices; name "

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can show, in one table (docs/speed.md): three parts of some minutes each.
+# What only a GPU can show, in one table (docs/speed.md): four parts of some minutes each.
 #   bash runs/gpu_check.sh                   # goes on where it stopped
 #   OUT=folder bash runs/gpu_check.sh --steps 50
 #   bash runs/gpu_check.sh --preset demo --device cpu --steps 2     # its path, on a CPU
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 [ -z "${MODEL:-}" ] || : "${REFERENCE:?wanted beside MODEL}" "${DATA:?wanted beside MODEL}"
 OUT=${OUT:-gpu_check}
-for part in train numbers ranks; do
+for part in train numbers ranks stages; do
     "$PYTHON" -m tools.gpu_check --out "$OUT" --part "$part" "$@"
 done
 if [ -n "${MODEL:-}" ]; then

@@ -6,6 +6,8 @@
     --head lean   no more than CHUNK_BYTES of logits ever exist; those of the kept rows are made
                   twice. Leanest.
 
+"The same gradient" but for one rounding: in bf16 these heads round it once more, when it is scaled.
+
 Nobody needs this file to understand the method: slm.py holds it whole. A head has head_full's
 arguments and results, and is told how many tokens will be kept (`count`, known from the masks
 before any forward pass), so that no shape has to be read back from the device. Where only the

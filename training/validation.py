@@ -78,9 +78,11 @@ def mean_loss(model, token_set, args, env, micro_batch=None):
         labels = token_set.labels(windows, args.seq_len)
         kind = torch.zeros_like(y) if labels is None else env.tensor(labels)
         with env.autocast():
-            losses = model(x, y)[valid].double()
-        sums[0].index_add_(0, kind[valid], losses)
-        sums[1].index_add_(0, kind[valid], torch.ones_like(losses))
+            losses = model(x, y)
+        # No indexing by a mask: on a GPU each would wait for the number of its tokens.
+        counted = torch.where(valid, losses.double(), 0.0)
+        sums[0].index_add_(0, kind.flatten(), counted.flatten())
+        sums[1].index_add_(0, kind.flatten(), valid.flatten().double())
     total, count = env.total(sums).tolist()
     record = {"val_loss": sum(total) / max(sum(count), 1)}
     if token_set.kinds:

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import UserError
 from tools.gpu_check import __main__ as gpu_check
-from tools.gpu_check import table
+from tools.gpu_check import cases, stages, table
 
 FLAGS = ["--preset", "demo", "--device", "cpu", "--threads", "1", "--steps", "1", "--seq-len", "16"]
 
@@ -40,13 +40,41 @@ def test_a_table_without_the_baseline():
     assert "| ddp | 5 | - | - | - | - | - |" in table.markdown(known)
 
 
+def test_on_one_gpu_there_is_one_way_and_on_four_there_are_four():
+    assert list(stages.ways(1)) == ["stages: one"]
+    assert stages.ways(3).keys() == {"stages: one", "stages: ddp", "stages: fsdp"}
+    assert stages.ways(4)["stages: hsdp"] == (4, "--parallel fsdp --shard-size 2")
+
+
+def test_a_stage_that_fails_is_named_with_what_it_said(tmp_path):
+    args = gpu_check.arguments(FLAGS)
+    with pytest.raises(UserError, match="score.py on 1 ranks: error: .*nowhere"):
+        stages.run(args, f"score.py --model nowhere --data nowhere --out {tmp_path}/r.bin", 1)
+
+
 @pytest.mark.slow
-def test_every_case_runs(tmp_path):
-    gpu_check.main(["--out", str(tmp_path / "g"), *FLAGS])
+def test_the_stages_agree_and_go_on_after_a_stop(tmp_path, monkeypatch):
+    some = {name: stages.METHODS[name] for name in ("batch", "documents")}
+    monkeypatch.setattr(stages, "METHODS", some)
+    monkeypatch.setattr(stages, "LONG", 60)
+    args = gpu_check.arguments(["--out", str(tmp_path / "g"), *FLAGS])
+    alone, spread = (stages.stages_case(f"stages: {way}", args, None) for way in ("one", "fsdp"))
+    assert 0 <= spread["furthest"] < 1e-5 and alone["batch"] != alone["documents"]
+    for result in (alone, spread):
+        assert 0 < result["stopped_at"] < result["steps"] == 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["train", "numbers", "ranks"])
+def test_every_case_runs(tmp_path, part):
+    gpu_check.main(["--out", str(tmp_path / "g"), "--part", part, *FLAGS])
     known = json.loads((tmp_path / "g/gpu_check.json").read_text())["cases"]
     failed = {case: result for case, result in known.items() if "failed" in result}
-    assert not failed and len(known) == 14
-    for case in ("CLM", "SLM, pruned", "ddp", "fsdp"):
+    assert not failed and list(known) == gpu_check.cases_of(
+        gpu_check.arguments(["--part", part, *FLAGS])
+    )
+    for case in set(known).intersection([*cases.TRAIN, *cases.RANKS]):
         assert known[case]["tok_per_s"] > 0 and known[case]["peak_memory_bytes"] > 0
-    assert known["documents"]["largest_nats"] == known["documents"]["gradients_off"] == 0.0
-    assert known["generate"]["new_tokens"] == 4 * 64
+    if part == "numbers":
+        assert known["documents"]["largest_nats"] == known["documents"]["gradients_off"] == 0.0
+        assert known["generate"]["new_tokens"] == 4 * 64

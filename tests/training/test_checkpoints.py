@@ -463,3 +463,14 @@ def test_the_export_of_any_state(stage, inputs, alone, monkeypatch):
         assert code == 2 and message in err and len(err.strip().splitlines()) == 1, err
     assert stage(export, "a --out six --step 5 --overwrite")[0] == 0
     assert same(inputs / "six", inputs / "five")
+
+
+def test_what_is_staged_is_a_copy_on_the_cpu_and_nothing_is_copied_ahead(tmp_path):
+    """DCP's loader that copies ahead would open a stream of the first GPU on every rank."""
+    writer = checkpoints.Writer(tmp_path / "a", tmp_path / "b", {}, 1, print)
+    live = {"w": torch.ones(3), "step": torch.tensor(1.0)}
+    staged = writer.stage(live)
+    live["w"].zero_()
+    assert staged["w"].tolist() == [1, 1, 1] and staged["step"] == 1
+    assert all(tensor.device.type == "cpu" for tensor in staged.values())
+    assert writer.per_thread_copy_ahead == 0

@@ -1,7 +1,7 @@
 """Everything that only a GPU can show, in one table: speed, memory, graphs, kernels, rounding.
 
     bash runs/gpu_check.sh                                   # all of it; the same command goes on
-    python -m tools.gpu_check --out gpu_check --part train   # one of train, numbers, ranks
+    python -m tools.gpu_check --out gpu_check --part train   # one of train, numbers, ranks, stages
     python -m tools.gpu_check --preset demo --device cpu     # the same path on a CPU, tiny
 
 TinyLlama's shapes with random weights; no network, nothing but the kit's own requirements
@@ -28,16 +28,18 @@ from common.json_files import read_json
 from tools.bench.__main__ import machine
 from tools.bench.rows import PRESETS
 from tools.gpu_check.cases import NUMBERS, RANKS, TRAIN, measure
+from tools.gpu_check.stages import n_devices, ways
 from tools.gpu_check.table import line_of, markdown
 
 KIT = Path(__file__).parents[2]
+PARTS = ("train", "numbers", "ranks", "stages")
 
 
 def arguments(argv=None):
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", default="gpu_check", metavar="DIR", help="folder of the results")
-    add("--part", default="all", choices=["train", "numbers", "ranks", "all"], help="which cases")
+    add("--part", default="all", choices=[*PARTS, "all"], help="which cases")
     add("--preset", default="tinyllama-1b", choices=[*PRESETS], help="shapes and batch")
     add("--seq-len", type=whole(1), help="tokens per window; default: the preset's")
     add("--batch-size", type=whole(1), help="windows per step; default: the preset's")
@@ -64,12 +66,10 @@ def arguments(argv=None):
 
 def cases_of(args):
     """The names of the cases of `--part`."""
-    parts = {"train": list(TRAIN), "numbers": list(NUMBERS), "ranks": []}
-    if torch.cuda.device_count() > 1 or args.device == "cpu":
-        parts["ranks"] = list(RANKS)
-    if args.part == "all":
-        return [case for part in parts.values() for case in part]
-    return parts[args.part]
+    n = n_devices(args.device)
+    cases = [TRAIN, NUMBERS, RANKS if n > 1 else (), ways(n)]
+    wanted = PARTS if args.part == "all" else [args.part]
+    return [case for part, some in zip(PARTS, cases) if part in wanted for case in some]
 
 
 def main(argv=None):
