@@ -66,8 +66,8 @@ def _device(name, local):
         raise UserError(f"--device {name}: not a device that the kit runs on; use cpu or cuda")
     if device.type == "cuda" and device.index != local and n_ranks() > 1:
         raise UserError(
-            f"--device {name}: got it for all of {n_ranks()} ranks, wanted cuda: each takes the GPU "
-            f"of its number"
+            f"--device {name}: got it for all of {n_ranks()} ranks, wanted cuda, of which each "
+            f"takes its own"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(

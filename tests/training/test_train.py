@@ -542,6 +542,18 @@ def test_compiled_blocks_under_ddp_and_fsdp(scored, parallel):
 
 
 @pytest.mark.slow
+@builds_cpp
+def test_compiled_blocks_under_bf16_autocast(stage, scored):
+    """What runs on a GPU by default. A CPU rounds at other places once blocks are compiled."""
+    args = f"{SLM} --steps 4 --score loss --dtype bfloat16 --micro-batch-size 2"
+    for name in ("on", "off"):
+        assert stage(train_slm, f"{args} --compile {name} --out {name}")[0] == 0
+    counts = [[record["tokens_selected"] for record in log(scored / run)] for run in ("on", "off")]
+    assert counts[0] == counts[1]
+    assert 0 < distance(scored / "on", scored / "off") < 1e-3
+
+
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_said_in_one_line(inputs):
     """Torch in a folder with a space in its name: its C++ build does not quote that."""
     packages = inputs / "my packages"
