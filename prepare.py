@@ -10,7 +10,7 @@ r"""Stage 0: text -> token sets.
     python prepare.py --source web.parquet --val-share 0.01 --tokenizer out/base --out data/web
     python prepare.py --source data/web data/curated data/curated --out data/mixed
 
-A source is a .txt file (one document), a .jsonl, .jsonl.gz, .jsonl.zst, .json or .parquet file (one
+A source is a .txt file (one document), a .jsonl, .json (.gz and .zst, too) or .parquet file (one
 document per record), a token set (taken over as it is; named twice it goes in twice), or a data set
 on the hub, hf:REPO[:CONFIG][:SPLIT][@REVISION], whose shards are streamed one by one
 (text/hub_datasets.py). What a record says goes by its fields' names where no flag says it: text,
@@ -214,6 +214,11 @@ def prepare_set(args, out, side=None):
             "--val-share: got a token set as --source, wanted text; hold a part out where its text "
             "is prepared"
         )
+    if args.decontaminate and any(source.kind == "set" for source in sources):
+        raise UserError(
+            "--decontaminate: got a token set as --source, wanted text; leave problems out where "
+            "its text is prepared"
+        )
     if args.decontaminate:
         settings.decontaminator = decontaminator_of(args.decontaminate, args.data_dir)
     tokenizer = tokenizer_for(args, sources, settings)
@@ -280,6 +285,7 @@ def plan_of(args, sources, tokenizer, settings):
         "max_tokens": args.max_tokens,
         "mix": args.mix,
         "tokenizer": None if args.train_vocab else tokenizer.hash,
+        "ends": None if args.train_vocab else tokenizer.ends,
         "decontaminate": check.hash if check else None,
         "side": settings.side.name if settings.side else None,
     }
@@ -291,8 +297,19 @@ def identity(parts):
     if first.shard:
         return f"commit {first.shard.commit}, {len(parts)} shards"
     if first.kind == "set":
-        return f"sha256 {open_set(first.path).hash[:20]}"
+        return identity_of_set(open_set(first.path))
     return f"sha256 {file_hash(first.path, sampled=True)[:20]}"
+
+
+def identity_of_set(tokens):
+    """Of its tokens; of which are targets and what their labels are, where it has such."""
+    text = f"sha256 {tokens.hash[:20]}"
+    if tokens.mask_hash:
+        text += f", targets {tokens.mask_hash[:20]}"
+    if tokens.kinds:
+        labels = file_hash(tokens.folder / "kind.bin", sampled=True)
+        text += f", labels {' '.join(tokens.kinds)} {labels[:20]}"
+    return text
 
 
 # --------------------------------------------------------------------------------------------------

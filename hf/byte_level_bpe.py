@@ -1,4 +1,4 @@
-"""Byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen2/3, DeepSeek): tokenizer.json read, or trained.
+"""Byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen2/3, DeepSeek-V3): tokenizer.json read, or trained.
 
 Its list of merges is a list of ranks for tiktoken as it stands: the first merge has the lowest.
 """

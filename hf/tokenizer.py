@@ -3,7 +3,7 @@
 Two families are read, from the files that lie beside a Hugging Face checkpoint:
   SentencePiece BPE with byte fallback (Llama-2, TinyLlama, Rho-1, Mistral-v0.1):
       tokenizer.model or tokenizer.json
-  byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen2/3, DeepSeek):
+  byte-level BPE (GPT-2, Llama-3, SmolLM2, Qwen2/3, DeepSeek-V3):
       tokenizer.json
 and a byte-level vocabulary can be trained (train_bpe). Anything else is refused by name.
 
@@ -103,6 +103,11 @@ class Tokenizer:
             raise UserError(
                 f"tokenizer: {path} is not complete ({shown(error)}); get it again"
             ) from None
+
+    @property
+    def ends(self):
+        """[BOS, EOS, is BOS put in front?]: how documents are joined. `hash` does not hold it."""
+        return [self.bos_id, self.eos_id, self.add_bos]
 
     @cached_property
     def hash(self) -> str:

@@ -321,6 +321,11 @@ class SelectiveMixin:
             return batches, own
         kept = 0
         for batch in batches:
+            if "labels" not in batch:
+                raise UserError(
+                    f"SelectiveMixin: got a batch of {', '.join(batch)}; wanted labels in it: a "
+                    f"column of that name ({IGNORED} is no target), or a collator that makes them"
+                )
             self._refuse_texts_in_one_row(batch)
             if "attention_mask" in batch and batch["attention_mask"].dim() == 2:
                 batch["labels"] = targets(batch["labels"], batch["attention_mask"])

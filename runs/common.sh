@@ -23,8 +23,8 @@ TESTS=${DATA_DIR:+--data-dir $DATA_DIR} EVAL=${DATA_DIR:+--data-dir $DATA_DIR}
 # pick FULL TINY: a number of the paper, and what stands for it under SCALE=tiny
 pick() { if [ "$SCALE" = tiny ]; then echo "$2"; else echo "$1"; fi; }
 
-# amount TOKENS: 15B, so that runs of different lengths have folders of their own
-amount() { if [ "$1" -ge 1000000000 ]; then echo $(($1 / 1000000000))B; else echo "$1"; fi; }
+# amount TOKENS: 15B, or all digits: runs of different lengths have folders of their own
+amount() { if (($1 % 1000000000)); then echo "$1"; else echo $(($1 / 1000000000))B; fi; }
 
 run() {
     printf '$'; printf ' %q' "$@"; echo

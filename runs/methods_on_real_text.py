@@ -5,6 +5,7 @@ python -m runs.methods_on_real_text table --data data/pays --out out/pays --seed
 """
 
 import argparse
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,16 @@ def main():
     table.add_argument("--seeds", type=int, nargs="+", required=True)
     for command in (flags, table):
         command.add_argument("--out", type=Path, required=True, help="folder of the runs")
-        command.add_argument("--rate", default=RATE, help="learning rate of all runs")
+        command.add_argument("--rate", type=rate, default=RATE, help="learning rate of all runs")
     args = parser.parse_args()
     {"flags": show_flags, "table": show_table}[args.command](args)
+
+
+def rate(text):
+    """An argument type: a learning rate as folders and results are named after it."""
+    if not re.fullmatch(r"[1-9]e-[1-9]", text):
+        raise argparse.ArgumentTypeError(f"got {text}, wanted one such as 5e-4")
+    return text
 
 
 def show_flags(args):

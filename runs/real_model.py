@@ -46,6 +46,7 @@ def arguments():
     )
     group = parser.add_argument_group("report")
     group.add_argument("--model", help="where all runs start")
+    group.add_argument("--name", default="", help="what the runs are called beside the model")
     group.add_argument("--seeds", nargs="+", type=whole(0), default=[0], help="of the students")
     return parser.parse_args()
 
@@ -159,7 +160,7 @@ def base_of(args, student):
 
 
 def variant_of(args):
-    return Path(args.model).name
+    return f"{Path(args.model).name} {args.name}".strip()
 
 
 def gsm8k(out, name):

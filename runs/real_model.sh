@@ -7,12 +7,13 @@
 #   bash runs/real_model.sh                         # downloads the model and 12 MB of public text
 #   MODEL=folder DATA=folder DATA_DIR=folder bash runs/real_model.sh     # no network: see below
 #   TEXT=folder bash runs/real_model.sh             # your own corpus.jsonl, curated.jsonl, val.jsonl
+#   NAME=mine MODEL=... TEXT=... bash runs/real_model.sh      # beside an earlier one
 #   SEEDS="0 1 2" bash runs/real_model.sh           # more students; what is done is not done again
 #   python -m tools.plan runs/real_model.sh --n-gpus 1
 #   SCALE=tiny DATA_DIR=folder bash runs/real_model.sh      # all of it on a CPU, in a few steps
 #
 # MODEL: any Llama, Mistral or Qwen, a folder or a hub id. DATA: the two files of runs/real_text.sh.
-# DATA_DIR: eval/ and prompts/ of the evaluation. More variables: runs/common.sh. Interrupted, the
+# DATA_DIR: eval/ and prompts/ of the evaluation. NAME: of folders and of rows in the table. More variables: runs/common.sh. Interrupted, the
 # same command goes on. Results are added to results/real-model.json (SCALE=tiny: to a folder of
 # its own); the table is printed at the end.
 set -euo pipefail
@@ -21,6 +22,8 @@ GPUS=${GPUS:-1}
 [ "$GPUS" != 1 ] || LAUNCH=${LAUNCH:-${PYTHON:-python}}
 . runs/common.sh
 
+NAME=${NAME:-}
+D=$D${NAME:+-$NAME} O=$O${NAME:+-$NAME}
 MODEL=${MODEL:-HuggingFaceTB/SmolLM2-135M}
 SEEDS=${SEEDS:-0}                                   # of the students; the reference has seed 0
 WINDOW=${WINDOW:-$(pick 1024 64)} BATCH=${BATCH:-$(pick 32 4)}
@@ -86,4 +89,5 @@ done
 
 # 5. The table.
 [ "$SCALE" != tiny ] || export KIT_RESULTS=$O/results
-run "$PYTHON" runs/real_model.py report --data $D --out $O --model "$MODEL" --seeds $SEEDS
+run "$PYTHON" runs/real_model.py report --data $D --out $O --model "$MODEL" --name "$NAME" \
+    --seeds $SEEDS

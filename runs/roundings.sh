@@ -41,6 +41,10 @@ settings() {                            # of a rounding, for env; 1-thread is th
   esac
 }
 lacking() {                             # why a rounding cannot run here; nothing where it can
+  if grep -qw GenuineIntel /proc/cpuinfo && [[ $1 != intel* && $1 != other-torch ]]; then
+    echo "of an AMD processor; on Intel's: intel and intel-mkl-avx2"
+    return
+  fi
   case $1 in
     intel*) grep -qw GenuineIntel /proc/cpuinfo || echo "the processor is not Intel's" ;;
     *avx2) grep -qw avx2 /proc/cpuinfo || echo "the processor has no AVX2" ;;

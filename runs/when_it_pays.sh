@@ -4,9 +4,10 @@
 # strength, at several k. How far a reference is ahead of where CLM ends explains much of what SLM
 # gains, but not all (docs/results.md).
 #
-#   bash runs/when_it_pays.sh                        # downloads 5 MB of public text, checksummed
+#   bash runs/when_it_pays.sh                        # downloads public text, checksummed
 #   DATA=folder bash runs/when_it_pays.sh            # no network: planetmath.jsonl(.zst) is there
 #   SEEDS="0" REFERENCES="twice clm" bash runs/when_it_pays.sh      # a part of it
+#   SEEDS="3 4" FIRST=0 bash runs/when_it_pays.sh    # more students of the same references
 #   THREADS=1 bash runs/when_it_pays.sh              # beside others; each training run is a process
 #
 # Run in part (docs/results.md); all of it is about 8 hours on one thread. Interrupted, the same
@@ -17,7 +18,7 @@
 #   quarter   from the base, two epochs of a quarter of the curated set
 #   once, twice, six   from the base, so many epochs of all of it
 #   smaller, larger    two epochs, from a base of 0.2M or 2.2M parameters (the others: 0.9M)
-#   clm       two epochs, from where CLM of the first seed ends
+#   clm       two epochs, from where CLM of the seed FIRST ends, by default the first one
 # Made again on the way (seed by seed): SLM of "twice" stops at half of its steps; from there a
 # reference is made again (two epochs), the corpus is scored again, and SLM goes on with it. Beside
 # it: the same stop and a new start with the old reference.
@@ -50,7 +51,7 @@ stage() {                               # a stage of the kit
     shift
     run "$python" "$kit/$script" "$@"
 }
-first=${seeds%% *}
+first=${FIRST:-${seeds%% *}}
 threads=${THREADS:+--threads $THREADS}
 size=(--seq-len "$window" --batch-size "$batch" $threads)
 train=(--val "$sets/val" --eval-every "$every" "${size[@]}")

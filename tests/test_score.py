@@ -138,6 +138,9 @@ def test_nan_weights_cannot_be_a_reference(stage, inputs, vocabulary):
         ("--model nowhere", "nowhere"),
         ("--data nowhere", "nowhere is not a folder"),
         ("--device cuda", "sees no CUDA device"),
+        ("--out ref_entropy_2.bin", "--out ref_entropy_2.bin: is named as entropies are"),
+        ("--out base.entropy.bin", "--out base.entropy.bin: is named as entropies are"),
+        ("--out base", "--out base: wanted a file that ends in .bin"),
         ("--device tpu9", "not a device that the kit runs on"),
     ],
 )

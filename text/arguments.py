@@ -2,7 +2,7 @@
 
 import os
 
-from common.command_line import COUNTED, SEED, SEEDS, THREADS, whole
+from common.command_line import COUNTED, LARGEST, SEED, SEEDS, THREADS, whole
 
 
 def add_input_and_output(group):
@@ -10,7 +10,7 @@ def add_input_and_output(group):
         "--source",
         nargs="+",
         default=["demo"],
-        help="files (.txt .jsonl .jsonl.gz .jsonl.zst .json .parquet), token sets, data sets on "
+        help="files (.txt .jsonl .json .parquet, .gz and .zst of lines), token sets, data sets on "
         "the hub (hf:REPO[:CONFIG][:SPLIT][@REVISION]) (default: demo)",
     )
     group.add_argument(
@@ -87,7 +87,7 @@ def add_tokenizer(group):
     group.add_argument("--tokenizer", help="folder or file of a tokenizer, or a model's hub id")
     group.add_argument(
         "--train-vocab",
-        type=int,
+        type=whole(1, LARGEST),
         help="train a byte-level BPE of N tokens on the first 10 MB of text, an equal share of "
         "each source (default with the demo: 512)",
     )

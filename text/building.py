@@ -22,6 +22,7 @@ from data import Source, TokenSet
 from hf.tokenizer import FILES, Tokenizer
 from text import hub_datasets, reading
 from text.decontaminate import Decontaminator
+from text.held_out import FOLDER as HELD_OUT
 from text.held_out import Side
 from text.pieces import Preparation
 from text.workers import in_order
@@ -30,6 +31,7 @@ from text.writing import AGAIN, TokenSetWriter, marked
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
+LATER = ("ends",)  # of a plan: what older ones do not have
 SHOWN = 200  # characters of each side of a difference
 Count = Annotated[int, at_least(0)]
 
@@ -172,6 +174,9 @@ def take_over(out, tokenizer, overwrite):
     """Take away what is left of another set here, and save the tokenizer."""
     if overwrite:
         aside.set_aside(out, keep=(hub_datasets.FOLDER, "hub.new.json"))
+        if (out / HELD_OUT / "meta.json").exists():  # it is of another division now
+            locks.lock_folder(out / HELD_OUT, "token set")
+            aside.set_aside(out / HELD_OUT)
     for name in SET_FILES:
         files.remove(out / name)
     hub_datasets.take_over_listing(out, overwrite)
@@ -194,7 +199,7 @@ def difference(old, new):
     """What differs between two plans, in words; None where nothing does."""
     for key, now in new.items():
         was = old.get(key)
-        if was == now:
+        if was == now or (key in LATER and key not in old):
             continue
         if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
             was, now = next((a, b) for a, b in zip(was, now) if a != b)

@@ -31,6 +31,7 @@ NAME = re.compile(
 )
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_dict.json")  # of a data set, and no records
+SHARD_NAME = re.compile(r"(?:^|/)(?P<split>[^/]+)-\d{5}-of-\d{5}")
 FOLDERS_NAMED = 12  # of a repository in which nothing fits
 
 
@@ -76,8 +77,8 @@ class Shard:
         """Download it unless it is there; every other shard is deleted. Raises UserError."""
         if Path(self.file).exists():
             return
-        delete_shard(self.out)
         locks.lock_folder(self.out, "token set")
+        delete_shard(self.out)
         owned.claim(Path(self.out) / FOLDER)
         place = {"repo_type": "dataset", "local_dir": str(self.folder)}
         if downloads.get(self.repo, self.path, self.commit, **place) is None:
@@ -100,8 +101,9 @@ def parse(name):
 def choose(files, config, split, endings, otherwise=None):
     """The shards [(path, bytes)] of a config and split, in the order of a hash of their paths.
 
-    `files`: those of the repository. No `config`: all of them. A word of a path (between / - _ .)
-    says which split it is; where no path has one, all are taken. Files that end `otherwise` count
+    `files`: those of the repository. No `config`: all of them. A shard's name says which split it
+    is (train_sft-00000-of-00003), else a word of its path (between / - _ .); where no path has one,
+    all are taken. No `split`: train. Files that end `otherwise` count
     where no other does: a .json may hold records, or describe the others.
     """
     chosen = [file for file in files if file[0].endswith(tuple(endings))]
@@ -112,12 +114,24 @@ def choose(files, config, split, endings, otherwise=None):
         chosen = [file for file in chosen if is_of_config(file[0], config)]
     has_splits = any(words_of(path) & set(SPLITS) for path, _ in chosen)
     if split or has_splits:
-        chosen = [file for file in chosen if (split or "train") in words_of(file[0])]
+        chosen = [file for file in chosen if is_of_split(file[0], split or "train")]
     return sorted(chosen, key=lambda file: hashlib.sha256(file[0].encode()).digest())
 
 
 def words_of(path):
     return set(re.split(r"[/\-_.]", path))
+
+
+def split_of(path):
+    """The split that a shard is named after, "train_sft" of train_sft-00000-of-00003, or None."""
+    found = SHARD_NAME.search(path)
+    is_split = found and words_of(found["split"]) & set(SPLITS)
+    return found["split"] if is_split else None
+
+
+def is_of_split(path, split):
+    named = split_of(path)
+    return split == named if named else split in words_of(path) | set(path.split("/"))
 
 
 def is_of_config(path, config):
@@ -153,6 +167,8 @@ def nothing_fits(name, repo, files, endings):
     shown = ", ".join(folders[:FOLDERS_NAMED])
     if len(folders) > FOLDERS_NAMED:
         shown += " ..."
+    if splits := sorted({split for path, _ in files if (split := split_of(path))}):
+        shown += f", and the splits {', '.join(splits)}"
     return UserError(
         f"--source {name}: {repo} has no file that fits, of {len(files)}; wanted one of "
         f"{' '.join(endings)}; it has {shown}"

@@ -257,6 +257,12 @@ def refuse_other_tokenizers(sets, tokenizer):
                 f"wanted {tokenizer.hash[:12]} as in the rest; prepare its text again with that "
                 f"--tokenizer"
             )
+        ends = Tokenizer.load(tokens.folder).ends
+        if ends != tokenizer.ends:
+            raise UserError(
+                f"{tokens.folder}: got a token set with (BOS, EOS, BOS in front) {ends}, wanted "
+                f"{tokenizer.ends} as in the rest; prepare its text again with that --tokenizer"
+            )
 
 
 def all_kinds(sources):

@@ -155,7 +155,11 @@ def job_of(records, number, start, read):
 
 def holds_array(source):
     with open(source.file, "rb") as file:
-        return file.read(4096).removeprefix(BOM).lstrip()[:1] == b"["
+        try:
+            start = next(blocks(source.path, file, 4096, source.longest), b"")
+        except Damaged:
+            return False  # said where its lines are read
+    return start.removeprefix(BOM).lstrip()[:1] == b"["
 
 
 # --------------------------------------------------------------------------------------------------

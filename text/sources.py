@@ -23,8 +23,11 @@ KINDS = {  # by a file's ending
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
     ".json": "json",  # an array of objects, or lines after all
+    ".json.gz": "json",
+    ".json.zst": "json",
 }
-SHARDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")  # what is taken of a data set on the hub
+# What is taken of a data set on the hub.
+SHARDS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 SHOWN = 400  # characters of the first document
 LONGEST = 64 << 20  # bytes of a document, unless --max-document-bytes says another number
 
@@ -98,7 +101,8 @@ def sources_of(names, form, fields, skip_bad, out, overwrite=False, longest=LONG
             source.longest = longest
         if parts[0].kind != "set":
             given = (form, fields) if form else noted
-            form_here, fields_here = given or known_format(name, parts[0], listed_in)
+            known = given or known_format(name, parts[0], listed_in, skip_bad)
+            form_here, fields_here = known
             check_columns(name, parts[0], fields_here)
             for source in parts:
                 source.form, source.fields = form_here, fields_here
@@ -175,13 +179,13 @@ def check_columns(name, source, fields):
             raise UserError(f"--source {name}: has no field {field!r}, {formats.listed(columns)}")
 
 
-def known_format(name, source, listed_in):
+def known_format(name, source, listed_in, skip_bad):
     """(form, fields) by the names of the first record's fields; nothing known: field text.
 
     What was found is shown with the first document, and of a data set on the hub noted.
     """
     source.fetch()
-    record = first_record(source)
+    record = first_record(source, skip_bad)
     form, fields = (record and formats.guess(record)) or ("text", ["text"])
     if record and (source.shard or fields != ["text"]):
         show_format(name, record, form, fields)
@@ -190,10 +194,10 @@ def known_format(name, source, listed_in):
     return form, fields
 
 
-def first_record(source):
+def first_record(source, skip_bad):
     """The first record as a dict; None where there is none or it is broken.
 
-    Reading comes to it again, and says better what is wrong.
+    Reading comes to it again, and says better what is wrong. skip_bad: the first that is whole.
     """
     if source.kind == "txt":
         return None
@@ -204,14 +208,28 @@ def first_record(source):
             return parquet.first_record(source)
         for job in reading.read(source, 0):
             for line in job.records:
-                if line is None:
-                    return None
-                if line.strip():
-                    record = json.loads(line.removeprefix(reading.BOM))
-                    return record if isinstance(record, dict) else None
-    except (UserError, ValueError, RecursionError):
+                record = parsed(line)
+                if record is not BLANK and (record or not skip_bad):
+                    return record
+    except UserError:
         pass
     return None
+
+
+BLANK = object()
+
+
+def parsed(line):
+    """A line's object as a dict, None where it is broken, BLANK where there is nothing."""
+    if line is None:  # too long
+        return None
+    if not line.strip():
+        return BLANK
+    try:
+        record = json.loads(line.removeprefix(reading.BOM))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def show_format(name, record, form, fields):

@@ -102,6 +102,22 @@ def test_killed_on_the_way_it_ends_the_same(corpus, tmp_path):
     assert same_files(tmp_path / "whole/val", tmp_path / "cut/val")
 
 
+def test_started_over_and_killed_between_its_two_sets(corpus, tmp_path):
+    """What was held out before is in the new training set: it must not be taken for its own."""
+    sources, flags, _ = corpus
+    share = flags.index("--val-share") + 1
+    less = [*flags[:share], 0.02, *flags[share + 1 :]]
+    argv = ["--source", *sources, *less, "--workers", 1]
+    prepared(tmp_path / "whole", *argv)
+    prepared(tmp_path / "cut", "--source", *sources, *flags)
+    killed_at("call:prepare:prepare_set:2", ["--out", tmp_path / "cut", *argv, "--overwrite"])
+    assert (tmp_path / "cut/meta.json").exists()
+    assert not (tmp_path / "cut/val/meta.json").exists()
+    prepared(tmp_path / "cut", *argv)
+    assert same_files(tmp_path / "whole", tmp_path / "cut")
+    assert same_files(tmp_path / "whole/val", tmp_path / "cut/val")
+
+
 def test_what_is_refused(corpus, tmp_path, folder, texts):
     sources, flags, _ = corpus
     for share in ("0", "1", "nan", "-0.1"):

@@ -46,6 +46,9 @@ FILES = [
 ]
 
 
+SPLITS = [f"data/{name}-00000-of-00001.parquet" for name in ("train", "train_1M", "train_5M")]
+
+
 @pytest.mark.parametrize(
     "files, config, split, wanted",
     [
@@ -71,6 +74,27 @@ FILES = [
         ([("MetaMathQA-395K.json", 1), ("README.md", 1)], None, None, ["MetaMathQA-395K.json"]),
         ([("a.json", 1), ("b.jsonl.gz", 1)], None, None, ["b.jsonl.gz"]),
         ([("en_train.jsonl", 1), ("fr_train.jsonl", 1)], "en", None, ["en_train.jsonl"]),
+        ([(name, 1) for name in SPLITS], None, None, SPLITS[:1]),
+        ([(name, 1) for name in SPLITS], None, "train_1M", SPLITS[1:2]),
+        ([(name, 1) for name in SPLITS[1:]], None, None, []),
+        (
+            [("train_sft/a.jsonl", 1), ("train_gen/a.jsonl", 1)],
+            None,
+            "train_sft",
+            ["train_sft/a.jsonl"],
+        ),
+        (
+            [("en/c4-train.00000-of-01024.json.gz", 1)],
+            "en",
+            None,
+            ["en/c4-train.00000-of-01024.json.gz"],
+        ),
+        (
+            [("data/part-00000-of-00002.parquet", 1)],
+            None,
+            None,
+            ["data/part-00000-of-00002.parquet"],
+        ),
     ],
 )
 def test_shards_of_a_config_and_split(files, config, split, wanted):
@@ -84,6 +108,12 @@ OWM = [f"data/train-{i:05}-of-00003.parquet" for i in range(3)]
 
 def by_hash(paths):
     return sorted(paths, key=lambda path: hashlib.sha256(path.encode()).hexdigest())
+
+
+def test_the_splits_that_there_are_are_named():
+    files = [(name, 1) for name in SPLITS[1:]]
+    error = hub_datasets.nothing_fits("hf:a/b", "a/b", files, sources.SHARDS)
+    assert str(error).endswith("it has data, and the splits train_1M, train_5M")
 
 
 def test_a_part_of_a_data_set_comes_from_all_of_its_folders():

@@ -61,6 +61,8 @@ READ = {  # name: (bytes, the documents)
     "frames.jsonl.zst": (skippable(9) + zst(GOOD[:5]) + zst(b"") + zst(GOOD[5:]), 1),
     "behind.jsonl.zst": (zst(GOOD) + skippable(3000), 1),
     "checked.jsonl.zst": (zst(GOOD, write_checksum=True, write_content_size=False), 1),
+    "array.json.gz": (gzip.compress(b' [{"text": "the sum"}, {"text": "the sum"}]'), 2),
+    "lines.json.zst": (zst(GOOD * 2), 2),
     "empties.jsonl.zst": (zst(b"") * 20_000 + zst(GOOD), 1),
 }
 
@@ -92,6 +94,7 @@ REFUSED = {  # name: (bytes, what the line says)
     "trailing.jsonl.gz": (gzip.compress(GOOD) + b"garbage", "damaged after line "),
     "dictionary.jsonl.zst": (with_dictionary(GOOD), "packed with a dictionary"),
     "frame.jsonl.zst": (zst(GOOD * 9)[:-4], "the compressed data ends too early"),
+    "array.json.gz": (gzip.compress(b'[{"text": "a"}]')[:9], "damaged after record 0"),
     "skipped.jsonl.zst": (skippable(900)[:-1], "the compressed data ends too early"),
     "magic.parquet": (b"PAR1" + b"\0" * 9 + b"PAR1", "not a whole parquet file"),
     "encrypted.parquet": (b"PARE" + b"\0" * 90 + b"\x20\0\0\0PARE", "not a whole parquet file"),

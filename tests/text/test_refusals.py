@@ -136,6 +136,7 @@ def test_skip_bad_counts_and_goes_on_from_where_it_broke_off(folder, texts, tmp_
     "flags, message",
     [
         (["--train-vocab", 256], "--train-vocab: got 256, wanted at least 257"),
+        (["--train-vocab", 10**23], "--train-vocab: got 10+, wanted"),
         (["--workers", 0, "--train-vocab", 300], "--workers: got 0"),
         (["--max-tokens", 0, "--train-vocab", 300], "--max-tokens: got 0"),
         (["--seed", 3, "--train-vocab", 300], "--seed: got 3 with .*, of which nothing is drawn"),
@@ -170,6 +171,25 @@ def test_wrong_sources_are_refused(folder, demo, tmp_path):
                 *names,
                 *(["--train-vocab", 300] if len(names) == 1 else []),
             )
+
+
+def test_a_token_set_is_not_searched_for_problems(folder, tmp_path):
+    problems = tmp_path / "mine.jsonl"
+    problems.write_text(json.dumps({"question": "the sum " * 40, "answer": "1"}) + "\n")
+    with pytest.raises(UserError, match="--decontaminate: got a token set as --source"):
+        prepared(tmp_path / "out", "--source", folder / "set", "--decontaminate", problems)
+
+
+def test_a_broken_first_record_does_not_hide_how_the_others_are_read(folder, tmp_path):
+    chat = {
+        "messages": [{"role": "user", "content": "the"}, {"role": "assistant", "content": "sum"}]
+    }
+    path = tmp_path / "chat.jsonl"
+    path.write_text("{broken\n" + (json.dumps(chat) + "\n") * 3)
+    tokens = prepared(
+        tmp_path / "out", "--source", path, "--tokenizer", folder / "set", "--skip-bad"
+    )
+    assert (len(documents(tokens)), tokens.meta["bad_records"]) == (3, 1)
 
 
 def test_the_command_line_gives_one_line_and_exit_code_2(tmp_path):

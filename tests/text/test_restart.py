@@ -19,6 +19,7 @@ from data import TokenSet
 from hf.tokenizer import Tokenizer
 from text import building, reading
 from text.pieces import Preparation
+from text.sources import open_set
 
 POINTS = [  # in the order of the work, each one further on
     ("call:prepare:train_bpe:1", "SIGKILL"),
@@ -138,6 +139,38 @@ def test_an_unfinished_set_of_something_else_is_refused_or_started_over(
             prepared(out, *flags, "--overwrite")
     assert prepared(out, *flags, "--max-tokens", 99).count == 99
     assert "is started over (max_tokens was null, is now 99)" in capsys.readouterr().out
+
+
+def test_a_set_whose_source_has_other_targets_now_is_another_one(folder, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"q": "the sum", "a": "is 12345"}\n' * 9)
+    pairs = ["--source", path, "--prompt-field", "q", "--response-field", "a"]
+    pairs += ["--tokenizer", folder / "set"]
+    masked = prepared(tmp_path / "source", *pairs, "--mask-prompt")
+    mixed = ["--source", tmp_path / "source", folder / "set"]
+    prepared(tmp_path / "mixed", *mixed)
+    prepared(tmp_path / "mixed", *mixed)
+    assert prepared(tmp_path / "source", *pairs, "--overwrite").hash == masked.hash
+    open_set.cache_clear()
+    with pytest.raises(UserError, match="sources was .*targets .* is now"):
+        prepared(tmp_path / "mixed", *mixed)
+
+
+def test_a_tokenizer_with_another_end_of_text_makes_another_set(folder, texts, tmp_path):
+    """Its vocabulary is the same, and so is its hash: as of a base model and its chat model."""
+    path = write(tmp_path / "x.jsonl", texts[:5])
+    chat = tmp_path / "chat"
+    Tokenizer.load(folder / "set").save(chat)
+    config = json.loads((chat / "tokenizer_config.json").read_text())
+    bos = {"bos_token": config["eos_token"], "add_bos_token": True}
+    (chat / "tokenizer_config.json").write_text(json.dumps(config | bos))
+    assert Tokenizer.load(chat).hash == Tokenizer.load(folder / "set").hash
+    prepared(tmp_path / "out", "--source", path, "--tokenizer", folder / "set")
+    with pytest.raises(UserError, match="ends was .* is now"):
+        prepared(tmp_path / "out", "--source", path, "--tokenizer", chat)
+    prepared(tmp_path / "other", "--source", path, "--tokenizer", chat)
+    with pytest.raises(UserError, match=r"got a token set with \(BOS, EOS, BOS in front\)"):
+        prepared(tmp_path / "mixed", "--source", folder / "set", tmp_path / "other")
 
 
 def test_sets_of_an_older_kit_whose_plan_had_a_seed_go_on(folder, texts, tmp_path, monkeypatch):

@@ -68,7 +68,8 @@ def add(args):
         variant, _, why = args.not_run.partition(": ")
         if not why:
             raise UserError(f"--not-run: got {args.not_run!r}, wanted VARIANT: WHY")
-        experiment.not_run[variant] = why
+        if all(run.variant != variant for run in experiment.runs):  # another machine could
+            experiment.not_run[variant] = why
     files.save(experiment)
     print(f"{files.path_of(args.add)}: {len(experiment.runs)} runs")
 

@@ -79,8 +79,18 @@ def key_of(run):
 
 
 def add(experiment, run):
-    """Put a `Run` in, in place of an earlier one of that method, seed and variant."""
+    """Put a `Run` in, in place of an earlier one of that method, seed and variant.
+
+    Raises UserError where that one has another number of steps: it would be lost for a trial.
+    """
     key = key_of(asdict(run))
+    for old in experiment.runs:
+        steps, now = old.arguments.get("steps"), run.arguments.get("steps")
+        if key_of(asdict(old)) == key and steps != now:
+            raise UserError(
+                f"results: {path_of(experiment.experiment)} has {run.method} of seed {run.seed} "
+                f"with {steps} steps, this one has {now}; set KIT_RESULTS to a folder of your own"
+            )
     experiment.runs = [old for old in experiment.runs if key_of(asdict(old)) != key]
     experiment.runs.append(run)
 

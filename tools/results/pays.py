@@ -86,10 +86,22 @@ def points(experiment):
     for variant in variants:
         slm = [run for run in experiment.runs if run.method == "slm" and run.variant == variant]
         slm = [run for run in slm if ("clm", run.seed, "") in runs]
-        if slm:
-            clm = [runs["clm", run.seed, ""] for run in slm]
-            found.append(_point(base, clm, slm))
+        for own in by_base(slm):
+            clm = [runs["clm", run.seed, ""] for run in own]
+            found.append(_point(base, clm, own))
     return sorted(found, key=lambda point: (-point.reference_loss, point.name, point.k))
+
+
+def by_base(slm):
+    """Runs of one variant, those from one base together: another machine's base has its own row.
+
+    Those that went on from the middle of a run have a start of their own each, by design.
+    """
+    bases = {}
+    for run in slm:
+        start = "" if ", then " in run.variant else run.inputs["init"]
+        bases.setdefault(start, []).append(run)
+    return list(bases.values())
 
 
 def _point(base, clm, slm):

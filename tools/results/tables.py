@@ -109,8 +109,8 @@ CONTINUED = {
     "base": "before",
     "ref": "the reference itself",
     "clm": "CLM",
-    "random": "random 60 %",
-    "slm": "SLM k 0.6",
+    "random": "random tokens, k {k:g}",
+    "slm": "SLM, k {k:g}",
     "clm-tuned": "CLM, then fine-tuned as the reference was",
     "slm-tuned": "SLM, then fine-tuned as the reference was",
 }
@@ -125,7 +125,8 @@ def real_model(experiment):
         for method, label in CONTINUED.items():
             seeds = sorted(seed for name, seed in runs if name == method)
             for seed in seeds:
-                rows.append([variant, label, str(seed), *_continued(runs, method, seed)])
+                named = label.format(k=runs[method, seed].arguments.get("k", 1.0))
+                rows.append([variant, named, str(seed), *_continued(runs, method, seed)])
     return table(rows).splitlines()
 
 
