@@ -34,6 +34,7 @@ from evaluation.generate import Decoder, common_prefix, encode_prompt, stop_stri
 from evaluation.grading import Grader
 from evaluation.reasoning import chain_of_thought, with_tools
 from hf import checkpoint, downloads
+from hf.config import config_from_hf
 from hf.tokenizer import Tokenizer
 
 DEMO = "data/demo/test.jsonl"
@@ -54,7 +55,6 @@ def arguments():
     group.add_argument(
         "--tasks",
         nargs="+",
-        default=[DEMO],
         metavar="NAME",
         help=f"{' '.join(tasks.TASKS)}, or a .jsonl file with a question and an answer a line, "
         f"where the answer is the number behind #### (default: {DEMO})",
@@ -91,14 +91,15 @@ def arguments():
         "--temperature", type=not_negative, default=0.0, help="0: greedy; else tokens are drawn"
     )
     group.add_argument(
-        "--seed", type=whole(0, SEEDS), default=0, help="of the numbers that they are drawn by"
+        "--seed", type=whole(0, SEEDS), help="of the numbers that they are drawn by (default: 0)"
     )
     group.add_argument(
         "--batch-tokens",
         type=whole(1),
         metavar="N",
-        help="tokens in the KV cache, rows times their length (default: what 1 GB holds, on a "
-        "GPU 40%% of the free memory)",
+        help="tokens in the KV cache, rows times their length (default: what 1 GB holds, at most "
+        f"{MAX_CACHE['cpu']}; on a GPU what 40%% of the free memory holds, at most "
+        f"{MAX_CACHE['cuda']})",
     )
     group.add_argument(
         "--strict-sandbox",
@@ -112,10 +113,14 @@ def arguments():
     group.add_argument("--out", metavar="DIR", help="folder for the results (default: MODEL/eval)")
     group.add_argument("--overwrite", action="store_true", help="start the named tasks over")
     args = parser.parse_args()
+    if args.tasks is None:
+        if args.regrade:
+            raise UserError(f"--tasks: got none, wanted the one that {args.regrade} answers")
+        args.tasks = ["demo"]
     names = []
     for text in args.tasks:
         names += [text] if Path(text).is_file() else filter(None, text.split(","))
-    args.tasks = list(dict.fromkeys(names))
+    args.tasks = list(dict.fromkeys(DEMO if name == "demo" else name for name in names))
     return args
 
 
@@ -155,6 +160,7 @@ def check(args):
             "--limit": args.limit,
             "--max-new-tokens": args.max_new_tokens,
             "--samples": args.samples > 1,
+            "--seed": args.seed is not None,
             "--batch-tokens": args.batch_tokens,
             "--strict-sandbox": args.strict_sandbox,
         }
@@ -162,6 +168,8 @@ def check(args):
             if given:
                 raise UserError(f"{flag}: does nothing with --regrade, which grades all of a file")
         return
+    if args.seed is not None and not warm:
+        raise UserError(f"--seed: got {args.seed} without --temperature, at which nothing is drawn")
     if args.samples > 1 and not warm:
         raise UserError(
             f"--samples: got {args.samples} with --temperature 0, which makes them all equal; "
@@ -188,9 +196,11 @@ def regrade(args):
     refuse_overlap(out, {"--regrade": args.regrade})
     task = args.tasks[0]
     settings = {"regraded": args.regrade, "mode": args.mode}
+    if args.temperature:
+        settings["temperature"] = args.temperature
     name = result_name(task, args)
     unfinished.refuse_unfinished(out, name)
-    report.regrade(args.regrade, task, out, settings, name)
+    report.regrade(args.regrade, task, out, settings, name, args.overwrite)
     return out
 
 
@@ -241,6 +251,15 @@ class Subject:
         self.tokenizer = Tokenizer.load(folder)
 
     @cached_property
+    def config_hash(self):
+        """Of what an answer depends on beside the weights: shape, tokenizer, where a text ends."""
+        path = self.folder / "config.json"
+        shape = vars(config_from_hf(read_json(path, "model"), path))
+        tokenizer = [self.tokenizer.hash, *self.tokenizer.ends]
+        text = json.dumps([shape, tokenizer, self.extra_eos()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
     def model(self):
         return checkpoint.load(self.folder, self.env.dtype, self.env.device).eval()
 
@@ -255,7 +274,7 @@ class Subject:
             self.batch_tokens(),
             is_compiled(self.args, self.env.device),
             self.args.temperature,
-            self.args.seed,
+            self.args.seed or 0,
         )
 
     def extra_eos(self):
@@ -287,7 +306,7 @@ class Subject:
 
 def evaluate_task(task, args, env, subject, out):
     """Answer what is not answered yet, grade, and write the task's files."""
-    examples = tasks.load(task, args.data_dir)
+    examples = tasks.load(task, args.data_dir, shots=args.mode == "cot")
     prompts = [tasks.prompt(example, args.mode) for example in examples]
     settings = settings_of(task, args, env, subject, prompts)
     examples = examples[: args.limit]
@@ -343,12 +362,15 @@ def settings_of(task, args, env, subject, prompts):
     """What a task's answers depend on, and what their speed does."""
     drawn = {}
     if args.temperature:
-        drawn = {"temperature": args.temperature, "seed": args.seed}
+        drawn = {"temperature": args.temperature, "seed": args.seed or 0}
+    revision = {"revision": args.revision} if args.revision else {}
     default = NEW_TOKENS_OWN if tasks.task_of(task).own else NEW_TOKENS
     together = "\0".join(prompts)  # of all, whatever the --limit
     return {
         "model": args.model,
+        **revision,
         "model_hash": subject.hash[:16],
+        "config_hash": subject.config_hash[:16],
         "mode": args.mode,
         "prompt_hash": hashlib.sha256(together.encode()).hexdigest()[:16],
         "dtype": str(env.dtype).removeprefix("torch."),

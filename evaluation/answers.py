@@ -124,16 +124,23 @@ def boxed(rest):
 ANSWER = re.compile(
     r"(?P<sign>^\s*[-−]\s*\$?\s*|[-−]\$?)?(?P<digits>\d+(?:,\d{3})*(?:\.\d+)?|(?<!\w)\.\d+)"
 )
-# It goes on as another number ("7/8", "7 million"), or with another ("7 or 8").
+# What in front of it makes more of it: "\\frac{7", "sqrt(7", "minus 7".
+MADE_OF = re.compile(
+    r"\w\(|[\\^/√{\[]|\b(?:minus|negative|sqrt|root|not|half|twice)\b", re.IGNORECASE
+)
+# What behind it: another number anywhere ("7 or 8", "7e3", "2 * 7"), "7!", "7k", "7 million".
 GOES_ON = re.compile(
-    r"[.eE]\d|[²³]|\s*(?:[-−–+*/^=:,×·]|or\b|and\b|to\b)?\s*[-−]?\d"
-    r"|\s*(?:hundred|thousand|million|billion|dozen)\b"
+    r".*\d|\s*[!^/+<=>×·²³]|\s*\*(?!\*)|[^\W\d_]\b(?!')"
+    r"|.*\\(?![%$,; ]|text)"
+    r"|.*\b(?:hundred|thousand|[mbtr]*illion|dozen|half|halves|thirds?|quarters?|squared|cubed)\b",
+    re.IGNORECASE,
 )
 
 
 def behind_hashes(text):
-    """(number, rest of its line) of the first line that has a number behind "####", else ("", "").
+    """(number, is the line nothing but that number?) of the first line with one behind "####".
 
+    Beside it there may be words, a currency, a mark at the end. ("", False) without such a line.
     The number is as it was written, but for the commas between its thousands and blanks behind its
     sign. Line by line: one pattern for it all takes quadratic time on a long run of #.
     """
@@ -142,8 +149,10 @@ def behind_hashes(text):
         match = hashes and ANSWER.search(rest)
         if match:
             sign = "-" if match["sign"] else ""
-            return sign + match["digits"].replace(",", ""), rest[match.end() :]
-    return "", ""
+            before, after = rest[: match.start()], rest[match.end() :]
+            alone = not MADE_OF.search(before) and not GOES_ON.match(after)
+            return sign + match["digits"].replace(",", ""), alone
+    return "", False
 
 
 def after_hashes(text):
@@ -160,9 +169,9 @@ def number_of(answer):
     if not isinstance(answer, str | int | float):
         raise ValueError("answer, which is neither text nor a number")
     text = str(answer)
-    number, rest = behind_hashes(text if "####" in text else f"####{text}")
-    if not number or GOES_ON.match(rest):
-        raise ValueError(f"answer ({text[:60]!r} is no number in digits)")
+    number, alone = behind_hashes(text if "####" in text else f"####{text}")
+    if not alone:
+        raise ValueError(f"answer ({text[:60]!r} is no single number in digits)")
     return number
 
 

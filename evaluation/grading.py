@@ -19,7 +19,6 @@ from queue import SimpleQueue
 from tqdm import tqdm
 
 from evaluation.answers import (
-    GOES_ON,
     MAX_CHARS,
     as_written,
     behind_hashes,
@@ -84,12 +83,13 @@ def choice_verdict(text, gt):
 def own_verdict(text, gt):
     """Of a file of one's own: the number behind #### must be the true one.
 
-    Strictly, it must not go on as another number ("7/8") or with another answer ("7 or 8").
+    Strictly, it must not be a part of another number ("7/8") or stand beside another answer ("7 or
+    8").
     """
-    pred, rest = behind_hashes(text)
+    pred, alone = behind_hashes(text)
     right = pred != "" and pred == gt.replace(",", "")
     reason = "" if pred else "no answer found"
-    return result(pred, gt, right, right and not GOES_ON.match(rest), reason)
+    return result(pred, gt, right, right and alone, reason)
 
 
 def judge(worker, pred, gt, seconds=SECONDS, written=None):
@@ -181,6 +181,9 @@ class Grader:
         self.right = 0
 
     def __enter__(self):
+        spec = task_of(self.task)
+        if not (spec.choice or spec.own):  # before anything is decoded: it may be missing
+            self.worker.start()
         return self
 
     def __exit__(self, *_):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from common.errors import UserError
-from common.files import write_atomic
+from common.files import remove, write_atomic
 from common.locks import taking_turns
 from common.owned import refuse_foreign
 from common.records import as_record, at_least, between, read_json
@@ -70,14 +70,24 @@ def read_entries(out_dir):
 
 
 def write_results(
-    task, texts, results, out_dir, settings, name=None, samples=1, reasons=None, **more
+    task,
+    texts,
+    results,
+    out_dir,
+    settings,
+    name=None,
+    samples=1,
+    reasons=None,
+    numbers=None,
+    **more,
 ):
     """Write out_dir/NAME.jsonl, a line per answer, and enter NAME in out_dir/results.json.
 
     A line holds idx, pred, gt, published, strict, reason and the text itself, so that it can be
     graded again; also the truth as it was written, where gt is less, the number of the sample,
     where there are several `samples` of each problem, and why the text ended, where that is known
-    (`reasons`, in the order of the texts). name: by default the task's.
+    (`reasons`, in the order of the texts). name: by default the task's. numbers: each text's idx,
+    where that is not its place.
     Returns all of results.json: {name: summary, more, task and settings}.
     """
     out_dir = Path(out_dir)
@@ -85,9 +95,10 @@ def write_results(
     entry = {"task": label(task), **summarize(results, samples), **more, "settings": settings}
     lines = []
     for place, (text, result) in enumerate(zip(texts, results)):
+        idx = numbers[place] if numbers else place // samples
         number = {"sample": place % samples} if samples > 1 else {}
         ended = {"finish_reason": reasons[place]} if reasons and reasons[place] else {}
-        lines.append({"idx": place // samples, **number, **result, **ended, "text": text})
+        lines.append({"idx": idx, **number, **result, **ended, "text": text})
     with taking_turns(out_dir):  # other tasks may be written by other processes
         entries = read_entries(out_dir) | {name: entry}
         write_atomic(out_dir / "results.json", json.dumps(entries, indent=1) + "\n")
@@ -104,22 +115,30 @@ def json_lines(objects):
 # grading a file again
 
 
-def regrade(file, task, out_dir, settings=None, name=None):
+def regrade(file, task, out_dir, settings=None, name=None, overwrite=False):
     """Grade a JSONL of generations again, with no model: ours, or as the Rho-1 authors released.
 
     A line needs `gt` and the raw generation in `text` or, as released, in `code[0]`. Where lines
     hold the authors' pred and score, the entry in results.json also says on how many samples our
     answer and our verdict are theirs (agree_pred, agree_score, in percent), and
     out_dir/NAME.differences.jsonl lists the others with the reason.
-    Returns all of results.json. Raises UserError with file and line for a line that is unusable.
+    Returns all of results.json. Raises UserError with file and line for a line that is unusable,
+    and where another file's verdicts are there, unless `overwrite`.
     """
     name = name or label(task)
+    settings = settings or {"regraded": str(file)}
     refuse_foreign([Path(out_dir) / f"{name}.jsonl"])
     earlier = read_entries(out_dir).get(name)
     if earlier and "regraded" not in earlier["settings"]:
         raise UserError(
             f"--out {out_dir}: holds a model's own answers to {name}, which would be lost; choose "
             f"another --out"
+        )
+    theirs = earlier["settings"]["regraded"] if earlier else None
+    if earlier and theirs != settings.get("regraded") and not overwrite:
+        raise UserError(
+            f"--out {out_dir}: holds the verdicts on {theirs} as {name}; choose another --out, or "
+            f"replace them with --overwrite"
         )
     rows = read_rows(file)
     if not rows:
@@ -128,13 +147,24 @@ def regrade(file, task, out_dir, settings=None, name=None):
     samples = [(text, row["gt"], row.get("truth")) for text, row in zip(texts, rows)]
     results = grade_many(task, samples)
     more = {}
+    differing = Path(out_dir) / f"{name}.differences.jsonl"
+    if earlier and differing.exists():
+        remove(differing)
     if all(has_verdict(row) for row in rows):
         more, differences = compare(rows, results)
-        write_atomic(Path(out_dir) / f"{name}.differences.jsonl", json_lines(differences))
-    settings = settings or {"regraded": str(file)}
+        write_atomic(differing, json_lines(differences))
     reasons = [row.get("finish_reason") for row in rows]  # in a file of ours
     return write_results(
-        task, texts, results, out_dir, settings, name, samples_in(rows), reasons, **more
+        task,
+        texts,
+        results,
+        out_dir,
+        settings,
+        name,
+        samples_in(rows),
+        reasons,
+        idx_of(rows),
+        **more,
     )
 
 
@@ -148,9 +178,23 @@ def samples_in(rows):
     return samples if regular and len(rows) % samples == 0 else 1
 
 
+def idx_of(rows):
+    """The number of each line's problem, as the file says it; by place where it does not."""
+    numbers = [row.get("idx") for row in rows]
+    if all(type(number) is int and number >= 0 for number in numbers):
+        return numbers
+    samples = samples_in(rows)
+    return [place // samples for place in range(len(rows))]
+
+
 def text_of(row, where):
     """The generation in a line."""
     text = row.get("text", row.get("code"))
+    if isinstance(text, list) and len(text) > 1:
+        raise UserError(
+            f"{where}: got {len(text)} generations in a line, wanted one; write a line for each, "
+            f"with its number as sample"
+        )
     if isinstance(text, list) and text:
         text = text[0]
     if not isinstance(text, str) or "gt" not in row:
@@ -177,7 +221,7 @@ def compare(rows, results):
     same = spread(same_answer, preds, "comparing")
     differences = []
     n_agree = 0
-    for idx, (row, ours, alike) in enumerate(zip(rows, results, same)):
+    for idx, row, ours, alike in zip(idx_of(rows), rows, results, same):
         agree = ours["published"] == row["score"][0]
         n_agree += agree
         if alike and agree:
@@ -242,13 +286,16 @@ def table(results):
         lines.append(f"{name:<16} {entry['n']:>5}  {published}  {strict}  {entry['failed']:>10}")
         lines += sampled_lines(entry)
     # A mean of several models, or of other ways to decode, would be nobody's.
-    if len(results) > 1 and len({made_by(entry) for entry in results.values()}) == 1:
-        published, strict = (
-            sum(entry[key] for entry in results.values()) / len(results)
-            for key in ("published", "strict")
-        )
-        lines.append(f"{'mean':<16} {'':>5}  {published:6.1f}{'':7}  {strict:6.1f}")
+    of_paper = [entry for entry in results.values() if entry["task"] in COLUMNS]
+    if len(of_paper) > 1 and len({made_by(entry) for entry in results.values()}) == 1:
+        published, strict = (mean(of_paper, key) for key in ("published", "strict"))
+        named = "mean" if len(of_paper) == len(results) else f"mean of {len(of_paper)}"
+        lines.append(f"{named:<16} {'':>5}  {published:6.1f}{'':7}  {strict:6.1f}")
     return "\n".join(lines)
+
+
+def mean(entries, key):
+    return sum(entry[key] for entry in entries) / len(entries)
 
 
 def made_by(entry):
@@ -297,20 +344,33 @@ def markdown(results):
 
 
 def mode_table(ours, paper):
-    """Lines of Markdown: our accuracies in percent, then the paper's."""
-    lines = [line_of(["model", *ours]), "|---|" + "---:|" * len(ours)]
+    """Lines of Markdown: our accuracies in percent, then the paper's.
+
+    With all nine tasks also the paper's average over them.
+    """
+    average = set(COLUMNS) <= {entry["task"] for entry in ours.values()}
+    columns = [*ours, "average of the nine"] if average else [*ours]
+    lines = [line_of(["model", *columns]), "|---|" + "---:|" * len(columns)]
     for model in dict.fromkeys(map(whose, ours.values())):
+        own = [entry for entry in ours.values() if whose(entry) == model]
+        nine = [entry for entry in own if entry["task"] in COLUMNS]
         for key in ("published", "strict"):
             cells = [
                 f"**{entry[key]:.1f}** ± {entry[key + '_se']:.1f}" if whose(entry) == model else ""
                 for entry in ours.values()
             ]
+            if average:
+                cells.append(f"**{mean(nine, key):.1f}**" if len(nine) == len(COLUMNS) else "")
             lines.append(line_of([f"{model}, {key}", *cells]))
     for model, row in paper.items():
         known = dict(zip(COLUMNS, row))
         cells = [str(known.get(entry["task"], "")) for entry in ours.values()]
-        if any(cells):
-            lines.append(line_of([f"{model}, as published", *cells]))
+        if not any(cells):
+            continue
+        if average:
+            whole = len(row) == len(COLUMNS)
+            cells.append(f"{sum(row) / len(row):.1f}" if whole else "")
+        lines.append(line_of([f"{model}, as published", *cells]))
     return lines
 
 

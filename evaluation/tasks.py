@@ -209,12 +209,13 @@ def prefix(task, data_dir=None):
     return find(shots, data_dir).read_text(encoding="utf-8", errors="replace").strip() + "\n\n\n"
 
 
-def load(task, data_dir=None, limit=None, answers=True):
+def load(task, data_dir=None, limit=None, answers=True, shots=True):
     """The problems of a task as a list of Example, in the file's order.
 
     task: a name in TASKS, or the path of a .jsonl file with the fields question and answer.
     data_dir: the folder with eval/ and prompts/. limit: only the first so many problems.
-    answers: without, a file of one's own need hold none that can be graded.
+    answers: without, a file of one's own need hold none that can be graded. shots: without,
+    `prompt` is not to be used, and their file need not be there.
     Raises UserError on unknown tasks and on files that cannot be had or read.
     """
     spec = task_of(task)
@@ -227,7 +228,7 @@ def load(task, data_dir=None, limit=None, answers=True):
             )
     else:
         path = find(spec.file, data_dir)
-    shots = prefix(task, data_dir)
+    shots = prefix(task, data_dir) if shots else ""
     examples = []
     for idx, row in enumerate(read_rows(path)[:limit]):
         try:

@@ -23,6 +23,7 @@ from evaluation.results import read_entries
 # The settings that decide the answers; the others (device, batch) only decide their speed.
 IDENTITY = (
     "model_hash",
+    "config_hash",
     "prompt_hash",
     "mode",
     "dtype",
@@ -30,7 +31,7 @@ IDENTITY = (
     "temperature",
     "seed",
 )
-
+LATER = ("config_hash",)  # what older files do not have
 
 MEND = "start the task over with --overwrite"
 
@@ -171,6 +172,7 @@ def earlier_answers(out, name, settings):
     """
     lock_task(out, name)
     try:
+        refuse_another_model(out, name, settings)
         return answers_on_disk(out, name, settings)
     except UserError:
         if partial_file(out, name, 0).stat().st_size == 0:
@@ -194,6 +196,23 @@ def answers_on_disk(out, name, settings):
         check_same(finished, entries[name].get("settings", {}), settings)
         given = finished_answers(finished)
     return given | read_answers(out, name)
+
+
+def refuse_another_model(out, name, settings):
+    """Raises UserError where other tasks here were answered by another model of this name.
+
+    They would stand in one row of the table. Tasks that are started over do not count.
+    """
+    for other, entry in read_entries(out).items():
+        theirs = entry["settings"]
+        if other == name or theirs.get("model") != settings["model"]:
+            continue
+        if theirs.get("model_hash") != settings["model_hash"] and (out / f"{other}.jsonl").exists():
+            raise UserError(
+                f"--out {out}: {other} was answered by another {settings['model']} (its weights "
+                f"were {theirs.get('model_hash')}, are {settings['model_hash']}); choose another "
+                f"--out, or name all --tasks that are there, with --overwrite"
+            )
 
 
 def refuse_unfinished(out, name):
@@ -230,7 +249,7 @@ def check_same(path, theirs, ours):
     differing = [
         f"{key} {shown(theirs.get(key))} -> {shown(ours.get(key))}"
         for key in IDENTITY
-        if theirs.get(key) != ours.get(key)
+        if theirs.get(key) != ours.get(key) and not (key in LATER and key not in theirs)
     ]
     if differing:
         raise UserError(

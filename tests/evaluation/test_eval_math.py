@@ -133,19 +133,31 @@ def test_a_finished_task_needs_no_model(stage, vocabulary, tmp_path, monkeypatch
         ("--model run --out data/demo --overwrite", "overlaps with --tasks data/demo/test.jsonl"),
         ("--model run --tasks svamp --data-dir empty", "eval/svamp.jsonl"),
         ("--regrade test.jsonl --tasks svamp asdiv", "--regrade"),
-        ("--regrade nothing.jsonl", "nothing.jsonl"),
+        ("--regrade nothing.jsonl --tasks gsm8k", "nothing.jsonl"),
         ("--model run --tasks gsm8k --data-dir nothing", "nothing"),
         ("--model run --batch-tokens -1", "--batch-tokens"),
         ("--model run --tasks ,", "--tasks: got none"),
         ("--model run --strict-sandbox", "--strict-sandbox: does nothing without --mode tool"),
         ("--model run --data-dir empty", "--data-dir: does nothing with"),
         ("--model run --tasks none.jsonl", "none.jsonl has no problem"),
-        ("--model run --tasks text.jsonl", "problem 1: got no usable answer ('seven' is no number"),
+        (
+            "--model run --tasks text.jsonl",
+            "problem 1: got no usable answer ('seven' is no single number",
+        ),
         ("--model run --tasks half.jsonl", "problem 1: got no usable 'utf-8' codec"),
-        ("--regrade none.jsonl", "--regrade: none.jsonl has no line"),
-        ("--regrade x.jsonl --max-new-tokens 5", "--max-new-tokens: does nothing with --regrade"),
-        ("--regrade x.jsonl --revision main", "--revision: does nothing with --regrade"),
-        ("--regrade x.jsonl --temperature 5000", "--temperature: got 5000"),
+        ("--regrade none.jsonl --tasks gsm8k", "--regrade: none.jsonl has no line"),
+        (
+            "--regrade x.jsonl --tasks gsm8k --max-new-tokens 5",
+            "--max-new-tokens: does nothing with --regrade",
+        ),
+        (
+            "--regrade x.jsonl --tasks gsm8k --revision main",
+            "--revision: does nothing with --regrade",
+        ),
+        ("--regrade x.jsonl --tasks gsm8k --temperature 5000", "--temperature: got 5000"),
+        ("--regrade x.jsonl", "--tasks: got none, wanted the one that x.jsonl answers"),
+        ("--regrade x.jsonl --tasks gsm8k --seed 0", "--seed: does nothing with --regrade"),
+        ("--model run --seed 3", "--seed: got 3 without --temperature"),
     ],
 )
 def test_users_errors_are_one_line(stage, vocabulary, tmp_path, arguments, words):
@@ -203,6 +215,51 @@ def test_a_model_whose_logits_are_not_finite_is_refused(stage, vocabulary, tmp_p
     write_problems(tmp_path / "data/demo", ["7"])
     code, _, err = stage(E, f"--model run {flags}")
     assert code == 2 and "error: model: its logits are not finite" in err and "Trace" not in err
+
+
+def test_another_model_of_one_name_is_refused_in_one_folder(stage, vocabulary, tmp_path):
+    """Trained again and evaluated on another task: no row of the table is of two models."""
+    write_model(tmp_path / "run", vocabulary)
+    write_problems(tmp_path / "data/demo", ["7"])
+    write_problems(tmp_path / "more", ["7"])
+    (tmp_path / "more/test.jsonl").rename(tmp_path / "more/other.jsonl")
+    both = "--tasks data/demo/test.jsonl more/other.jsonl"
+    assert stage(E, "--model run --out o")[0] == 0
+    write_model(tmp_path / "run", vocabulary, seed=7)
+    code, _, err = stage(E, "--model run --out o --tasks more/other.jsonl")
+    assert code == 2 and "--out o: test was answered by another run (its weights were" in err
+    assert stage(E, f"--model run --out o {both} --overwrite")[0] == 0
+    hashes = {
+        entry["settings"]["model_hash"]
+        for entry in json.loads((tmp_path / "o/results.json").read_text()).values()
+    }
+    assert hashes == {checkpoint.model_hash(tmp_path / "run")[:16]}
+
+
+def test_a_changed_config_or_tokenizer_makes_other_answers(stage, vocabulary, tmp_path):
+    write_model(tmp_path / "run", vocabulary)
+    write_problems(tmp_path / "data/demo", ["7"])
+    assert stage(E, "--model run --out o")[0] == 0
+    path = tmp_path / "run/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 50000.0}))
+    code, _, err = stage(E, "--model run --out o")
+    assert code == 2 and "o/test.jsonl holds other answers (config_hash" in err
+    results = json.loads((tmp_path / "o/results.json").read_text())
+    del results["test"]["settings"]["config_hash"]  # as an older kit wrote it
+    (tmp_path / "o/results.json").write_text(json.dumps(results))
+    assert stage(E, "--model run --out o")[0] == 0
+
+
+@needs_data
+def test_with_tools_no_few_shot_prompts_are_needed(stage, vocabulary, tmp_path):
+    write_model(tmp_path / "run", vocabulary)
+    (tmp_path / "own/eval").mkdir(parents=True)
+    (tmp_path / "own/eval/svamp.jsonl").symlink_to(SHARED / "eval/svamp.jsonl")
+    flags = "--tasks svamp --data-dir own --limit 1 --max-new-tokens 4 --out o"
+    code, _, err = stage(E, f"--model run --mode tool {flags}")
+    assert code == 0, err
+    code, _, err = stage(E, f"--model run {flags}")
+    assert code == 2 and "prompts/gsm8k.md" in err
 
 
 def test_overwrite_starts_over(stage, vocabulary, tmp_path):

@@ -77,6 +77,42 @@ def test_broken_files_are_users_errors(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_another_file_s_verdicts_are_not_lost(tmp_path):
+    for name, text in (("a", "#### 1"), ("b", "#### 2")):
+        row = {"gt": "1", "text": text, "pred": ["1"], "score": [True]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    out = tmp_path / "out"
+    regrade(tmp_path / "a.jsonl", "gsm8k", out)
+    assert regrade(tmp_path / "a.jsonl", "gsm8k", out)["gsm8k"]["published"] == 100
+    with pytest.raises(
+        UserError, match=r"holds the verdicts on .*a\.jsonl as gsm8k; .*--overwrite"
+    ):
+        regrade(tmp_path / "b.jsonl", "gsm8k", out)
+    row = {"gt": "1", "text": "#### 2"}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row) + "\n")
+    assert regrade(tmp_path / "b.jsonl", "gsm8k", out, overwrite=True)["gsm8k"]["published"] == 0
+    assert not (out / "gsm8k.differences.jsonl").exists()  # it was of the other file
+
+
+def test_a_problem_keeps_its_number(tmp_path):
+    """A file of a part of the problems, in another order."""
+    lines = [{"idx": idx, "gt": "1", "text": f"#### {idx}"} for idx in (9, 1, 5)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    regrade(tmp_path / "in.jsonl", "gsm8k", tmp_path / "out")
+    done = [json.loads(line) for line in (tmp_path / "out/gsm8k.jsonl").read_text().splitlines()]
+    assert [(line["idx"], line["published"]) for line in done] == [
+        (9, False),
+        (1, True),
+        (5, False),
+    ]
+
+
+def test_several_generations_in_a_line_are_refused(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"gt": "1", "code": ["#### 1", "#### 2"]}\n')
+    with pytest.raises(UserError, match="sample 1: got 2 generations in a line, wanted one"):
+        regrade(tmp_path / "in.jsonl", "gsm8k", tmp_path / "out")
+
+
 def test_a_line_with_an_empty_verdict_has_none(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"gt": "1", "text": "#### 1", "pred": [], "score": []}\n')
     assert regrade(tmp_path / "in.jsonl", "gsm8k", tmp_path / "out")["gsm8k"]["n"] == 1
@@ -107,17 +143,24 @@ def entry(task, published, mode):
 
 
 def test_tables_hold_our_numbers_beside_the_paper_s():
-    results = {"math": entry("math", 16.0, "cot"), "gsm8k": entry("gsm8k", 30.0, "cot")}
-    screen = table(results)
+    given = {"math": entry("math", 16.0, "cot"), "gsm8k": entry("gsm8k", 30.0, "cot")}
+    screen = table(given)
     assert "16.0 ±  2.0" in screen and "29.0 ±  2.0" in screen
     assert re.search(r"mean +23\.0 +22\.0", screen)
-    text = markdown(results)
+    text = markdown(given)
     assert (
         "| model | math | gsm8k |" in text
         and "| out/slm, published | **16.0** ± 2.0 | **30.0** ± 2.0 |" in text
     )
     assert "| Rho-1-Math-1B (30B selected), as published | 15.6 | 36.2 |" in text
     assert "mode cot, model out/slm" in text and "Interpreter" not in text
+    nine = {name: entry(name, 30.0 + i, "cot") for i, name in enumerate(results.COLUMNS)}
+    text = markdown({**nine, "gsm_hard": entry("gsm_hard", 1.0, "cot")})
+    assert " | gsm_hard | average of the nine |" in text
+    assert (
+        "| **1.0** ± 2.0 | **34.0** |" in text and "| 28.1 |  | 38.1 |" in text
+    )  # as in the paper
+    assert re.search(r"mean of 2 +23\.0", table({**given, "own": entry("own", 90.0, "cot")}))
     tool = markdown({"math": entry("math", 16.0, "tool")})
     assert (
         "| Rho-1-Math-1B-Interpreter, as published | 40.6 |" in tool and "30B selected" not in tool

@@ -257,6 +257,13 @@ def test_padding_and_prompts_are_never_ranked(inputs, side):
     assert abs(wrong.item() - by_hand(logits, labels, ref, K)) > 1e-3
 
 
+def test_a_batch_without_labels_is_refused_in_one_line(inputs):
+    trainer = that_pads(inputs, add_reference_losses(ragged(2), inputs / "m"), "right")
+    with pytest.raises(UserError, match="got a batch of input_ids; wanted labels in it: a column"):
+        batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long)}
+        trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_a_row_s_loss_does_not_hang_on_its_padding(inputs, side):
     """Its first token has no context: behind padding it is no target either."""

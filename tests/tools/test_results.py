@@ -1,6 +1,7 @@
 """tools.results: the numbers on the pages are those of results/; a page that differs is named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from common.errors import UserError
 from conftest import write_model, write_set
 from runs.methods import told_apart
 from tools.results import __main__ as results
-from tools.results import ablations, demo, figures, files, methods, pages, pays, tables
+from tools.results import ablations, demo, figures, files, methods, pages, pays, seeds, tables
 from tools.results.collect import collected
 
 CLM_CURVE = [[100, 0.6], [200, 0.5], [300, 0.4]]
@@ -115,6 +116,22 @@ def test_a_run_is_a_line_and_is_replaced_by_its_repetition(repository):
     }
 
 
+def test_a_trial_with_other_steps_does_not_replace_what_is_published(repository):
+    again = files.load("roundings")
+    short = run("slm", 3, "1 thread", 0.5, SLM_CURVE)
+    with pytest.raises(UserError, match="slm of seed 3 with None steps, this one has 20; set KIT"):
+        files.add(again, replace(short, arguments={"steps": 20}))
+
+
+def test_students_of_two_bases_are_two_rows():
+    """Another machine's base is another one: its seeds are no more of the same."""
+    slm = [run("slm", seed, "clm 0.6", None, SLM_CURVE) for seed in range(4)]
+    slm = [replace(r, inputs={"init": "ab"[r.seed // 2]}) for r in slm]
+    assert [[r.seed for r in own] for own in pays.by_base(slm)] == [[0, 1], [2, 3]]
+    on = [replace(r, variant="clm, then again 0.6", inputs={"init": str(r.seed)}) for r in slm]
+    assert pays.by_base(on) == [on]
+
+
 def test_what_was_not_run_is_listed():
     not_run = experiment()
     not_run.not_run["avx512"] = "no such kernels"
@@ -146,6 +163,12 @@ def test_the_interval_of_paired_differences():
     mean, half = tables.paired([1, 2, 4, 4, 7], [1, 1, 2, 4, 3])
     assert (mean, round(half, 3)) == (1.4, 2.077)
     assert tables.paired([1], [3]) == (-2, None)
+
+
+@pytest.mark.parametrize("freedom, wanted", [(15, 2.131), (20, 2.086), (30, 2.042), (120, 1.980)])
+def test_intervals_of_many_seeds_are_students_too(freedom, wanted):
+    """Tabulated two-sided 95 % quantiles."""
+    assert round(seeds.t95(freedom), 3) == wanted
 
 
 def demo_runs(clm_curves, slm_curves):
