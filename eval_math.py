@@ -319,8 +319,9 @@ def evaluate_task(task, args, env, subject, out):
     given = {key: earlier[key] for key in keys if key in earlier}
     todo = [key for key in keys if key not in given]
     with Grader(task, examples) as grader:
-        for key, known in given.items():
-            grader.add(key, known.text)
+        if env.main:
+            for key, known in given.items():
+                grader.add(key, known.text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
             path = unfinished.partial_file(out, name, env.rank)

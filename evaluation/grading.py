@@ -15,6 +15,7 @@ import atexit
 import os
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from threading import Lock
 
 from tqdm import tqdm
 
@@ -143,30 +144,45 @@ def grade_many(task, pairs, workers=None, seconds=SECONDS):
 
 def spread(function, items, title, workers=None):
     """[function(worker, item) for item in items], on several workers at once."""
-    workers = [Worker() for _ in range(workers or min(8, os.cpu_count() or 1))]
-    free = SimpleQueue()
-    for worker in workers:
-        free.put(worker)
+    with Pool(workers) as pool:
+        done = [pool.submit(function, item) for item in items]
+        bar = tqdm(done, desc=title, unit="sample", leave=False)
+        return [future.result() for future in bar]
 
-    def one(item):
-        worker = free.get()
-        try:
-            return function(worker, item)
-        finally:
-            free.put(worker)
 
-    pool = ThreadPoolExecutor(len(workers))
-    try:
-        done = pool.map(one, items)
-        return list(tqdm(done, total=len(items), desc=title, unit="sample", leave=False))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for worker in workers:
+class Pool:
+    """Workers, by default one per core up to 8. Each starts when it is first asked."""
+
+    def __init__(self, n=None):
+        n = n or min(8, os.cpu_count() or 1)
+        self.workers = [Worker() for _ in range(n)]
+        self.free = SimpleQueue()
+        for worker in self.workers:
+            self.free.put(worker)
+        self.threads = ThreadPoolExecutor(n)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
             worker.stop()
+
+    def submit(self, function, *arguments):
+        """A future of function(worker, *arguments)."""
+        return self.threads.submit(self._run, function, arguments)
+
+    def _run(self, function, arguments):
+        worker = self.free.get()
+        try:
+            return function(worker, *arguments)
+        finally:
+            self.free.put(worker)
 
 
 class Grader:
-    """Grades answers beside the decoding, one at a time: some comparisons take seconds.
+    """Grades answers beside the decoding: some comparisons take seconds.
 
     An answer's key is (place of its problem, number of the sample).
     """
@@ -174,30 +190,30 @@ class Grader:
     def __init__(self, task, examples):
         self.task = task
         self.examples = examples
-        self.worker = Worker()
-        self.thread = ThreadPoolExecutor(1)
+        self.pool = Pool()
         self.verdicts = {}  # by key; of futures
+        self.counting = Lock()
         self.graded = 0
         self.right = 0
 
     def __enter__(self):
         spec = task_of(self.task)
         if not (spec.choice or spec.own):  # before anything is decoded: it may be missing
-            self.worker.start()
+            self.pool.workers[0].start()
         return self
 
     def __exit__(self, *_):
-        self.thread.shutdown(cancel_futures=True)
-        self.worker.stop()
+        self.pool.__exit__()
 
     def add(self, key, text):
         """Queue the text of an answer."""
-        self.verdicts[key] = self.thread.submit(self.grade, text, self.examples[key[0]])
+        self.verdicts[key] = self.pool.submit(self.grade, text, self.examples[key[0]])
 
-    def grade(self, text, example):
-        found = verdict(self.worker, self.task, text, example.gt, truth=example.truth_raw)
-        self.graded += 1
-        self.right += found["published"]
+    def grade(self, worker, text, example):
+        found = verdict(worker, self.task, text, example.gt, truth=example.truth_raw)
+        with self.counting:
+            self.graded += 1
+            self.right += found["published"]
         return found
 
     def accuracy(self):
