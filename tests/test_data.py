@@ -300,3 +300,21 @@ def test_a_set_without_a_target_is_refused(vocabulary, tmp_path):
     data = write_set(tmp_path, vocabulary, 50, loss_mask=mask)
     with pytest.raises(UserError, match="lets no token be a target"):
         data.n_windows(8)
+
+
+@pytest.mark.parametrize(
+    "change, message", [({"vocab_size": 9}, "an id"), ({"kinds": ["even"]}, "a label")]
+)
+def test_ids_and_labels_that_meta_json_does_not_know_are_refused(
+    vocabulary, tmp_path, change, message
+):
+    write_set(tmp_path / "d", vocabulary, 200, kind=np.arange(200) % 2)
+    path = tmp_path / "d/meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps(meta | change))
+    with pytest.raises(
+        UserError, match=f"holds {message} of .*, meta.json says that all are below"
+    ):
+        data = TokenSet(tmp_path / "d")
+        data.batch([0], 16)
+        data.labels([0], 16)

@@ -63,8 +63,9 @@ def test_windows_that_are_ranked_together_are_a_batch_of_their_own(together):
     rng = np.random.RandomState(together)
     scores, other = (torch.from_numpy(rng.randn(6, 11).astype(np.float32)) for _ in range(2))
     valid = torch.from_numpy(rng.rand(6, 11) < 0.7)
-    for score in ("excess", "ref_and"):
-        tokens = slm.Tokens(loss=scores, ref_loss=other, ref_entropy=scores)
+    documents = torch.arange(66).view(6, 11) // 5
+    for score in ("excess", "ref_and", "document_ref", *(["rho"] if together > 1 else [])):
+        tokens = slm.Tokens(loss=scores, ref_loss=other, ref_entropy=scores, document=documents)
         whole = slm.Selection(0.6, score, "micro", rank_windows=together)
         parts = []
         for rows in torch.arange(6).split(together):

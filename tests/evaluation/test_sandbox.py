@@ -210,7 +210,9 @@ for timeout in (0.7, PATIENT):
             result = sandbox.run([program.replace("PARENT", str(os.getpid()))])[0]
             left = servers() - before
             after = sandbox.run(["print(1 + 1)"])[0]
-            while after.status == "timeout":  # a busy machine
+            for _ in range(100):  # on a busy machine
+                if after.status != "timeout":
+                    break
                 after = sandbox.run(["print(1 + 1)"])[0]
             answers[name] = (result.__dict__, left, after.stdout)
 print(json.dumps([answers, left_in_the_end()]))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from conftest import ROOT, finish, launch, write_model, write_set
+from conftest import HANGS, ROOT, finish, launch, write_model, write_set
 from hf import checkpoint, downloads
 
 CLIENT = """
@@ -140,7 +140,7 @@ class Client:
     def close(self):
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=HANGS)
 
 
 def environment(endpoint, cache, offline=False):
@@ -408,6 +408,6 @@ def test_stages_take_hub_ids_on_several_ranks_too(server, vocabulary, tmp_path):
         tmp_path,
         env=env,
     )
-    out, _ = process.communicate(timeout=280)
+    out, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 2 and "error: vocabulary:" in out and "Traceback" not in out
     assert not any(entry[3].endswith(".safetensors") for entry in server.log[before:])

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,10 +43,9 @@ CALLS = (
 EXCEPTIONS = {  # outside of the working folder
     "/dev/": "devices: null, tty, shared memory of torch",
     "/proc/": "a process's own settings: the peak of its memory, its user namespace",
-    "/tmp/": "the system's temporary folder: torch's and triton's caches, matplotlib, the sandbox",
     "memfd:": "memory",
     "/box": "the sandbox's own file system, seen from inside",
-}
+}  # and the system's temporary folder: torch's and triton's caches, matplotlib, the sandbox
 SHARD = "/.hub-shard/"  # a folder that was claimed; the hub's library fills it
 FIGURES = "curves --run a=run --run b=slm --baseline a --out figure"
 COMMANDS = {
@@ -168,7 +168,8 @@ def paths_of(arguments, folder):
 def known(path, work, passed):
     """Did the change pass common/changes.py, or is it at a place that needs not?"""
     if work not in path.parents and path != work:
-        return str(path).startswith(tuple(EXCEPTIONS))
+        temporary = f"{tempfile.gettempdir()}/"
+        return str(path).startswith((*EXCEPTIONS, f"{work.parent}/", temporary))
     if path in passed or owned.temporary_of(path) in passed:
         return True
     if any(files.ROOM in folder.name for folder in path.parents):  # a library's, in our folder

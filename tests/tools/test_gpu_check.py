@@ -1,10 +1,12 @@
 """tools.gpu_check on a CPU: the path that a GPU will take, with tiny shapes."""
 
 import json
+import subprocess
 
 import pytest
 
 from common.errors import UserError
+from conftest import HANGS, ROOT
 from tools.gpu_check import __main__ as gpu_check
 from tools.gpu_check import cases, stages, table
 
@@ -52,16 +54,25 @@ def test_a_stage_that_fails_is_named_with_what_it_said(tmp_path):
         stages.run(args, f"score.py --model nowhere --data nowhere --out {tmp_path}/r.bin", 1)
 
 
+def stopped_behind_step_7(words, log):
+    """In place of a signal from outside, which comes when it comes: every rank sends its own."""
+    place = next(i for i, word in enumerate(words) if word.endswith("train_slm.py"))
+    point = ["--send", "SIGTERM", "call:data:Loader.micro_batches:7", "train_slm.py"]
+    words = [*words[:place], str(ROOT / "tests/killed.py"), *point, *words[place + 1 :]]
+    assert subprocess.run(words, capture_output=True, timeout=HANGS).returncode != 0
+
+
 @pytest.mark.slow
 def test_the_stages_agree_and_go_on_after_a_stop(tmp_path, monkeypatch):
     some = {name: stages.METHODS[name] for name in ("batch", "documents")}
     monkeypatch.setattr(stages, "METHODS", some)
-    monkeypatch.setattr(stages, "LONG", 60)
+    monkeypatch.setattr(stages, "LONG", 12)
+    monkeypatch.setattr(stages, "stop", stopped_behind_step_7)
     args = gpu_check.arguments(["--out", str(tmp_path / "g"), *FLAGS])
     alone, spread = (stages.stages_case(f"stages: {way}", args, None) for way in ("one", "fsdp"))
     assert 0 <= spread["furthest"] < 1e-5 and alone["batch"] != alone["documents"]
     for result in (alone, spread):
-        assert 0 < result["stopped_at"] < result["steps"] == 60
+        assert (result["stopped_at"], result["steps"]) == (7, 12)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from conftest import finish, finish_in_turn, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
 from training import arrays
+from training.memory import Memory
 from training.method_flags import k_at
 from training.run import Run
 from training.selector import Choice, Selector
@@ -154,15 +155,35 @@ def test_a_short_context_is_that_of_shorter_windows(stage, inputs):
     model = checkpoint.load(inputs / "m")
     for window in (0, 5):
         for start in (0, 4, 8):
-            at = window * 16 + start
-            with torch.no_grad():
-                logits = model.logits(tokens[None, at : at + 8])[0]
-            losses = torch.nn.functional.cross_entropy(
-                logits, tokens[at + 1 : at + 9], reduction="none"
-            )
+            of_piece = piece_losses(model, tokens, window * 16 + start, 8)[0]
             first = 0 if start == 0 else 4
-            stored = torch.from_numpy(found[at + 1 + first : at + 9])
-            assert (losses[first:] - stored).abs().max() < 0.01
+            at = window * 16 + start + 1
+            stored = torch.from_numpy(found[at + first : at + 8])
+            assert (of_piece[first:] - stored).abs().max() < 0.01
+
+
+def piece_losses(model, tokens, at, length):
+    """Losses and entropies of `length` targets, from tokens[at] on."""
+    with torch.no_grad():
+        log_p = model.logits(tokens[None, at : at + length])[0].log_softmax(-1)
+    losses = -log_p.gather(1, tokens[at + 1 : at + length + 1, None])[:, 0]
+    return losses, -(log_p.exp() * log_p).sum(-1)
+
+
+def test_a_short_context_ends_where_the_window_does(stage, inputs):
+    """Windows of 18 tokens: the last piece of 8 has two of them behind its first half, no more."""
+    flags = SCORING.replace("--seq-len 16", "--seq-len 18")
+    args = f"--model m {flags} --out short_loss.bin --context 8 --entropy"
+    assert stage(score, args)[0] == 0
+    found = [
+        torch.from_numpy(np.fromfile(inputs / f"{name}.bin", "<f2").astype(np.float32))
+        for name in ("short_loss", "short_loss.entropy")
+    ]
+    tokens = torch.from_numpy(np.array(TokenSet(inputs / "d").tokens, np.int64))
+    model = checkpoint.load(inputs / "m")
+    for at in (12, 18 * 5 + 12):  # the last piece of the first window and of the sixth
+        for values, stored in zip(piece_losses(model, tokens, at, 6), found):
+            assert (values[4:] - stored[at + 5 : at + 7]).abs().max() < 0.01
 
 
 @pytest.mark.parametrize(
@@ -334,6 +355,44 @@ def selector(flags):
     args.micro_batch_size = 4
     args.steps = 4
     return Selector(args, TokenSet("d"), Env(args))
+
+
+DIVISORS = {  # what docs/methods.md says of each
+    "mile": "weights",
+    "sigmoid_excess": "weights",
+    "dft": "valid",
+    "profit": "kept",
+    "excess": "kept",
+}
+
+
+@pytest.mark.parametrize("name", DIVISORS)
+def test_the_gradient_is_divided_by_what_the_method_names(scored, monkeypatch, name):
+    """A gradient of 1, divided as the trainer and then `finish` do it."""
+    monkeypatch.chdir(scored)
+    found = selector(f"{FILES} --score {name} --scope micro")
+    windows = np.arange(4)
+    valid = torch.from_numpy(found.data.valid(windows, 16))
+    _, divisor = found.counts(None, 0, [windows])
+    choice = found.choice(0, 0, windows, valid)
+    torch.manual_seed(0)
+    wanted = {field: torch.rand(4, 16) for field in found.selection.wants}
+    kept = choice.keep(torch.rand(4, 16) * 5, **wanted)
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.grad = torch.ones(1, 1) / divisor
+    found.finish(module)
+    amounts = {"weights": kept.sum(), "valid": valid.sum(), "kept": (kept != 0).sum()}
+    assert len({round(amount.item(), 3) for amount in amounts.values()}) > 1
+    by_hand = amounts[DIVISORS[name]].item()
+    assert 1 / module.weight.grad.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_what_a_score_remembers_has_to_be_finite(scored, monkeypatch):
+    monkeypatch.chdir(scored)
+    memory = Memory(TokenSet("d"), 8)
+    with pytest.raises(UserError, match="not finite or above 65504"):
+        memory.put([0], torch.full((1, 8), 1e6))
+    assert memory.values.abs().sum() == 0
 
 
 def test_the_document_control_keeps_whole_documents_and_as_many_tokens(scored, monkeypatch):
@@ -510,6 +569,17 @@ def test_the_choice_is_part_of_the_code_and_a_field_s_name_is_not(monkeypatch):
     monkeypatch.setattr(slm, "keep_top", other)
     changed = {name for name, score in slm.SCORES.items() if source_hash(score) != before[name]}
     assert "excess" in changed and "document" not in changed
+    monkeypatch.undo()
+    excess = slm.SCORES["excess"]
+    for other_one in (replace(excess, per="valid"), replace(excess, remember=other)):
+        assert source_hash(other_one) != before["excess"]
+    for name in ("n_keep", "weights_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(slm, name, other)
+            assert source_hash(excess) != before["excess"]
+    monkeypatch.setitem(slm.PREDICTION, "entropy", other)
+    assert source_hash(slm.SCORES["mile"]) != before["mile"]
+    assert source_hash(excess) == before["excess"]
 
 
 def test_what_has_no_source_is_known_by_its_code_or_version():
