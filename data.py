@@ -350,6 +350,8 @@ class Stored:
             made = score_command(place, token_set, seq_len, numerics, meta)
             return " ".join([made, *(["--entropy"] if entropy else []), *flags])
 
+        if Path(ref_loss).is_dir():
+            raise UserError(f"stored losses: {ref_loss} is a folder, wanted a file of score.py")
         if not Path(ref_loss).exists():
             raise UserError(
                 f"stored losses: {ref_loss} does not exist; make it with {remake(ref_loss, wanted)}"

@@ -118,9 +118,11 @@ class Weight(Score):
     """A factor of each token's loss, `function(tokens)` >= 0, or a set (bool). There is no k.
 
     per: "valid", "kept" (those above 0) or "weights" (their sum).
+    alone: does it look at each token by itself? The micro-batch is then a matter of speed.
     """
 
     per: str = "valid"
+    alone: bool = False
 
     divisors = ("kept", "valid", "weights")
 

@@ -15,16 +15,18 @@ from common.device import n_ranks
 
 import methods  # noqa: F401  more scores, by name
 import slm
-from common.command_line import SEED
+from common.command_line import SEED, Parser
 from common.errors import UserError
 from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
 from demo.folders import roots
 from hf import checkpoint
+from training import identity
+from training.arguments import add_arguments, settle
 from training.finished import arguments, is_finished, reached, steps, summary
 from training.identity import hash_of_validation
-from training.method_flags import K
+from training.method_flags import K, add_method, settle_method
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -95,6 +97,8 @@ def finished(path, command):
             return False
     else:
         saved = arguments(path.parent)
+        if identity.changed_arguments(saved, recipe(command)):
+            return False
     got = {**saved, **saved.get("inputs", {})}
     wanted = {"data": TokenSet(flags["--data"]).hash}
     if "--model" in flags:
@@ -117,6 +121,21 @@ def finished(path, command):
         if not agrees(got[key], value):
             return False
     return True
+
+
+def recipe(command):
+    """{argument: value} of a trainer's command, with what follows from it and every default."""
+    script, *words = shlex.split(command)
+    parser = Parser("")
+    if script == "train_slm.py":
+        add_method(parser)
+    add_arguments(parser)
+    args = parser.parse_args(words)
+    if script == "train_slm.py":
+        settle_method(args)
+    settle(args, run=False)
+    left_out = {*identity.NOT_NOTED, *identity.EXECUTION, "earlier"}
+    return {name: value for name, value in vars(args).items() if name not in left_out}
 
 
 def knows_validation(note, val):

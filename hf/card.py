@@ -30,11 +30,14 @@ The licence of {licensed} holds for the weights.
 """
 
 
-def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected, val_loss):
+def model_card(
+    args, record, command, ranks, step, tokens_seen, tokens_selected, val_loss, val_step=None
+):
     """The text of the card.
 
     args: {flag: value} of the stage; record: what args.json holds; command: sys.argv; ranks: how
-    many trained it; val_loss: nats per token or None. The rest counts what was trained so far.
+    many trained it; val_loss: nats per token or None, of the step val_step, where that is known.
+    The rest counts what was trained so far.
     """
     inputs = record["inputs"]
     scratch = args["init"] == "scratch"
@@ -44,13 +47,16 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     if not scratch and args["revision"]:
         base += f" at revision {args['revision']}"
     share = tokens_selected / max(1, tokens_seen)
+    weighs = score is not None and k == 1 and not args.get("k_schedule")
+    if val_loss is not None and val_step is not None and val_step != step:
+        val_loss = f"{val_loss}, after step {val_step}"
     rows = {
         "base": base,
         "base, sha256 of its tensors": inputs["init"],
         "training data": args["data"],
         "training data, sha256": inputs["data"],
         "reference, sha256 of its tensors": reference_hash(inputs),
-        "k": args.get("k_schedule") or k,
+        "k": None if weighs else args.get("k_schedule") or k,
         "score": score,
         "scope": args.get("scope") if score else None,
         "windows ranked together": args.get("rank_windows") if score else None,
@@ -66,7 +72,13 @@ def model_card(args, record, command, ranks, step, tokens_seen, tokens_selected,
     return CARD.format(
         metadata=metadata(args["init"], score).to_yaml(),
         title=Path(args["out"]).name,
-        method=method(score, k == 1, args.get("k_schedule") or k, share),
+        method=method(
+            score,
+            weighs,
+            args.get("k_schedule") or k,
+            share,
+            is_masked=bool(inputs.get("loss_mask")),
+        ),
         rows="\n".join(
             f"| {name} | {value} |" for name, value in rows.items() if value is not None
         ),
@@ -90,8 +102,16 @@ def metadata(init, score):
     )
 
 
-def method(score, weighs, k, share):
-    """One sentence on the loss. k: as it was asked for; share: what was kept of what was read."""
+def method(score, weighs, k, share, is_masked=False):
+    """One sentence on the loss. k: as it was asked for; share: what was kept of what was read.
+
+    is_masked: some tokens, as of prompts, may be no targets.
+    """
+    if score is None and is_masked:
+        return (
+            f"Causal language modelling: the loss was taken on every token that may be a target, "
+            f"{share:.0%} of those that were read."
+        )
     if score is None:
         return "Plain causal language modelling: the loss was taken on every token."
     if weighs:

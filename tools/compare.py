@@ -85,6 +85,9 @@ def differing(runs):
         made = saved.get("made", {})
         code = {"code of the score": saved.get("source"), "commit": made.get("commit")}
         inputs |= {key: value[:12] for key, value in code.items() if value}
+        numerics = {k: v for k, v in saved.get("numerics", {}).items() if k != "micro_batch"}
+        inputs |= {f"computed with {key}": value for key, value in numerics.items()}
+        inputs |= {"ranks": made["ranks"]} if "ranks" in made else {}
         flags = {k: v for k, v in saved.items() if k not in LEFT_OUT}
         flat.append({**flags, **saved.get("execution", {}), **inputs})
     keys = dict.fromkeys(key for run in flat for key in run)

@@ -63,12 +63,21 @@ def state_of(run, step):
         raise UserError(f"{run}: has no training state, wanted a run's folder that has one")
     if step is None:
         return states.read(states.newest_of(run))
-    found = [states.read(path) for path in states.present(run)]
-    for state in found:
+    steps, broken = [], []
+    for path in states.present(run):
+        try:
+            state = states.read(path)
+        except UserError as error:  # the other one may be the one that is wanted
+            broken.append(str(error))
+            continue
         if state["step"] == step:
+            states.check(path)
             return state
-    steps = ", ".join(str(n) for n in sorted(state["step"] for state in found))
-    raise UserError(f"--step: got {step}, wanted one that {run} has a state of: {steps}")
+        steps.append(state["step"])
+    there = ", ".join(map(str, sorted(steps))) or "none that can be read"
+    raise UserError(
+        "; ".join([f"--step: got {step}, wanted one that {run} has a state of: {there}", *broken])
+    )
 
 
 def described(state, run, args):

@@ -7,6 +7,7 @@ from common.device import n_ranks
 
 from common.command_line import (
     COUNTED,
+    LARGEST,
     LONGEST,
     SEED,
     SEEDS,
@@ -195,6 +196,11 @@ def parse(parser, argv=None, forget=None):
         if choices and value is not None and value not in choices:
             flag = "--" + key.replace("_", "-")
             raise UserError(f"--from: {flag} is {value} there, wanted one of {', '.join(choices)}")
+    if "score" not in known and (given.get("k", 1.0) != 1.0 or given.get("source")):
+        raise UserError(
+            "--from: is a run of train_slm.py, which chose or weighed tokens; repeat it with that, "
+            "or its baseline with --score excess --k 1.0"
+        )
     parser.set_defaults(**{key: value for key, value in given.items() if key in known})
     args = parser.parse_args(argv)
     del args.earlier
@@ -266,7 +272,7 @@ def settle(args, run=True):
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
         )
-    if args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
+    if run and args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
         raise UserError(
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
             f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"
@@ -280,6 +286,8 @@ def settle(args, run=True):
         raise UserError(f"--epochs: got {args.epochs}, wanted either --steps or --epochs")
     if args.steps is None and args.epochs is None:
         args.epochs = 1.0
+    if args.epochs is not None and args.epochs > LARGEST:
+        raise UserError(f"--epochs: got {args.epochs:g}, wanted at most {LARGEST}")
     if run:
         refuse_missing(args.moments)
     if args.init is None:

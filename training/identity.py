@@ -48,8 +48,11 @@ FOLLOWED = {
     "stored",
     "dtype",
     "micro_batch_size",
+    "rank_windows",
     "epochs",
 }
+# Of the choice, which does nothing where every token is kept.
+CHOICE = {"score", "scope", "set"}
 LATER = ("validation", "loss_mask")  # inputs that older records do not have: such runs go on
 LENGTH = {"steps"}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # one of them
@@ -153,6 +156,8 @@ def changed_arguments(saved, record):
     compared = record.keys() - SEPARATE - FOLLOWED
     if "validation" not in saved.get("inputs", {}):  # older runs knew --val by its name
         compared = {*compared, "val"}
+    if not (selects(saved) or selects(record)):
+        compared -= CHOICE
     return {
         name: (saved.get(name), record.get(name))
         for name in sorted(compared)
@@ -183,11 +188,16 @@ def ranked_together(record):
 
     Elsewhere `--micro-batch-size` is a matter of speed and of rounding (common/numerics.py).
     """
-    weighs = isinstance(slm.SCORES.get(record.get("score")), slm.Weight)
-    selects = weighs or record.get("k") != 1 or record.get("k_schedule")
-    if record.get("scope") != "micro" or record.get("rank_windows") or not selects:
+    method = slm.SCORES.get(record.get("score"))
+    if record.get("scope") != "micro" or not selects(record) or getattr(method, "alone", False):
         return None
-    return record.get("micro_batch_size")
+    return record.get("rank_windows") or record.get("micro_batch_size")
+
+
+def selects(record):
+    """Does a run choose or weigh tokens?"""
+    weighs = isinstance(slm.SCORES.get(record.get("score")), slm.Weight)
+    return weighs or record.get("k", 1.0) != 1 or bool(record.get("k_schedule"))
 
 
 def changed_inputs(before, now):

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import math
 
 import methods  # noqa: F401  more scores, by name
 import slm
@@ -77,6 +78,9 @@ def forget(saved, given):
     """Of an earlier run's arguments, take out what does not go with the flags that are `given`:
     those of its score where `--score` names another, and what another `--scope` cannot have."""
     if given("--scope") not in (None, "micro"):
+        saved.pop("rank_windows", None)
+    named_score = slm.SCORES.get(given("--score"))
+    if named_score and not given("--scope") and named_score.scope != "micro":
         saved.pop("rank_windows", None)
     if isinstance(slm.SCORES.get(given("--score") or saved.get("score")), slm.Weight):
         saved.pop("k", None)  # it has none; 1.0 stands there
@@ -185,6 +189,8 @@ def settings_of(args):
             found[name] = float(value)
         except ValueError:
             raise UserError(f"--set: got {text[:SHOWN]}, wanted NAME=NUMBER") from None
+        if not math.isfinite(found[name]):
+            raise UserError(f"--set: got {text[:SHOWN]}, wanted a finite number")
         if name not in taken:
             known = f"wanted one of {', '.join(taken)}" if taken else "which takes none"
             raise UserError(f"--set: got {text[:SHOWN]} with --score {args.score}, {known}")

@@ -84,6 +84,7 @@ class Run:
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
         self.step = self.first_step = saved["step"]
         self.val_loss = saved["val_loss"]
+        self.val_step = saved.get("val_step")  # the step of that loss; older states do not say
         self.val_loss_by_set = saved.get("val_loss_by_set")
         self.lead = Lead(reference_loss, self.val_loss)
         self.at_start = []  # the record of step 0, until it is written
@@ -158,6 +159,7 @@ class Run:
     def _note_validation(self, record, bar):
         """Add the reference's lead to a record with a validation loss, and print what is new."""
         self.val_loss = record["val_loss"]
+        self.val_step = record["step"]
         self.val_loss_by_set = record.get("val_loss_by_set")
         lead = self.lead.over(self.val_loss)
         if lead is not None:
@@ -245,6 +247,7 @@ class Run:
             "seconds": self._seconds(),
             "tokens": [self.tokens_seen, self.tokens_selected],
             "val_loss": self.val_loss,
+            "val_step": self.val_step,
             "val_loss_by_set": self.val_loss_by_set,
             "config": config_to_hf(self.config),
             "tokenizer_from": str(self.tokenizer_from),
@@ -302,6 +305,7 @@ class Run:
             tokens_seen=self.tokens_seen,
             tokens_selected=self.tokens_selected,
             val_loss=self.val_loss,
+            val_step=self.val_step,
         )
 
     def show_summary(self):

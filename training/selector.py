@@ -252,7 +252,7 @@ def checked_mask(selection, tokens, valid):
     try:
         values = selection.values(tokens, valid)
         mask = selection.chosen(values, valid)
-    except UserError as error:
+    except (UserError, ValueError, ArithmeticError) as error:
         raise UserError(f"--score {selection.score}: {error}") from None
     parts = values if isinstance(values, tuple) else (values,)
     wrong = [~part.isfinite() for part in parts]

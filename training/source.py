@@ -12,7 +12,7 @@ import types
 
 import slm
 
-VERSION = "2:"  # of what is hashed: hashes of other versions cannot be compared
+VERSION = "3:"  # of what is hashed: hashes of other versions cannot be compared
 GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}  # and no attribute, such as t.loss beside a function loss
 PLAIN = (bool, int, float, str, bytes, type(None))
 
@@ -59,12 +59,21 @@ def describe(value, seen):
         describe(type(value), seen)
         return
     seen[id(value)] = text_of(value)
-    if isinstance(value, types.FunctionType):
-        for name, used in uses(value):
-            if isinstance(used, (types.FunctionType, type)) and same_file(used, value):
-                describe(used, seen)
-            elif (text := plain(used)) is not None:
-                seen[f"{id(value)} {name}"] = f"{name} = {text}"
+    functions = [value] if isinstance(value, types.FunctionType) else vars(value).values()
+    for function in functions:
+        if isinstance(function, types.FunctionType):
+            describe_used(function, seen)
+
+
+def describe_used(function, seen):
+    """What a function's text names: defaults as they are, its file's functions, plain values."""
+    defaults = plain(function.__defaults__), plain(function.__kwdefaults__)
+    seen[f"{id(function)} defaults"] = f"{defaults[0]} {defaults[1]}"
+    for name, used in uses(function):
+        if isinstance(used, (types.FunctionType, type)) and same_file(used, function):
+            describe(used, seen)
+        elif (text := plain(used)) is not None:
+            seen[f"{id(function)} {name}"] = f"{name} = {text}"
 
 
 def uses(function):

@@ -19,6 +19,7 @@ def validation_sets(args, data):
                 f"{command(*again)}"
             )
         val.refuse_no_target()
+        val.n_windows(args.seq_len)  # one at least
         sets.append(val)
     return sets
 

@@ -223,6 +223,11 @@ def test_a_stage_is_stale_when_its_inputs_or_arguments_changed(stage, vocabulary
     command = f"train_ref.py {flags} --out out/demo/x"
     assert chain.finished(path, command)
     assert not chain.finished(path, command.replace("--steps 2", "--steps 3"))
+    more = "--lr 3e-3 --warmup 1"  # which the command leaves at their defaults
+    assert stage(train_ref, f"{flags} {more} --out out/demo/z --device cpu")[0] == 0
+    z = tmp_path / "out/demo/z/summary.json"
+    assert chain.finished(z, f"train_ref.py {flags} {more} --out out/demo/z")
+    assert not chain.finished(z, f"train_ref.py {flags} --out out/demo/z")
 
     write_model(tmp_path / "m", vocabulary, seed=1)  # another base under the same name
     assert not chain.finished(path, command)

@@ -615,7 +615,7 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
     code, _, err = stage(
         train_slm,
         "--data d --val d --init m --k 0.5 --score loss --out o --seq-len 16 --steps 4 "
-        "--batch-size 4 --snapshots 2 --lr 1e-5 --device cpu --threads 1",
+        "--batch-size 4 --snapshots 2 --lr 1e-5 --eval-every 3 --device cpu --threads 1",
     )
     assert code == 0, err
     text = "Tom has 3 apples and buys 4 more; é"
@@ -647,6 +647,10 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
         ):
             assert row in body, row
     summary = json.loads((tmp_path / "o/summary.json").read_text())
+    first = json.loads((tmp_path / "o/log.jsonl").read_text().splitlines()[0])["val_loss"]
+    for folder, said in (("o", summary["val_loss"]), ("o/step-000002", f"{first}, after step 0")):
+        row = f"| validation loss, nats per token | {said} |"
+        assert row in (tmp_path / folder / "README.md").read_text()
     assert (
         f"| validation loss, nats per token | {summary['val_loss']} |"
         in (tmp_path / "o/README.md").read_text()

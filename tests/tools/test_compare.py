@@ -1,6 +1,8 @@
 """tools.compare, and a run repeated with one change (`--from`)."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -129,3 +131,17 @@ def test_what_is_no_run(runs, stage):
         assert code == 2 and message in err and err.count("\n") == 1
     with pytest.raises(UserError, match="d: is not a run"):
         compare.main([str(runs / "d")])
+
+
+def test_precision_and_ranks_are_compared_too(runs, stage):
+    """`--dtype auto` is another precision on another device: the same flags, other numbers."""
+    for name in ("b", "c"):
+        shutil.copytree(runs / "a", runs / name)
+    saved = record(runs / "a")
+    other = {**saved, "numerics": {**saved["numerics"], "dtype": "bfloat16", "micro_batch": 1}}
+    other["made"] = {**saved["made"], "ranks": 8}
+    (runs / "b/args.json").write_text(json.dumps(other))
+    code, out, _ = stage(compare, "a b")
+    assert code == 0 and re.search(r"computed with dtype \| +float32 \| +bfloat16", out)
+    assert re.search(r"ranks +\| +1 \| +8", out) and "micro_batch " not in out
+    assert "all arguments are equal" in stage(compare, "a c")[1]

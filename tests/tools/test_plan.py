@@ -271,3 +271,15 @@ def test_memory_against_measured_peaks(row, shape):
     told, measured = bench_memory.compared(row, args, bf16=False)
     error = told / measured - 1
     assert abs(error) < 0.15, f"planned {told:.3g} bytes, measured {measured:.3g}, {error:+.1%}"
+
+
+def test_a_copy_of_the_states_on_a_part_of_the_gpus():
+    """`--shard-size 8` on 32 GPUs: each holds an eighth of the states, not a 32nd."""
+    whole, _ = memory(TINYLLAMA, 1, 2048, ranks=8, parallel="fsdp")
+    part, _ = memory(TINYLLAMA, 1, 2048, ranks=32, parallel="fsdp", shards=8)
+    assert part == whole
+    command = TRAIN.format(TINY, 2048, 128, 4, "--parallel fsdp --shard-size {}")
+    eighth, all_of_them = (planned(command.format(size))["memory"] for size in (8, 32))
+    assert eighth["weights"] == 4 * all_of_them["weights"]
+    with pytest.raises(UserError, match="--shard-size: got 5, wanted a divisor of 32 GPUs"):
+        planned(command.format(5))

@@ -465,6 +465,24 @@ def test_the_export_of_any_state(stage, inputs, alone, monkeypatch):
     assert same(inputs / "six", inputs / "five")
 
 
+def test_a_damaged_state_is_not_exported_and_does_not_hide_another(stage, inputs, monkeypatch):
+    from tools import export
+
+    stopped(stage, monkeypatch, f"{REF} --steps 12 --save-every 5 --out a", at=6)
+    newest = inputs / "a/train_state.pt"
+    newest.write_bytes(newest.read_bytes()[:-500])
+    assert stage(export, "a --out five --step 5")[0] == 0
+    code, _, err = stage(export, "a --out six --step 6")
+    assert code == 2 and "has a state of: 5; " in err and "train_state.pt: is damaged" in err
+    before = inputs / "a/train_state.before.pt"
+    content = bytearray(before.read_bytes())
+    content[len(content) // 2] ^= 1
+    before.write_bytes(content)
+    code, _, err = stage(export, "a --out again --step 5")
+    assert code == 2 and "train_state.before.pt: is damaged" in err
+    assert not (inputs / "again/model.safetensors").exists()
+
+
 def test_what_is_staged_is_a_copy_on_the_cpu_and_nothing_is_copied_ahead(tmp_path):
     """DCP's loader that copies ahead would open a stream of the first GPU on every rank."""
     writer = checkpoints.Writer(tmp_path / "a", tmp_path / "b", {}, 1, print)

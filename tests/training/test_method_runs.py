@@ -17,6 +17,7 @@ import torch
 import methods
 import score
 import slm
+import train_ref
 import train_slm
 from common import provenance
 from common.errors import UserError
@@ -297,6 +298,40 @@ def test_plain_training_from_a_weights_arguments_is_asked_for_by_name(stage, inp
     assert distance(inputs / "plain", inputs / "b") == 0
     assert stage(train_slm, "--from a/args.json --out c")[0] == 0
     assert distance(inputs / "a", inputs / "c") == 0
+
+
+def test_the_reference_s_trainer_does_not_repeat_a_selective_run(stage, inputs):
+    """It would be plain training without a word. The baseline is plain training, and may be."""
+    trained(stage, "--score loss --k 0.5 --steps 2 --out a")
+    trained(stage, "--score dft --steps 2 --out w")
+    trained(stage, "--k 1.0 --steps 2 --out plain")
+    for run in ("a", "w"):
+        code, _, err = stage(train_ref, f"--from {run}/args.json --out b")
+        assert code == 2 and "--from: is a run of train_slm.py, which chose or weighed" in err
+    assert stage(train_ref, "--from plain/args.json --out b")[0] == 0
+    assert distance(inputs / "plain", inputs / "b") == 0
+
+
+def test_windows_ranked_together_are_the_same_however_they_are_named(stage, inputs):
+    """A micro-batch of 4, then of 2 with the same windows ranked; and --score without a choice."""
+    trained(stage, "--score loss --k 0.5 --steps 3 --micro-batch-size 2 --out a")
+    named = "--score loss --k 0.5 --steps 3 --micro-batch-size 4 --rank-windows 2"
+    code, out, err = stage(train_slm, f"{SLM} {named} --out a")
+    assert code == 0, err
+    code, _, err = stage(train_slm, f"{SLM} {named.replace('windows 2', 'windows 4')} --out a")
+    assert code == 2 and "windows ranked together 2 -> 4" in err
+    trained(stage, "--k 1.0 --steps 2 --out plain")
+    trained(stage, "--k 1.0 --score loss --scope batch --steps 2 --out plain")
+
+
+def test_settings_that_are_no_numbers_and_functions_that_fail_are_one_line(stage, inputs):
+    for flags, said in (
+        ("--score profit --set tau=nan", "--set: got tau=nan, wanted a finite number"),
+        ("--score memft --set tau=0", "--score memft: math domain error"),
+        ("--score loss --epochs 1e308", "--epochs: got 1e+308, wanted at most"),
+    ):
+        code, _, err = stage(train_slm, f"{SLM} {flags} --out a")
+        assert code == 2 and said in err and "Traceback" not in err
 
 
 def test_from_leaves_the_shape_to_another_start(stage, inputs):
@@ -580,6 +615,29 @@ def test_the_choice_is_part_of_the_code_and_a_field_s_name_is_not(monkeypatch):
     monkeypatch.setitem(slm.PREDICTION, "entropy", other)
     assert source_hash(slm.SCORES["mile"]) != before["mile"]
     assert source_hash(excess) == before["excess"]
+
+
+TAU = 0.1
+
+
+class Callable:
+    def __call__(self, t):
+        return t.loss * TAU
+
+
+def test_defaults_and_what_a_class_names_are_part_of_the_code(monkeypatch):
+    def with_default(tau):
+        def score(t, tau=tau):
+            return t.loss > tau
+
+        return slm.Score(score, needs=("loss",))
+
+    assert source_hash(with_default(0.1)) == source_hash(with_default(0.1))
+    assert source_hash(with_default(0.1)) != source_hash(with_default(0.9))
+    instance = slm.Score(Callable(), needs=("loss",))
+    before = source_hash(instance)
+    monkeypatch.setitem(globals(), "TAU", 0.9)
+    assert source_hash(instance) != before
 
 
 def test_what_has_no_source_is_known_by_its_code_or_version():

@@ -153,10 +153,14 @@ def test_what_changes_no_result_is_no_other_run(stage, inputs):
         ("--score loss --k 0.5 --rank-windows 2", True),
         ("--score loss --k 1.0", True),
         ("--score loss --k 1.0:0.5@0.5", False),
-        ("--score dft", False),
+        ("--score dft", True),
+        ("--score of_mine", False),  # it may look at its group: it does not say that it does not
     ],
 )
-def test_the_micro_batch_belongs_to_a_run_where_it_is_ranked(stage, inputs, flags, is_the_same):
+def test_the_micro_batch_belongs_to_a_run_where_it_is_ranked(
+    stage, inputs, monkeypatch, flags, is_the_same
+):
+    monkeypatch.setitem(slm.SCORES, "of_mine", slm.Weight(lambda t: t.loss, needs=("loss",)))
     args = f"{STEPS} {flags} --out a"
     code, _, err = stage(train_slm, args)
     assert code == 0, err

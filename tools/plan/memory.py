@@ -219,6 +219,7 @@ def memory(
     bf16=True,
     moments="float32",
     reshard="default",
+    shards=None,
     **settings,
 ):
     """(bytes on one rank by part, their peak). Parts that never live together are in it once.
@@ -228,6 +229,8 @@ def memory(
     cast          the bf16 copies of matrices that autocast keeps
     head          what logits and temporaries add at the peak
     ranks         what FSDP2 gathers and reduces
+
+    shards: ranks that share a copy of the states (`--shard-size`), None: all of them.
     """
     n, outer, block = counts(config)
     sharded = ranks > 1 and parallel == "fsdp"
@@ -249,7 +252,7 @@ def memory(
     }
     if sharded:
         for name in ("weights", "gradients", "optimiser"):
-            parts[name] //= ranks
+            parts[name] //= shards or ranks
         # As parallel.shard does: bf16 copies are gathered instead of cast, two blocks at a time
         # (with --reshard-after-forward never all stay); those of embedding, norm and head stay.
         # One group's gradients are made, and reduced in fp32.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from common.device import PEAK_FLOPS  # first: it sets how torch's threads wait
 
+import numpy as np
+
 import slm
 from common.errors import UserError
 from common.records import read_json
@@ -98,7 +100,9 @@ class Plan:
             self.sets[args.out] = sum(self.size(source) for source in args.source)
         row["tokens"] = self.size(args.out)
         masked = args.mask_prompt or any(source.startswith("hf:") for source in args.source)
-        row["disk"] = row["tokens"] * (3 if masked else 2)
+        made = args.out and (Path(args.out) / "meta.json").exists()
+        of_token = np.dtype(header_of(args.out).dtype).itemsize if made else 2
+        row["disk"] = row["tokens"] * (of_token + (1 if masked else 0))
 
     def add_scoring(self, row, args):
         config = self.config(args.model, args)
@@ -181,6 +185,10 @@ class Plan:
         """Memory of a training stage as it is commanded; where it does not fit, the smallest change
         that makes it fit."""
         micro = self.micro_batch(args)
+        if args.shard_size and self.n_gpus % args.shard_size:
+            raise UserError(
+                f"--shard-size: got {args.shard_size}, wanted a divisor of {self.n_gpus} GPUs"
+            )
 
         def need(size, head, moments, checkpointing, reshard, parallel):
             """(bytes by part, peak)."""
@@ -195,6 +203,7 @@ class Plan:
                 moments=moments,
                 reshard=reshard,
                 checkpointing=checkpointing,
+                shards=args.shard_size,
                 k=getattr(args, "k", 1.0),
                 bf16=args.dtype != "float32",
                 told=told(args),
