@@ -80,7 +80,8 @@ def test_without_data_the_files_are_named(asked, tmp_path):
 def run_of(method, curve, loss, accuracy, scored=None):
     numbers = {"val_loss": curve[-1][1], "tokens_seen": curve[-1][0], "scored_tokens": scored}
     numbers |= {"gsm8k_loss": loss, "gsm8k_accuracy": accuracy}
-    return files.Run(method, 0, "small", numbers, curve, {}, {}, {})
+    arguments = {"k": 0.7} if method == "slm" else {}
+    return files.Run(method, 0, "small", numbers, curve, arguments, {}, {})
 
 
 def test_the_table_by_hand():
@@ -99,7 +100,7 @@ def test_the_table_by_hand():
         ["the reference itself", "0", "1.500", "1.750", "4.0", "500", "–", "–"],
         ["CLM", "0", "2.000", "2.250", "2.0", "2,000", "2,000", "2,000"],
         # From 3.0 to 1.75 in 1,000 tokens: 2.0 after 800; the reference 500, scoring 6,000 / 3.
-        ["SLM k 0.6", "0", "1.625", "1.875", "3.0", "2,000", "800", "3,300"],
+        ["SLM, k 0.7", "0", "1.625", "1.875", "3.0", "2,000", "800", "3,300"],
     ]
 
 
@@ -145,7 +146,7 @@ def test_runs_from_start_to_end_and_takes_up_what_is_done(python, tmp_path):
     out = tmp_path / "out/real_model"
     table = (out / "report.md").read_text()
     assert table in first
-    for label in ("before", "the reference itself", "CLM", "random 60 %", "SLM k 0.6"):
+    for label in ("before", "the reference itself", "CLM", "random tokens, k 0.6", "SLM, k 0.6"):
         row = next(line for line in table.splitlines() if f" {label} |" in line)
         losses = [float(cell) for cell in row.split("|")[4:6]]
         assert all(5 < loss < 8 for loss in losses), row  # near ln 501

@@ -99,7 +99,7 @@ def by_base(slm):
     """
     bases = {}
     for run in slm:
-        start = "" if ", then " in run.variant else run.inputs["init"]
+        start = "" if ", then " in run.variant else run.inputs.get("init")
         bases.setdefault(start, []).append(run)
     return list(bases.values())
 
