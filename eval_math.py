@@ -110,7 +110,11 @@ def arguments():
     add_machine(group, "of the weights and the forward pass")
     add_compile(group, "compile the one-token step; auto: on a GPU")
     group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="DIR", help="folder for the results (default: MODEL/eval)")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the results (default: MODEL/eval; with --regrade: regraded/ beside it)",
+    )
     group.add_argument("--overwrite", action="store_true", help="start the named tasks over")
     args = parser.parse_args()
     if args.tasks is None:

@@ -151,8 +151,8 @@ def add_arguments(parser):
         "--from",
         dest="earlier",
         metavar="FILE",
-        help="args.json of a run: repeat it; not taken over: --out, --threads, --device, --track, "
-        "--verify",
+        help="args.json of a run: repeat it; not taken over: --out, --overwrite, --threads, "
+        "--device, --track, --verify",
     )
     group.add_argument("--out", metavar="DIR", help="run folder, in the end a Hugging Face folder")
     group.add_argument(
@@ -167,7 +167,11 @@ def add_arguments(parser):
         default=250,
         help="steps between training states",
     )
-    group.add_argument("--save-minutes", type=positive, help="minutes between them; default: any")
+    group.add_argument(
+        "--save-minutes",
+        type=positive,
+        help="minutes after which one is due, too; default: by steps alone",
+    )
     group.add_argument(
         "--snapshots", type=whole(0), default=0, help="models saved on the way, evenly spaced"
     )

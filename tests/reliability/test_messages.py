@@ -29,7 +29,12 @@ STAGE = re.compile(r"\b(prepare|train_ref|score|train_slm|eval_math)\.py --|pyth
 # What a reader fills in, and with what here:
 OURS = {"REFERENCE": "r", "FILE": "made.bin", "TEXT": "text.jsonl", "MODEL": "m", "NEW": "new"}
 # Not messages: the demo's chain, which tests/demo runs, and usage lines of parsers.
-NO_MESSAGES = {"demo/chain.py", "tools/plan/__main__.py", "tools/local_hub.py"}
+NO_MESSAGES = {
+    "demo/chain.py",
+    "tools/plan/__main__.py",
+    "tools/gpu_check/stages.py",
+    "tools/local_hub.py",
+}
 
 
 @pytest.fixture

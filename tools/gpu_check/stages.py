@@ -1,8 +1,8 @@
 """The stages themselves on this machine: one GPU, then all of them in each way that there is.
 
-The demo's text, a small model, a few steps of two micro-batches a rank. A run on several GPUs has
-to end where the run on one GPU ends. Of each way one run is stopped by SIGTERM, and the same
-command goes on with it.
+The demo's text, a small model, a few steps of two micro-batches a rank. A run on several GPUs
+should end where the run on one GPU ends: the table says how far it is from it. Of each way one run
+is stopped by SIGTERM, and the same command goes on with it.
 """
 
 import json
@@ -74,14 +74,14 @@ def stages_case(case, args, env):
     flags = f"{common} {way} --ref-loss {ref_loss} --steps {LONG} --out {root / name}-long"
     long = f"train_slm.py --data {corpus} {flags}"
     log = Path(f"{root / name}-long/log.jsonl")
-    stop(command(args, f"{long} --overwrite", ranks), log)
+    stop(words_of(args, f"{long} --overwrite", ranks), log)
     result["stopped_at"] = last_step(log)
     run(args, long, ranks)
     result["steps"] = last_step(log)
     return result
 
 
-def command(args, stage, ranks=None):
+def words_of(args, stage, ranks=None):
     """The words of a stage's command, on so many ranks. prepare.py (None) knows no device."""
     words = [sys.executable]
     if (ranks or 1) > 1:
@@ -96,7 +96,7 @@ def command(args, stage, ranks=None):
 
 def run(args, stage, ranks=None):
     """Raises UserError, with what it said last, where a stage fails."""
-    done = subprocess.run(command(args, stage, ranks), capture_output=True, text=True)
+    done = subprocess.run(words_of(args, stage, ranks), capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "rror" in line] or [done.stderr[-300:]]
         raise UserError(f"{stage.split()[0]} on {ranks or 1} ranks: {said[-1]}")
