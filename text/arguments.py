@@ -10,8 +10,8 @@ def add_input_and_output(group):
         "--source",
         nargs="+",
         default=["demo"],
-        help="files (.txt .parquet .jsonl .json, these two also .gz or .zst), token sets, data sets "
-        "on the hub (hf:REPO[:CONFIG][:SPLIT][@REVISION]) (default: demo)",
+        help="files (.txt .parquet .jsonl .json, these two also .gz or .zst), token sets, data "
+        "sets on the hub (hf:REPO[:CONFIG][:SPLIT][@REVISION]) (default: demo)",
     )
     group.add_argument(
         "--out",
