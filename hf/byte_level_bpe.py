@@ -39,6 +39,8 @@ def from_json(spec, merges, where):
 
     ranks = {bytes([byte]): byte for byte in range(256)}
     unknown = vocab.get(model.get("unk_token"))
+    if unknown is not None and model.get("fuse_unk") and not byte_of.keys() <= vocab.keys():
+        refuse(where, "fuse_unk in a vocabulary without all bytes")
     # a byte without a token, and no unk_token: refused when a text has it, not before
     without = () if unknown is None else (unknown,)
     expand = [(vocab[name],) if name in vocab else without for name in byte_of]

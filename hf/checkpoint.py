@@ -52,8 +52,11 @@ def load(folder, dtype=torch.float32, device="cpu"):
     seen = set()
     unexpected = []
     not_finite = []
+    tied_head = None  # where the file holds it, too
     for path in weight_files(folder):
         for name, tensor in read_tensors(path):
+            if name == "lm_head.weight" and config.tie_word_embeddings:
+                tied_head = tensor.to(device=device, dtype=dtype, copy=True)
             if is_implied(name, config):
                 continue
             if name in seen:
@@ -75,6 +78,11 @@ def load(folder, dtype=torch.float32, device="cpu"):
         n, names = len(not_finite), listed(not_finite)
         print(f"warning: {folder}: {n} tensors hold non-finite values ({names})", file=sys.stderr)
     if config.tie_word_embeddings:
+        if tied_head is not None and not torch.equal(tied_head, model.model.embed_tokens.weight):
+            raise UserError(
+                f"{folder}: config.json ties the head to the embedding, the file's lm_head.weight "
+                f"is another matrix; wanted tie_word_embeddings false, or no such tensor"
+            )
         model.lm_head.weight = model.model.embed_tokens.weight
     model.frequencies = rope_frequencies(config)  # made on meta above
     return model

@@ -30,7 +30,7 @@ DEFAULTS = {
 # what an architecture is, whatever its config.json says: transformers reads none of these in it
 FIXED = {
     "llama": {"sliding_window": None},
-    "mistral": {},
+    "mistral": {"attention_bias": False, "mlp_bias": False},
     "qwen2": {"qkv_bias": True, "attention_bias": False, "mlp_bias": False},
     "qwen3": {"qk_norm": True, "mlp_bias": False},
 }
@@ -146,7 +146,11 @@ def read_rope(raw, need):
     transformers 5 writes rope_parameters with rope_theta in it, older versions rope_scaling with
     rope_theta beside it.
     """
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    both = [raw[name] for name in ("rope_parameters", "rope_scaling") if raw.get(name)]
+    need(
+        len(both) < 2 or both[0] == both[1], "rope_scaling beside rope_parameters", both[1:], "one"
+    )
+    rope = both[0] if both else {}
     one_kind = isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
     need(one_kind, "the rope scaling", rope, "one kind for all layers")
     kind = rope.get("rope_type", rope.get("type", "default"))

@@ -30,11 +30,11 @@ class Collator:
 
 def refuse_mixed_texts(batch, is_packed):
     """Raises UserError where texts in one row are not told apart as they were when scored."""
-    if is_packed and "position_ids" not in batch:
+    if is_packed and ("position_ids" not in batch or "attention_mask" in batch):
         raise UserError(
-            "SelectiveMixin: got packed rows (seq_lengths) without position_ids, so that texts "
-            "would see each other, which they did not when the reference scored them; wanted "
-            "padding_free=True"
+            "SelectiveMixin: got packed rows (seq_lengths) without position_ids, or with an "
+            "attention_mask beside them, so that texts would see each other, which they did not "
+            "when the reference scored them; wanted padding_free=True"
         )
 
 

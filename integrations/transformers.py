@@ -118,6 +118,11 @@ def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=Fals
             f"add_reference_losses: the data set has {', '.join(dataset.column_names)}, wanted "
             f"input_ids; tokenise (and pack) it first"
         )
+    if "position_ids" in dataset.column_names and "seq_lengths" not in dataset.column_names:
+        raise UserError(
+            "add_reference_losses: got position_ids without seq_lengths, wanted these for packed "
+            "rows: the reference has to see the texts apart, as the student will"
+        )
     if len(dataset) == 0:
         raise UserError("add_reference_losses: the data set has no rows")
     reference, identity = _reference(model, device, dtype)
@@ -339,7 +344,13 @@ class SelectiveMixin:
         """Raises UserError where texts would be ranked together that have a rank each."""
         if self.selection.scope != "sequence" or "position_ids" not in batch:
             return
-        if ((batch["position_ids"] == 0).sum(1) > 1).any():
+        starts = batch["position_ids"] == 0
+        if "attention_mask" in batch:
+            starts &= batch["attention_mask"] == 1
+        elif "labels" in batch:  # a run of padding at the end
+            targets_left = (batch["labels"] != IGNORED).flip(1).cumsum(1).flip(1) > 0
+            starts &= targets_left
+        if (starts.sum(1) > 1).any():
             raise UserError(
                 "SelectiveMixin: got scope sequence and several texts in one row; wanted scope "
                 "micro, or rows of one text (padding_free=False)"

@@ -336,6 +336,10 @@ def test_configs_mean_what_transformers_reads_in_them(raw, tmp_path):
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
         ({"rope_scaling": {"type": ["linear"]}}, "rope type"),
         ({"rope_scaling": {"type": "dynamic"}}, "'dynamic'"),
+        (
+            {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {"type": "yarn"}},
+            "rope_scaling beside rope_parameters",
+        ),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "one kind for all layers"),
         (
             {"rope_scaling": {**LLAMA_3_2["rope_scaling"], "high_freq_factor": 1.0}},
@@ -362,8 +366,27 @@ def test_config_values_that_are_refused(change, message):
     )
 
 
+def test_a_mistral_has_no_biases_whatever_its_config_says():
+    config = config_from_hf({**MISTRAL, "attention_bias": True, "mlp_bias": True})
+    assert not config.attention_bias and not config.mlp_bias
+
+
 # --------------------------------------------------------------------------------------------------
 # weights in
+
+
+def test_a_head_that_is_tied_and_another_matrix_is_refused(vocabulary, tmp_path):
+    write_model(tmp_path / "m", vocabulary, tie_word_embeddings=True)
+    path = next((tmp_path / "m").glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    for head, fits in ((embedding.clone(), True), (embedding + 1, False)):
+        safetensors.torch.save_file({**tensors, "lm_head.weight": head}, path)
+        if fits:
+            checkpoint.load(tmp_path / "m")
+            continue
+        with pytest.raises(UserError, match="lm_head.weight is another matrix"):
+            checkpoint.load(tmp_path / "m")
 
 
 def with_header(header, data=b"", length=None):

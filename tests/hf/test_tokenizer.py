@@ -486,6 +486,9 @@ def test_a_byte_that_the_vocabulary_lacks(tmp_path):
     folder = write(tmp_path / "b", spec)
     oracle = hugging_face(folder / "tokenizer.json")
     assert Tokenizer.load(folder).encode("café éé").tolist() == oracle(["café éé"])[0]
+    spec["model"]["fuse_unk"] = True
+    with pytest.raises(UserError, match="fuse_unk in a vocabulary without all bytes"):
+        Tokenizer.load(write(tmp_path / "c", spec))
 
 
 def test_very_long_runs(tmp_path):

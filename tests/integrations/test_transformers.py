@@ -393,6 +393,7 @@ def test_what_does_not_fit_is_one_line(inputs):
     with pytest.raises(UserError, match="wanted input_ids"):
         add_reference_losses(datasets.Dataset.from_list([{"text": "x"}]), model)
     for row, message in (
+        ({"input_ids": [1, 2], "position_ids": [0, 0]}, "got position_ids without seq_lengths"),
         ({"input_ids": []}, "a row has no tokens"),
         ({"input_ids": [1, 2, 99999]}, "the ids 1 to 99999, the reference knows 0 to"),
         ({"input_ids": [1, 2, 3, 4], "seq_lengths": [2, 1]}, "a row of 4 tokens has seq_lengths"),
