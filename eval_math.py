@@ -228,6 +228,9 @@ def evaluate(args):
         with taking_turns(folder):
             own_folder(out)  # goes with the run, where it is one
     subject = Subject(folder, args, env)
+    names = [result_name(task, args) for task in args.tasks]
+    model_hash = subject.hash[:16]
+    env.from_main(lambda: unfinished.refuse_another_model(out, names, args.model, model_hash))
     if args.overwrite:  # all of them first: the same command without --overwrite goes on then
         env.from_main(lambda: start_over(args, out))
     for task in args.tasks:
@@ -322,10 +325,9 @@ def evaluate_task(task, args, env, subject, out):
     keys = [(i, sample) for i in range(len(examples)) for sample in range(args.samples)]
     given = {key: earlier[key] for key in keys if key in earlier}
     todo = [key for key in keys if key not in given]
-    with Grader(task, examples) as grader:
-        if env.main:
-            for key, known in given.items():
-                grader.add(key, known.text)
+    with Grader(task, examples, env.main) as grader:
+        for key, known in given.items():
+            grader.add(key, known.text)
         if todo:
             answers, n = answer(task, args, env, subject, prompts, todo, settings)
             path = unfinished.partial_file(out, name, env.rank)

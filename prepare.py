@@ -285,6 +285,7 @@ def plan_of(args, sources, tokenizer, settings):
         "max_tokens": args.max_tokens,
         "mix": args.mix,
         "tokenizer": None if args.train_vocab else tokenizer.hash,
+        "labels": [labels_of(parts[0]) for parts in by_entry.values()],
         "ends": None if args.train_vocab else tokenizer.ends,
         "decontaminate": check.hash if check else None,
         "side": settings.side.name if settings.side else None,
@@ -297,19 +298,20 @@ def identity(parts):
     if first.shard:
         return f"commit {first.shard.commit}, {len(parts)} shards"
     if first.kind == "set":
-        return identity_of_set(open_set(first.path))
+        return f"sha256 {open_set(first.path).hash[:20]}"
     return f"sha256 {file_hash(first.path, sampled=True)[:20]}"
 
 
-def identity_of_set(tokens):
-    """Of its tokens; of which are targets and what their labels are, where it has such."""
-    text = f"sha256 {tokens.hash[:20]}"
-    if tokens.mask_hash:
-        text += f", targets {tokens.mask_hash[:20]}"
+def labels_of(source):
+    """What tells a token set's targets and labels from others; None where it has neither."""
+    if source.kind != "set":
+        return None
+    tokens = open_set(source.path)
+    parts = [f"targets {tokens.mask_hash[:20]}"] if tokens.mask_hash else []
     if tokens.kinds:
         labels = file_hash(tokens.folder / "kind.bin", sampled=True)
-        text += f", labels {' '.join(tokens.kinds)} {labels[:20]}"
-    return text
+        parts.append(f"labels {' '.join(tokens.kinds)} {labels[:20]}")
+    return ", ".join(parts) or None
 
 
 # --------------------------------------------------------------------------------------------------

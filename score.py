@@ -142,6 +142,8 @@ def check(args):
     for path in (args.out, Path(args.out).with_suffix(".json"), *files_of(args)):
         read = {"--model": args.model, "--data": args.data, "--val": args.val}
         owned.refuse_overlap(path, read)
+    if Path(args.out).exists():  # older versions took any name
+        return
     if "ref_entropy" in Path(args.out).name or args.out.endswith(".entropy.bin"):
         raise UserError(f"--out {args.out}: is named as entropies are; wanted one as ref_loss.bin")
     if Path(args.out).suffix != ".bin":  # else two files of losses could have one note

@@ -64,7 +64,8 @@ def _device(name, local):
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {name}: not a device that the kit runs on; use cpu or cuda")
-    if device.type == "cuda" and device.index != local and n_ranks() > 1:
+    several = n_ranks() > 1 and torch.cuda.device_count() > 1
+    if device.type == "cuda" and device.index != local and several:
         raise UserError(
             f"--device {name}: got it for all of {n_ranks()} ranks, wanted cuda, of which each "
             f"takes its own"

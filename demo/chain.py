@@ -133,7 +133,7 @@ def recipe(command):
     args = parser.parse_args(words)
     if script == "train_slm.py":
         settle_method(args)
-    settle(args, run=False)
+    settle(args, run=False, world=1)  # as `run` starts it
     left_out = {*identity.NOT_NOTED, *identity.EXECUTION, "earlier"}
     return {name: value for name, value in vars(args).items() if name not in left_out}
 

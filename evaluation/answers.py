@@ -124,25 +124,29 @@ def boxed(rest):
 ANSWER = re.compile(
     r"(?P<sign>^\s*[-−]\s*\$?\s*|[-−]\$?)?(?P<digits>\d+(?:,\d{3})*(?:\.\d+)?|(?<!\w)\.\d+)"
 )
-# What in front of it makes more of it: "\\frac{7", "sqrt(7", "minus 7".
+# What directly in front of it makes more of it: "\frac{7", "sqrt(7", "minus 7".
 MADE_OF = re.compile(
-    r"\w\(|[\\^/√{\[]|\b(?:minus|negative|sqrt|root|not|half|twice)\b", re.IGNORECASE
-)
-# What behind it: another number anywhere ("7 or 8", "7e3", "2 * 7"), "7!", "7k", "7 million".
-GOES_ON = re.compile(
-    r".*\d|\s*[!^/+<=>×·²³]|\s*\*(?!\*)|[^\W\d_]\b(?!')"
-    r"|.*\\(?![%$,; ]|text)"
-    r"|.*\b(?:hundred|thousand|[mbtr]*illion|dozen|half|halves|thirds?|quarters?|squared|cubed)\b",
+    r"(?:\w\(|[\\^/√\[]|(?<!text)(?<!boxed)\{|\b(?:minus|negative|sqrt|root)(?: of)?)\s*$",
     re.IGNORECASE,
+)
+# What directly behind it does: "7/8", "7e3", "7 or 8", "7!", "7k", "3x+1", "7 million".
+GOES_ON = re.compile(
+    r"[.eE][+-]?\d|[²³!]|\s*\^|[kKMB]\b|[a-z]\s*[-+*/^]\s*\d"
+    r"|\s*(?:[-−–+*/^=:,×·x]|\*\*|or\b|and\b|to\b)?\s*[-−]?\d"
+    r"|\s*(?:hundred|thousand|[mbtr]*illion|dozen|(?:and )?an? (?:half|third|quarter))\b"
+)
+# And what further behind it is another answer: "7 (or 8)", "x = 7 or x = 8".
+ANOTHER = re.compile(
+    r"(?:\b(?:or|and)\b|[+*/=,×·]|\\(?!text)[a-z]+)\s*(?:[a-z]\s*=\s*)?[$]?[-−]?\d"
 )
 
 
 def behind_hashes(text):
-    """(number, is the line nothing but that number?) of the first line with one behind "####".
+    """(number, does it stand alone?, what follows it) of the first line with one behind "####".
 
-    Beside it there may be words, a currency, a mark at the end. ("", False) without such a line.
-    The number is as it was written, but for the commas between its thousands and blanks behind its
-    sign. Line by line: one pattern for it all takes quadratic time on a long run of #.
+    Alone: no part of another number, or of something that is computed. ("", False, "") without such
+    a line. The number is as it was written, but for the commas between its thousands and blanks
+    behind its sign. Line by line: one pattern for all takes quadratic time on a long run of #.
     """
     for line in text.split("\n"):
         _, hashes, rest = line.partition("####")
@@ -151,8 +155,8 @@ def behind_hashes(text):
             sign = "-" if match["sign"] else ""
             before, after = rest[: match.start()], rest[match.end() :]
             alone = not MADE_OF.search(before) and not GOES_ON.match(after)
-            return sign + match["digits"].replace(",", ""), alone
-    return "", False
+            return sign + match["digits"].replace(",", ""), alone, after
+    return "", False, ""
 
 
 def after_hashes(text):
@@ -169,7 +173,7 @@ def number_of(answer):
     if not isinstance(answer, str | int | float):
         raise ValueError("answer, which is neither text nor a number")
     text = str(answer)
-    number, alone = behind_hashes(text if "####" in text else f"####{text}")
+    number, alone, _ = behind_hashes(text if "####" in text else f"####{text}")
     if not alone:
         raise ValueError(f"answer ({text[:60]!r} is no single number in digits)")
     return number

@@ -14,12 +14,13 @@ strict ones, worker.py runs what needs algebra.
 import atexit
 import os
 from concurrent.futures import ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import LifoQueue
 from threading import Lock
 
 from tqdm import tqdm
 
 from evaluation.answers import (
+    ANOTHER,
     MAX_CHARS,
     as_written,
     behind_hashes,
@@ -87,7 +88,8 @@ def own_verdict(text, gt):
     Strictly, it must not be a part of another number ("7/8") or stand beside another answer ("7 or
     8").
     """
-    pred, alone = behind_hashes(text)
+    pred, alone, after = behind_hashes(text)
+    alone = alone and not ANOTHER.search(after)
     right = pred != "" and pred == gt.replace(",", "")
     reason = "" if pred else "no answer found"
     return result(pred, gt, right, right and alone, reason)
@@ -156,7 +158,7 @@ class Pool:
     def __init__(self, n=None):
         n = n or min(8, os.cpu_count() or 1)
         self.workers = [Worker() for _ in range(n)]
-        self.free = SimpleQueue()
+        self.free = LifoQueue()  # one starts only when all that have are busy
         for worker in self.workers:
             self.free.put(worker)
         self.threads = ThreadPoolExecutor(n)
@@ -187,7 +189,9 @@ class Grader:
     An answer's key is (place of its problem, number of the sample).
     """
 
-    def __init__(self, task, examples):
+    def __init__(self, task, examples, main=True):
+        """`main`: on the other ranks nothing is graded, the first one grades all answers."""
+        self.main = main
         self.task = task
         self.examples = examples
         self.pool = Pool()
@@ -198,7 +202,9 @@ class Grader:
 
     def __enter__(self):
         spec = task_of(self.task)
-        if not (spec.choice or spec.own):  # before anything is decoded: it may be missing
+        if self.main and not (
+            spec.choice or spec.own
+        ):  # before anything is decoded: it may be missing
             self.pool.workers[0].start()
         return self
 
@@ -207,7 +213,8 @@ class Grader:
 
     def add(self, key, text):
         """Queue the text of an answer."""
-        self.verdicts[key] = self.pool.submit(self.grade, text, self.examples[key[0]])
+        if self.main:
+            self.verdicts[key] = self.pool.submit(self.grade, text, self.examples[key[0]])
 
     def grade(self, worker, text, example):
         found = verdict(worker, self.task, text, example.gt, truth=example.truth_raw)

@@ -172,7 +172,6 @@ def earlier_answers(out, name, settings):
     """
     lock_task(out, name)
     try:
-        refuse_another_model(out, name, settings)
         return answers_on_disk(out, name, settings)
     except UserError:
         if partial_file(out, name, 0).stat().st_size == 0:
@@ -198,20 +197,19 @@ def answers_on_disk(out, name, settings):
     return given | read_answers(out, name)
 
 
-def refuse_another_model(out, name, settings):
-    """Raises UserError where other tasks here were answered by another model of this name.
+def refuse_another_model(out, names, model, model_hash):
+    """Raises UserError where tasks but `names` were answered by another model of this name.
 
-    They would stand in one row of the table. Tasks that are started over do not count.
+    They would stand in one row of the table.
     """
     for other, entry in read_entries(out).items():
         theirs = entry["settings"]
-        if other == name or theirs.get("model") != settings["model"]:
+        if other in names or theirs.get("model") != model:
             continue
-        if theirs.get("model_hash") != settings["model_hash"] and (out / f"{other}.jsonl").exists():
+        if theirs.get("model_hash") not in (None, model_hash):
             raise UserError(
-                f"--out {out}: {other} was answered by another {settings['model']} (its weights "
-                f"were {theirs.get('model_hash')}, are {settings['model_hash']}); choose another "
-                f"--out, or name all --tasks that are there, with --overwrite"
+                f"--out {out}: {other} was answered by another {model} (its weights were "
+                f"{theirs['model_hash']}, are {model_hash}); choose another --out"
             )
 
 

@@ -31,7 +31,7 @@ from text.writing import AGAIN, TokenSetWriter, marked
 MARK_SECONDS = 5  # a kill costs at most this much work
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
-LATER = ("ends",)  # of a plan: what older ones do not have
+LATER = ("ends", "labels")  # of a plan: what older ones do not have
 SHOWN = 200  # characters of each side of a difference
 Count = Annotated[int, at_least(0)]
 

@@ -31,7 +31,9 @@ NAME = re.compile(
 )
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 DESCRIPTIONS = ("dataset_infos.json", "dataset_dict.json")  # of a data set, and no records
-SHARD_NAME = re.compile(r"(?:^|/)(?P<split>[^/]+)-\d{5}-of-\d{5}")
+SHARD_NAME = re.compile(
+    rf"(?:^|/)(?P<split>(?:{'|'.join(SPLITS)})(?:[_.-][^/]*)?)-\d{{5}}-of-\d{{5}}"
+)
 FOLDERS_NAMED = 12  # of a repository in which nothing fits
 
 
@@ -125,8 +127,7 @@ def words_of(path):
 def split_of(path):
     """The split that a shard is named after, "train_sft" of train_sft-00000-of-00003, or None."""
     found = SHARD_NAME.search(path)
-    is_split = found and words_of(found["split"]) & set(SPLITS)
-    return found["split"] if is_split else None
+    return found["split"] if found else None
 
 
 def is_of_split(path, split):
@@ -168,7 +169,7 @@ def nothing_fits(name, repo, files, endings):
     if len(folders) > FOLDERS_NAMED:
         shown += " ..."
     if splits := sorted({split for path, _ in files if (split := split_of(path))}):
-        shown += f", and the splits {', '.join(splits)}"
+        shown += f", and the splits {', '.join(splits)}, as in hf:{repo}::{splits[0]}"
     return UserError(
         f"--source {name}: {repo} has no file that fits, of {len(files)}; wanted one of "
         f"{' '.join(endings)}; it has {shown}"

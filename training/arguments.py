@@ -256,12 +256,13 @@ def earlier_arguments(argv, forget=None):
     return saved
 
 
-def settle(args, run=True):
+def settle(args, run=True, world=None):
     """Fill in the defaults that follow from other flags, and refuse what does not go together.
 
-    run: what it needs has to be installed here.
+    run: it is run here and now, so what it needs has to be installed. world: on so many ranks, by
+    default those that there are.
     """
-    world = n_ranks()
+    world = world or n_ranks()
     if args.micro_batch_size is None:
         args.micro_batch_size = max(1, args.batch_size // world)
     if isinstance(args.val, list) and len(args.val) == 1:
@@ -276,7 +277,8 @@ def settle(args, run=True):
             f"--batch-size: got {args.batch_size}, wanted a multiple of --micro-batch-size times "
             f"the number of ranks, {per_forward}"
         )
-    if run and args.shard_size and (args.parallel != "fsdp" or world % args.shard_size != 0):
+    divides = not run or args.shard_size is None or world % args.shard_size == 0
+    if args.shard_size and (args.parallel != "fsdp" or not divides):
         raise UserError(
             f"--shard-size: got {args.shard_size} with --parallel {args.parallel} and {world} "
             f"ranks, wanted --parallel fsdp and a divisor of the number of ranks"

@@ -79,9 +79,6 @@ def forget(saved, given):
     those of its score where `--score` names another, and what another `--scope` cannot have."""
     if given("--scope") not in (None, "micro"):
         saved.pop("rank_windows", None)
-    named_score = slm.SCORES.get(given("--score"))
-    if named_score and not given("--scope") and named_score.scope != "micro":
-        saved.pop("rank_windows", None)
     if isinstance(slm.SCORES.get(given("--score") or saved.get("score")), slm.Weight):
         saved.pop("k", None)  # it has none; 1.0 stands there
     if given("--score") in (None, saved.get("score")):
@@ -97,6 +94,9 @@ def forget(saved, given):
         saved.pop("scope")
     if saved.get("k") in (K, 1.0):  # as where --k says nothing
         saved.pop("k", None)
+    scope = given("--scope") or saved.get("scope", getattr(method, "scope", "micro"))
+    if scope != "micro":
+        saved.pop("rank_windows", None)
 
 
 def settle_method(args):

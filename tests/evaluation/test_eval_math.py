@@ -228,6 +228,9 @@ def test_another_model_of_one_name_is_refused_in_one_folder(stage, vocabulary, t
     write_model(tmp_path / "run", vocabulary, seed=7)
     code, _, err = stage(E, "--model run --out o --tasks more/other.jsonl")
     assert code == 2 and "--out o: test was answered by another run (its weights were" in err
+    done = (tmp_path / "o/test.jsonl").read_bytes()
+    again = "--model run --out o --tasks more/other.jsonl --overwrite"
+    assert stage(E, again)[0] == 2 and (tmp_path / "o/test.jsonl").read_bytes() == done
     assert stage(E, f"--model run --out o {both} --overwrite")[0] == 0
     hashes = {
         entry["settings"]["model_hash"]

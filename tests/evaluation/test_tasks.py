@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from common.errors import UserError  # noqa: E402
 from common.owned import LIST  # noqa: E402
 from evaluation import pinned, tasks  # noqa: E402
+from evaluation.answers import number_of  # noqa: E402
 from evaluation.grading import own_verdict  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data"
@@ -306,3 +307,26 @@ def test_own_copy_that_differs_is_used_with_a_warning(tmp_path, capsys):
 def test_neither_file_imports_torch():
     code = "import sys; from evaluation import tasks, grading; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "answer, number",
+    [
+        (7, "7"),
+        (7.5, "7.5"),
+        ("1,250", "1250"),
+        ("so it is\n#### 6 quarters", "6"),
+        ("#### 3 m^2", "3"),
+        ("#### 42 = total", "42"),
+        ("#### half the class is 12", "12"),
+        (r"#### \boxed{5}", "5"),
+        *((wrong, None) for wrong in ("1/2", "3x+1", "sqrt(2)", "2**10", "x=3 and y=4", "1e+20")),
+        *((wrong, None) for wrong in (1e-5, r"\frac{1}{2}", "7k", "7 million", "minus 7", "none")),
+    ],
+)
+def test_the_truth_of_a_problem_of_ones_own_is_a_single_number(answer, number):
+    if number is None:
+        with pytest.raises(ValueError, match="no single number in digits"):
+            number_of(answer)
+    else:
+        assert number_of(answer) == number

@@ -78,6 +78,18 @@ SPLITS = [f"data/{name}-00000-of-00001.parquet" for name in ("train", "train_1M"
         ([(name, 1) for name in SPLITS], None, "train_1M", SPLITS[1:2]),
         ([(name, 1) for name in SPLITS[1:]], None, None, []),
         (
+            [("data/en-train-00000-of-00002.parquet", 1)],
+            None,
+            "train",
+            ["data/en-train-00000-of-00002.parquet"],
+        ),
+        (
+            [("a/c4-af-validation.x-00000-of-00001.json.gz", 1)],
+            None,
+            "validation",
+            ["a/c4-af-validation.x-00000-of-00001.json.gz"],
+        ),
+        (
             [("train_sft/a.jsonl", 1), ("train_gen/a.jsonl", 1)],
             None,
             "train_sft",
@@ -113,7 +125,9 @@ def by_hash(paths):
 def test_the_splits_that_there_are_are_named():
     files = [(name, 1) for name in SPLITS[1:]]
     error = hub_datasets.nothing_fits("hf:a/b", "a/b", files, sources.SHARDS)
-    assert str(error).endswith("it has data, and the splits train_1M, train_5M")
+    assert str(error).endswith(
+        "it has data, and the splits train_1M, train_5M, as in hf:a/b::train_1M"
+    )
 
 
 def test_a_part_of_a_data_set_comes_from_all_of_its_folders():

@@ -152,7 +152,7 @@ def test_a_set_whose_source_has_other_targets_now_is_another_one(folder, tmp_pat
     prepared(tmp_path / "mixed", *mixed)
     assert prepared(tmp_path / "source", *pairs, "--overwrite").hash == masked.hash
     open_set.cache_clear()
-    with pytest.raises(UserError, match="sources was .*targets .* is now"):
+    with pytest.raises(UserError, match="labels was .*targets .* is now null"):
         prepared(tmp_path / "mixed", *mixed)
 
 

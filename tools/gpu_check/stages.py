@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -105,16 +106,20 @@ def run(args, stage, ranks=None):
 def stop(words, log):
     """Start a run and ask it to stop, by SIGTERM, as soon as it has logged a step."""
     log.unlink(missing_ok=True)
-    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while running.poll() is None and not (log.exists() and last_step(log)):
+    running = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    told = ThreadPoolExecutor(1).submit(running.communicate)
+    while running.poll() is None and not last_step(log):
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
-    running.wait()
+    said, _ = told.result()
+    if not 0 < last_step(log) < LONG or running.returncode == 0:
+        last = said.strip().splitlines()[-1:] or ["nothing"]
+        raise UserError(f"the long run was not stopped on its way, it said: {last[0]}")
 
 
 def last_step(log):
     """The last step in a log, 0 where there is none; a line that is being written is none yet."""
-    lines = log.read_text().splitlines(keepends=True)
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     whole = [json.loads(line) for line in lines if line.endswith("\n")]
     return whole[-1]["step"] if whole else 0
 
