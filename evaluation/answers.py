@@ -132,7 +132,7 @@ MADE_OF = re.compile(
 # What directly behind it does: "7/8", "7e3", "7 or 8", "7!", "7k", "3x+1", "7 million".
 GOES_ON = re.compile(
     r"[.eE][+-]?\d|[²³!]|\s*\^|[kKMB]\b|[a-z]\s*[-+*/^]\s*\d"
-    r"|\s*(?:[-−–+*/^=:,×·x]|\*\*|or\b|and\b|to\b)?\s*[-−]?\d"
+    r"|\s*(?:[-−–+*/^=:,×·x]|\*\*|or\b|and\b|to\b)?\s*(?:[a-z]\s*=\s*)?[-−]?\d"
     r"|\s*(?:hundred|thousand|[mbtr]*illion|dozen|(?:and )?an? (?:half|third|quarter))\b"
 )
 # And what further behind it is another answer: "7 (or 8)", "x = 7 or x = 8".
