@@ -119,13 +119,13 @@ ARRANGEMENTS = {
     "losses on the tokens": score("d/tokens.bin", (), OVERLAP),
     "losses on another set's tokens": score("other/v/tokens.bin", (), KIND),
     "losses in another set's folder": score("other/v/r.bin", (), KIND),
-    "losses on a run's model": score("run/model.safetensors", (), "ends in .bin"),
-    "losses on a run's log": score("run/log.jsonl", (), "ends in .bin"),
+    "losses on a run's model": score("run/model.safetensors", (), KIND),
+    "losses on a run's log": score("run/log.jsonl", (), KIND),
     "losses on a folder": score("o", {"o": "dir"}, "is a folder"),
     "losses on a folder of the kit's": score("run", (), "is a folder"),
     "losses named as their note": score("o.json", (), "wanted a file that ends in .bin"),
     "losses on a link": score("o.bin", {"real": "x", "o.bin": "-> real"}),
-    "losses on a page of the kit's": score("cleaned.jsonl", (), "ends in .bin"),
+    "losses on a page of the kit's": score("cleaned.jsonl", (), "no note of losses"),
     "losses below a file": score("o/r.bin", {"o": "x"}, "is a file"),
     "losses beside a folder for the old ones": score(
         "r.bin", {".before-r.bin/x": "x"}, more="--overwrite"
