@@ -209,12 +209,13 @@ def prepare_set(args, out, side=None):
         mix=args.mix,
         side=side,
     )
-    if side and any(source.kind == "set" for source in sources):
+    has_set = any(source.kind == "set" for source in sources)
+    if side and has_set:
         raise UserError(
             "--val-share: got a token set as --source, wanted text; hold a part out where its text "
             "is prepared"
         )
-    if args.decontaminate and any(source.kind == "set" for source in sources):
+    if args.decontaminate and has_set:
         raise UserError(
             "--decontaminate: got a token set as --source, wanted text; leave problems out where "
             "its text is prepared"

@@ -202,10 +202,9 @@ class Grader:
 
     def __enter__(self):
         spec = task_of(self.task)
-        if self.main and not (
-            spec.choice or spec.own
-        ):  # before anything is decoded: it may be missing
-            self.pool.workers[0].start()
+        needs_algebra = not (spec.choice or spec.own)
+        if self.main and needs_algebra:  # before anything is decoded: it may be missing
+            self.pool.workers[-1].start()  # the first that is asked
         return self
 
     def __exit__(self, *_):

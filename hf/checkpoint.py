@@ -55,9 +55,9 @@ def load(folder, dtype=torch.float32, device="cpu"):
     tied_head = None  # where the file holds it, too
     for path in weight_files(folder):
         for name, tensor in read_tensors(path):
-            if name == "lm_head.weight" and config.tie_word_embeddings:
-                tied_head = tensor.to(device=device, dtype=dtype, copy=True)
             if is_implied(name, config):
+                if name == "lm_head.weight":
+                    tied_head = tensor.to(device=device, dtype=dtype, copy=True)
                 continue
             if name in seen:
                 raise UserError(f"{path}: tensor {name} stands in another shard too")

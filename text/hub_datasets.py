@@ -105,8 +105,8 @@ def choose(files, config, split, endings, otherwise=None):
 
     `files`: those of the repository. No `config`: all of them. A shard's name says which split it
     is (train_sft-00000-of-00003), else a word of its path (between / - _ .); where no path has one,
-    all are taken. No `split`: train. Files that end `otherwise` count
-    where no other does: a .json may hold records, or describe the others.
+    all are taken. No `split`: train. Files that end `otherwise` count where no other does: a .json
+    may hold records, or describe the others.
     """
     chosen = [file for file in files if file[0].endswith(tuple(endings))]
     if not chosen and otherwise:
