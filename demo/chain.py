@@ -95,6 +95,8 @@ def finished(path, command):
         saved = vars(read_record(path, Note, "stored losses", again))
         if command.endswith("--entropy") and not saved["entropy"]:
             return False
+        if differs(flags, saved):
+            return False
     else:
         saved = arguments(path.parent)
         if identity.changed_arguments(saved, recipe(command)):
@@ -112,15 +114,18 @@ def finished(path, command):
         wanted["init"] = checkpoint.model_hash(flags["--init"])
     if "--val" in flags and "--model" not in flags:
         wanted["validation"] = hash_of_validation([TokenSet(flags["--val"])])
-    if any(got.get(key) != value for key, value in wanted.items()):
-        return False
+    return all(got.get(key) == value for key, value in wanted.items())
+
+
+def differs(flags, note):
+    """Does a score.py command say another thing than the note of its losses? Not by names."""
     for flag, value in flags.items():
         key = flag[2:].replace("-", "_")
-        if flag in ("--data", "--val", "--init", "--model", "--out") or key not in got:
+        if flag in ("--data", "--val", "--model", "--out") or key not in note:
             continue
-        if not agrees(got[key], value):
-            return False
-    return True
+        if not agrees(note[key], value):
+            return True
+    return False
 
 
 def recipe(command):
