@@ -213,8 +213,7 @@ class Loader:
     """Which windows each step sees: a function of (seed, step) alone, so resuming is one integer.
 
     Step s takes `batch_size` windows at positions s * batch_size onwards of an endless row of
-    epochs, each an exact permutation of all windows. Ranks take turns at the micro-batches: rank r
-    of R has number r, r + R, ...
+    epochs, each an exact permutation of all windows.
     """
 
     def __init__(self, n_windows, batch_size, seed):

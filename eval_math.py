@@ -275,13 +275,13 @@ class Subject:
             self.model,
             self.tokenizer,
             max_new_tokens,
-            stop,
-            self.extra_eos(),
-            prefix,
-            self.batch_tokens(),
-            is_compiled(self.args, self.env.device),
-            self.args.temperature,
-            self.args.seed or 0,
+            stop=stop,
+            eos=self.extra_eos(),
+            prefix=prefix,
+            batch_tokens=self.batch_tokens(),
+            compiled=is_compiled(self.args, self.env.device),
+            temperature=self.args.temperature,
+            seed=self.args.seed or 0,
         )
 
     def extra_eos(self):

@@ -1,4 +1,5 @@
-"""Other papers' choices and weights of tokens, each a value of `--score` beside slm.py's five.
+"""More choices and weights of tokens, values of `--score` beside slm.py's five: those of other
+papers, two of Rho-1's appendix, and some of ours.
 
     python train_slm.py --score clean --base-loss FILE --ref-loss FILE ...
     python train_slm.py --score mile --set gamma=2 ...      # a number of the function's own
@@ -14,7 +15,7 @@ import math
 import torch
 
 from common.errors import UserError
-from slm import PREDICTION, SCORES, Score, Weight, keep_top, refuse_not_finite
+from slm import PREDICTION, SCORES, Score, Weight, keep_top, n_keep, refuse_not_finite
 
 # --------------------------------------------------------------------------------------------------
 # 1. The top k by another score.
@@ -34,7 +35,7 @@ def clean(t):
 
 
 def entropy(t):
-    """H: where the student is unsure. ESLM (2505.19893); with S = l it is slm.py's `loss`."""
+    """H: where the student is unsure. ESLM (2505.19893), which also takes l: slm.py's `loss`."""
     return t.entropy
 
 
@@ -85,7 +86,7 @@ def keep_whole(values, valid, k, together=None):
         means = total.index_add_(0, place, scores[rows][inside].double()) / tokens
         order = means.argsort(descending=True, stable=True)
         so_far = tokens[order].cumsum(0)
-        budget = max(1, math.floor(k * int(tokens.sum()) + 0.5))
+        budget = n_keep(int(tokens.sum()), k)
         last = int((so_far - budget).abs().argmin())
         chosen = torch.zeros_like(tokens, dtype=torch.bool)
         chosen[order[: last + 1]] = True

@@ -297,8 +297,8 @@ class Transformer(nn.Module):
         """tokens (B, T) -> hidden states after the final norm (B, T, C).
 
         With a `Cache`, tokens[b] go to its row b (it may have more rows), behind the prefix and the
-        lengths[b] tokens there, and the lengths grow by T. `tail` (B,) then counts the real tokens
-        of each row; the rest is padding on the right, its output meaningless.
+        lengths[b] tokens there, and the lengths grow by T, or by `tail` (B,), which counts the real
+        tokens of each row; the rest is padding on the right, its output meaningless.
         """
         x = self.model.embed_tokens(tokens)
         if torch.is_autocast_enabled(x.device.type):

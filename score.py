@@ -23,12 +23,12 @@ import slm
 from common import aside, files, owned
 from common.checksums import Checksums
 from common.command_line import Parser, add_compile, add_machine, whole
+from common.compiling import compile_blocks
 from common.errors import UserError, cli
 from common.json_files import START_OVER
 from common.numerics import numerics
 from data import STORED_FORMAT, TokenSet, entropy_path
 from hf import checkpoint, models
-from training import parallel
 from training.identity import hash_of_validation
 from training.losses_file import (
     claim,
@@ -60,8 +60,8 @@ def arguments(argv=None):
     group.add_argument(
         "--context",
         type=whole(2),
-        help="most tokens that a prediction sees, and half as many at least, but at a window's "
-        "beginning; default: the window",
+        help="most tokens that a prediction sees; behind a window's beginning it sees at least "
+        "half as many; default: the window",
     )
     group.add_argument("--verify", action="store_true", help="read and hash the token sets first")
     group.add_argument(
@@ -92,7 +92,7 @@ def main():
     check(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    sets = validation_sets(args, data)
+    sets = validation_sets(args, data, env)
     folder = models.folder_of(args.model, args.revision, data, env)
     header = {
         "format": STORED_FORMAT,
@@ -116,9 +116,9 @@ def main():
         reference.cast_products(env.dtype)
         model = slm.WithLoss(reference).eval()
         # --context and --val have other shapes: a graph for each, none for every shape.
-        parallel.compile_blocks(model, args, env, dynamic=False)
-        for stored in left:
-            score(args, env, data, model, note, stored)
+        compile_blocks(model, args, env, dynamic=False)
+        for names in left:
+            score(args, env, data, model, note, names)
         for val in unknown:
             add_validation(args, env, val, model, note)
     if env.main:
@@ -150,37 +150,37 @@ def check(args):
         raise UserError(f"--out {args.out}: wanted a file that ends in .bin, such as ref_loss.bin")
 
 
-def score(args, env, data, model, note, stored=("loss",)):
-    """A pass over the token set that stores losses, entropies, or both."""
+def score(args, env, data, model, note, names=("loss",)):
+    """A pass over the token set that stores what is named: "loss", "entropy", or both."""
     T = args.seq_len
     n_windows = data.n_windows(T)
-    progress = note if "loss" in stored else note["entropies"]
+    progress = note if "loss" in names else note["entropies"]
     n_scored = progress["n_scored"]
-    chunk = CHUNK * args.batch_size
-    paths = [paths_of(args)[name] for name in stored]
-    files_of_values = {}
-    if env.main:  # one rank writes
+    chunk = CHUNK * args.batch_size * env.world
+    paths = [paths_of(args)[name] for name in names]
+    outputs = {}  # on the rank that writes
+    if env.main:
         known = note["checksums"]
         size = size_of(n_scored, data, T)
-        for name, path in zip(stored, paths):
-            files_of_values[name] = Losses(path, size, known.get(path.name, []))
+        for name, path in zip(names, paths):
+            outputs[name] = ValuesFile(path, size, known.get(path.name, []))
     bar = tqdm(
         total=n_windows, initial=n_scored, desc=str(paths[0]), unit="window", disable=not env.main
     )
     for start in range(n_scored, n_windows, chunk):
         end = min(n_windows, start + chunk)
-        score_chunk(args, env, data, model, stored, files_of_values, start, end, bar)
+        score_chunk(args, env, data, model, names, outputs, (start, end), bar)
         if env.main:
-            note["checksums"] |= {f.path.name: f.save() for f in files_of_values.values()}
+            note["checksums"] |= {f.path.name: f.save() for f in outputs.values()}
             progress["n_scored"] = end
-            if "entropy" in stored and end == n_windows:
+            if "entropy" in names and end == n_windows:
                 note["entropy"] = True
             save_note(args, note)
             aside.discard(Path(args.out).parent, place_of(args.out))
     bar.close()
 
 
-class Losses(files.Growing):
+class ValuesFile(files.Growing):
     """A file of float16 values, with its checksums."""
 
     def __init__(self, path, size, known):
@@ -204,21 +204,22 @@ class Losses(files.Growing):
         return self.checksums.all()
 
 
-def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar):
-    """Windows start..end, `--batch-size` a rank at a time. `stored`: names of what is gathered."""
+def score_chunk(args, env, data, model, names, outputs, chunk, bar):
+    """Windows start..end, the `chunk`, `--batch-size` a rank at a time: append what is named."""
+    start, end = chunk
     T, size = args.seq_len, args.batch_size
-    wants = ("entropy",) if "entropy" in stored else ()
+    wants = ("entropy",) if "entropy" in names else ()
     for first in range(start, end, size * env.world):
         # Every rank makes the same number of forward passes.
         windows = np.arange(size) + first + env.rank * size
         x, y, _ = map(env.tensor, data.batch(windows.clip(max=end - 1), T))
         with torch.no_grad(), env.autocast():
             found = predicted(model, x, y, args.context, wants)
-        gathered = {name: torch.cat(env.gather(found[name].float())) for name in stored}
+        gathered = {name: torch.cat(env.gather(found[name].float())) for name in names}
         stop = min(first + size * env.world, end)
         at = first * T + 1
         last = min(data.count, stop * T + 1)
-        for name, file in files_of_values.items():
+        for name, file in outputs.items():
             values = gathered[name].flatten()[: last - at]
             file.append(finite(values, at, f"{name} that {args.model} gives"))
         bar.update(stop - first)
@@ -227,7 +228,7 @@ def score_chunk(args, env, data, model, stored, files_of_values, start, end, bar
 def predicted(model, x, y, context, wants):
     """{"loss": (B, T)}, and of each of `wants`, such as "entropy".
 
-    With a context of N windows are cut into pieces of N tokens, each N/2 behind the one before it.
+    With a context of N, each window is cut into pieces of N tokens, each N/2 behind the one before.
     The second half of a piece is what counts, of the first piece all: a target behind the first
     N/2 is predicted from N/2 to N tokens, as LongCE does with a sliding window.
     """

@@ -2,15 +2,15 @@
 
     1. A reference model is trained on curated data                                    train_ref.py
     2. L_ref(x_i) = -log P_ref(x_i | x_<i) is computed once per token and stored       score.py
-    3. The student reads every token of a batch, but only the k% with the highest
-       excess loss, L_theta(x_i) - L_ref(x_i), carry loss and gradient                 train_slm.py
+    3. The student reads every token of a batch, but only a share k of them, those with the
+       highest excess loss, L_theta(x_i) - L_ref(x_i), carry loss and gradient         train_slm.py
 
 This file is step 3: a score for each token, the choice of the highest, and the loss over them.
 training/selector.py joins them: it makes the `Tokens` of a micro-batch and hands the head a
 function that asks `Selection` which are kept. The trainers divide the summed loss.
 
 To try an idea of your own, write a function of `Tokens` and add it to SCORES: its name is then
-a value of `--score`. methods.py holds those of other papers.
+a value of `--score`. methods.py holds more of them.
 """
 
 import math
@@ -39,7 +39,7 @@ class Tokens(SimpleNamespace):
     document     the number of its document in the corpus (int64)
     memory       what the score's own `remember` gave when the token was last seen; 0 at first
     noise        uniform in [0, 1), a function of seed, step and window
-    NAME         any array of the corpus' length (--stored NAME=FILE)
+    NAME         any array of the corpus' length (--stored NAME=FILE); int64 of whole numbers
     valid        may it be a target (bool). Always there, as is
     together     how many rows are ranked together (an int)
     """
@@ -85,7 +85,8 @@ class Score:
     """What tokens are ranked by, `function(tokens)` -> (B, T): the top k of it carry loss.
 
     needs     the fields of `Tokens` that the function reads
-    choose    another choice than `keep_top`: (values, valid, k, together) -> (B, T) bool
+    choose    another choice than `keep_top`: (values, valid, k, together) -> (B, T) bool; values
+              are what the function gave, perhaps a pair
     per       what the trainer divides the summed loss by: the tokens "kept", or all "valid" ones
     scope     what is ranked together, one of SCOPES, where `--scope` says nothing
     remember  function(tokens) -> (B, T): `t.memory` of these tokens from now on; the trainer calls
@@ -115,7 +116,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Weight(Score):
-    """A factor of each token's loss, `function(tokens)` >= 0, or a set (bool). There is no k.
+    """A factor of each token's loss, `function(tokens)` >= 0, or yes and no (bool). No k.
 
     per: "valid", "kept" (those above 0) or "weights" (their sum).
     alone: does it look at each token by itself? The micro-batch is then a matter of speed.
@@ -211,7 +212,7 @@ def keep_top(scores, valid, k, together=None):
 
 
 def weights_of(values, valid):
-    """The factors that a `Weight` gave, 0 where a token is not valid; a set stays one. (B, T).
+    """The factors that a `Weight` gave, 0 where a token is not valid; bool stays bool. (B, T).
 
     Raises UserError where a valid one is below 0 or not finite; on a GPU it counts as 0.
     """
@@ -228,8 +229,9 @@ def weights_of(values, valid):
 class Selection:
     """Which tokens carry loss and gradient: the top `k` by `score`, ranked within `scope`.
 
-    k = 1 keeps every valid token and looks at no score at all: plain causal training. With
-    `rank_windows` the scope "micro" ranks so many windows together, else those of a forward pass.
+    k = 1 with a `Score` keeps every valid token and calls no function: plain causal training. A
+    `Weight` has no k; 1 stands there. With `rank_windows` the scope "micro" ranks so many windows
+    together, else those of a forward pass.
     """
 
     k: float
@@ -275,11 +277,11 @@ class Selection:
 
     @property
     def counted(self):
-        """What tells how many are kept, the loss's divisor; the earliest of
+        """What has to be known before one can say how many tokens are kept.
 
-        "masks"     of valid targets: as many as the top k of each group
-        "stored"    values: the choice itself can be made before the forward pass
-        "losses"    the student's: known only behind it
+        "masks"     which targets are valid: the top k of each group are so many
+        "stored"    the stored values, too: the choice is made before the forward pass
+        "losses"    the student's losses: known only behind it
         """
         if self.method is None:
             return "masks"
@@ -385,7 +387,7 @@ class WithLoss(nn.Module):
 
     forward(x, y, select) -> (sum of kept losses, losses (B, T), kept (B, T)).
     forward(x, y) -> losses (B, T); with `wants` a list of them and of what is wanted.
-    `more`: what the head takes beside this.
+    `more`: what a head of training/heads.py takes beside this (`count`).
     """
 
     def __init__(self, model, head=head_full):
@@ -400,10 +402,10 @@ class WithLoss(nn.Module):
             out = token_losses(hidden, self.lm.head_weight, targets, wants)
             return [part.view_as(y) for part in out] if wants else out.view_as(y)
 
-        def choose(losses, **also):
+        def select_flat(losses, **also):
             also = {name: values.view_as(y) for name, values in also.items()}
             return select(losses.view_as(y), **also).flatten()
 
         weight = self.lm.head_weight
-        total, losses, kept = self.head(hidden, weight, targets, choose, wants=wants, **more)
+        total, losses, kept = self.head(hidden, weight, targets, select_flat, wants=wants, **more)
         return total, losses.view_as(y), kept.view_as(y)

@@ -41,7 +41,7 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_sets(args, data)
+    val = validation_sets(args, data, env)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil(args.epochs * loader.n_windows / args.batch_size)
@@ -71,8 +71,8 @@ def train(args, env, run, data, val, loader, model):
         mine = range(env.rank, len(micro_batches), env.world)
         # Dividing by how many tokens carry loss, over all micro-batches and ranks, makes the loss
         # the exact mean, however they are spread.
-        counts = [int(data.valid(windows, T).sum()) for windows in micro_batches]
-        divisor = max(1, sum(counts))
+        counts = {i: int(data.valid(micro_batches[i], T).sum()) for i in mine}
+        divisor = max(1, env.count(counts.values()))
         meter = Meter(env, data.kinds)
         for i in mine:
             windows = micro_batches[i]

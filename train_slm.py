@@ -24,7 +24,7 @@ from training.arguments import add_arguments, parse, settle
 from training.identity import hashes_of
 from training.loss import FastLoss
 from training.meter import Meter
-from training.method_flags import add_method, forget, settle_method
+from training.method_flags import add_method, drop_what_followed, settle_method
 from training.optimizer import clip_gradients, finite_norm, lr_at, make_optimizer
 from training.run import Run
 from training.selector import Selector
@@ -35,7 +35,8 @@ def arguments(argv=None):
     parser = Parser(__doc__)
     add_method(parser)
     add_arguments(parser)
-    return settle_method(parse(parser, argv, forget))
+    args = parse(parser, argv, drop_what_followed)
+    return settle_method(args)
 
 
 def main():
@@ -44,15 +45,14 @@ def main():
     settle(args)
     env = Env(args)
     data = TokenSet(args.data, args.verify)
-    val = validation_sets(args, data)
+    val = validation_sets(args, data, env)
     loader = Loader(data.n_windows(args.seq_len), args.batch_size, args.seed)
     if args.steps is None:
         args.steps = math.ceil(args.epochs * loader.n_windows / args.batch_size)
-    selector = Selector(args, data, env)
+    selector = Selector(args, data, env, val)
     model, tokenizer_from, init = models.initial_model(args, data, env)
     inputs = {**hashes_of(data, val), "init": init, **selector.started_from(init)}
-    reference_loss = selector.reference_loss_on(val[0] if val else None)
-    run = Run(args, inputs, env, model, tokenizer_from, reference_loss, selector)
+    run = Run(args, inputs, env, model, tokenizer_from, selector)
     if not run.summary:
         train(args, env, run, data, val, loader, model, selector)
     run.show_summary()
@@ -75,9 +75,9 @@ def train(args, env, run, data, val, loader, model, selector):
         # Of all ranks, in one order: rank r of R takes number r, r + R, ...
         micro_batches = loader.micro_batches(step, args.micro_batch_size)
         mine = range(env.rank, len(micro_batches), env.world)
-        # Dividing by how many tokens carry loss, over all micro-batches and ranks, makes the loss
-        # the exact mean, however they are spread.
-        counts, divisor = selector.counts(student, step, micro_batches)
+        # The divisor is one for all micro-batches and ranks, however tokens are spread over them:
+        # how many carry loss, or what else a method divides by.
+        counts, divisor = selector.begin(student, step, micro_batches)
         meter = Meter(env, data.kinds, args.score, histogram=bool(args.track))
         for i in mine:
             windows = micro_batches[i]
@@ -91,7 +91,7 @@ def train(args, env, run, data, val, loader, model, selector):
             (total * (env.world / divisor)).backward()
             ranked = choice.ranked()
             meter.add(losses, valid, kept, data.labels(windows, T), ranked, choice.wrong)
-        selector.finish(student)  # what only the losses can tell
+        selector.finish(student)  # where only the losses told the divisor
         grad_norm = clip_gradients(student, args)
         optimizer.step()
         parallel.clear_gradients(student, optimizer)

@@ -6,6 +6,7 @@ Locks are the system's (flock): a killed process holds nothing.
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from common.changes import make_folder, opened
@@ -13,29 +14,41 @@ from common.errors import UserError
 from common.files import clear_left_over, forget
 from common.owned import LIST, claim, key_of, kind_of, locked, note, written
 
+POLL = 0.1  # seconds
 
-def lock(path):
+
+def lock(path, wait=0.0):
     """Keep other processes from `path` (a file of ours, made if need be) until `unlock` or the end.
 
-    Raises UserError where another one holds it.
+    Raises UserError where another one holds it, and has not let go after `wait` seconds.
     """
     path = Path(path)
     if key_of(path) in locked:
         return
     claim(path)
-    descriptor = opened(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    descriptor = opened(path, os.O_RDWR)  # NFS wants it open for writing
+    last = time.monotonic() + wait
+    while not _is_taken(descriptor):
+        if time.monotonic() < last:
+            time.sleep(POLL)
+            continue
         os.close(descriptor)
         place = path.parent if path.name == LIST else path
         raise UserError(
             f"{place}: another process is writing to it; wait until it ends, or name another --out"
-        ) from None
+        )
     locked[key_of(path)] = descriptor
 
 
-def lock_folder(folder, kind):
+def _is_taken(descriptor):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_folder(folder, kind, wait=0.0):
     """`lock` for a whole folder, which becomes a `kind`; makes it where it is not there.
 
     Raises UserError where the kit wrote something else there.
@@ -47,7 +60,7 @@ def lock_folder(folder, kind):
         what = f"a {other}" if other else f"{sorted(others)[0]}, which the kit wrote"
         raise UserError(f"{folder}: holds {what}, wanted a {kind}'s folder; name another --out")
     make_folder(folder)
-    lock(folder / LIST)
+    lock(folder / LIST, wait)
     if other is None:
         note(folder, "=" + kind)
     for name in sorted(written(folder)):  # what a kill left
@@ -69,7 +82,7 @@ def taking_turns(folder):
     """For a short time: another process that is at it is waited for."""
     path = Path(folder) / LIST
     claim(path)
-    with open(path, "rb") as file:
+    with open(path, "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         locked[key_of(path)] = file.fileno()
         try:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from common.device import n_ranks
 
-import methods  # noqa: F401  more scores, by name
 import slm
 from common.command_line import SEED, Parser
 from common.errors import UserError
@@ -26,7 +25,7 @@ from training import identity
 from training.arguments import add_arguments, settle
 from training.finished import arguments, is_finished, reached, steps, summary
 from training.identity import hash_of_validation
-from training.method_flags import K, add_method, settle_method
+from training.method_flags import K, add_method, selection_of, settle_method
 
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
@@ -40,33 +39,39 @@ OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 
 
 def commands(seed):
-    """The stages before a student: [(the file that says that it is finished, its command)]."""
+    """The stages before a student, in order.
+
+    {name: (the file that says that it is finished, its command)}.
+    """
     data, out = roots(seed)
     tail = "" if seed == SEED else f" --seed {seed}"
     val = f"--val {data}/val"
     curated = f"--data {data}/curated {val} --init {out}/base"
     corpus = f"--data {data}/corpus"
     clm = f"--k 1.0 {corpus} {val} --init {out}/base {STUDENT}"
-    return [
-        (data / "val/meta.json", f"prepare.py --source demo --out {data}{tail}"),
-        (
+    return {
+        "sets": (data / "val/meta.json", f"prepare.py --source demo --out {data}{tail}"),
+        "base": (
             out / "base/summary.json",
             f"train_ref.py --data {data}/base {val} {BASE} --out {out}/base{tail}",
         ),
-        (out / "ref/summary.json", f"train_ref.py {curated} {REFERENCE} --out {out}/ref{tail}"),
-        (
+        "ref": (
+            out / "ref/summary.json",
+            f"train_ref.py {curated} {REFERENCE} --out {out}/ref{tail}",
+        ),
+        "ref_loss": (
             out / "ref_loss.json",
             f"score.py --model {out}/ref {corpus} {val} --out {out}/ref_loss.bin",
         ),
-        (out / "clm/summary.json", f"train_slm.py {clm} --out {out}/clm{tail}"),
-    ]
+        "clm": (out / "clm/summary.json", f"train_slm.py {clm} --out {out}/clm{tail}"),
+    }
 
 
 def more_losses(seed):
-    """{field of slm.Tokens: the same of what other methods need}."""
+    """What other methods need: {field of slm.Tokens: (its note, the command that makes it)}."""
     data, out = roots(seed)
     score = f"score.py --model {out}/base --data {data}/corpus --out {out}"
-    note, of_reference = commands(seed)[3]
+    note, of_reference = commands(seed)["ref_loss"]
     return {
         "ref_entropy": (note, f"{of_reference} --entropy"),
         "base_loss": (out / "base_loss.json", f"{score}/base_loss.bin"),
@@ -160,10 +165,9 @@ def agrees(saved, text):
 def run(command):
     """Run a stage as its own process, showing the command; its failure is this one's, too."""
     print(f"\n$ python {command}", flush=True)
-    script, *arguments = shlex.split(command)
+    script, *words = shlex.split(command)
     alone = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
-    words = [sys.executable, str(KIT / script), *arguments]
-    code = subprocess.run(words, env=alone).returncode
+    code = subprocess.run([sys.executable, str(KIT / script), *words], env=alone).returncode
     if code:
         sys.exit(code)
 
@@ -179,8 +183,10 @@ def ensure(args, stage):
         return
     seed = getattr(args, "seed", SEED)
     data, out = roots(seed)
-    before = {"ref": _reference, "score": _scores, "slm": _student}[stage](args, data, out)
-    todo = commands(seed)[:before]
+    last = {"ref": _reference, "score": _scores, "slm": _student}[stage](args, data, out)
+    stages = commands(seed)
+    names = [*stages]
+    todo = [stages[name] for name in names[: names.index(last) + 1]]
     if stage == "slm":
         more = more_losses(seed)
         todo += [more[name] for name in selection_of(args).needs if name in more]
@@ -195,7 +201,7 @@ def ensure(args, stage):
         run(command)
 
 
-# Each fills in what a stage's command line leaves open, and tells how many commands come before.
+# Each fills in what a stage's command line leaves open, and names the last stage before it.
 
 
 def _reference(args, data, out):
@@ -208,7 +214,7 @@ def _reference(args, data, out):
         args.steps = int(flags["--steps"])
     if args.lr is None:
         args.lr = float(flags["--lr"])
-    return 2
+    return "base"
 
 
 def _scores(args, data, out):
@@ -216,7 +222,7 @@ def _scores(args, data, out):
     args.model = args.model or f"{out}/ref"
     args.val = args.val or f"{data}/val"
     args.out = args.out or f"{out}/ref_loss.bin"
-    return 3
+    return "ref"
 
 
 def _student(args, data, out):
@@ -228,17 +234,13 @@ def _student(args, data, out):
         args.steps = int(flags_of(STUDENT)["--steps"])
     selection = selection_of(args)
     if selection.method is None:  # the baseline itself: no reference, no scores
-        return 2
+        return "base"
     args.ref_loss = args.ref_loss or f"{out}/ref_loss.bin"
     if "base_loss" in selection.needs:
         args.base_loss = args.base_loss or f"{out}/base_loss.bin"
     if "short_loss" in selection.needs:
         args.short_loss = args.short_loss or f"{out}/short_loss.bin"
-    return 5
-
-
-def selection_of(args):
-    return slm.Selection(args.k, args.score)
+    return "clm"
 
 
 def run_name(args):

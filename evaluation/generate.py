@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from common.attention import of_many_shapes
+from common.compiling import whole_graphs
 from common.errors import UserError
 from evaluation.sampling import NOT_FINITE, chance, draw, likeliest
 from model import Cache
-from training.parallel import whole_graphs
 
 PREFILL_TOKENS = 4096  # of prompts that are read in one forward pass, padding included
 STEP = 64  # slots that the rows of the cache grow by

@@ -11,6 +11,8 @@
 # Interrupted, the same command goes on where it stopped.
 SCALE=${SCALE:-full} PYTHON=${PYTHON:-python} GPUS=${GPUS:-8}
 EXTRA=${EXTRA:-}
+# On SIGTERM the ranks end their step and save: torchrun's 30 seconds are too few for 7B.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
 case ${K:-} in 1 | 1. | 1.00) K=1.0 ;; esac
 RECIPE=$(basename "$0" .sh)
 D=data/$RECIPE O=out/$RECIPE

@@ -5,7 +5,7 @@
 #         --ref-loss out/owm/ref_loss.bin --out out/slm --lr 8e-5 --seq-len 2048 --batch-size 512 \
 #         --micro-batch-size 4
 #
-# All nodes must see the same working folder. Two minutes before the time limit the ranks are told:
+# All nodes must see the same working folder. Ten minutes before the time limit the ranks are told:
 # they end the step that they are in, save, and the job is queued again. It goes on on any number of
 # nodes: the order of the windows does not depend on it. It starts one stage; another one:
 # STAGE=score.py sbatch ...
@@ -15,12 +15,12 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=32
 #SBATCH --requeue
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:TERM@600
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100               # seconds for that; older versions give 30
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540               # seconds for that; older versions give 30
 stop() {
-    kill -TERM "$run"                                   # srun tells torchrun, that its ranks
+    scancel --signal=TERM "$SLURM_JOB_ID"               # its steps: srun itself would kill them
     wait "$run" || true
     scontrol requeue "$SLURM_JOB_ID"
 }

@@ -74,7 +74,7 @@ KILLS = (  # ref_loss.json is written before the first chunk and after each of t
     "call:score:claim:1",  # nothing is there
     "before:ref_loss.json:1",  # the losses' file is there and no note
     "after:ref_loss.json:1",  # the note says 0
-    "call:score:Losses.save:2",  # the second chunk is in the file, the note says one
+    "call:score:ValuesFile.save:2",  # the second chunk is in the file, the note says one
     "inside:ref_loss.json:2",
     "before:ref_loss.json:1",
     "after:ref_loss.json:1",
@@ -221,7 +221,7 @@ def test_a_pass_for_entropies_goes_on_after_a_kill(stage, vocabulary, tmp_path):
 
 @pytest.mark.slow
 def test_losses_that_were_interrupted_are_ended_before_their_entropies(stage, inputs):
-    killed("call:score:Losses.save:1", f"score.py {ARGS}", inputs)  # none is noted yet
+    killed("call:score:ValuesFile.save:1", f"score.py {ARGS}", inputs)  # none is noted yet
     assert stage(score, ARGS + " --entropy")[0] == 0
     assert json.loads((inputs / "ref_loss.json").read_text()).get("entropies") is None
     whole = (inputs / "ref_loss.bin").read_bytes()

@@ -29,6 +29,7 @@ from text.workers import in_order
 from text.writing import AGAIN, TokenSetWriter, marked
 
 MARK_SECONDS = 5  # a kill costs at most this much work
+TURN = 60.0  # seconds that another process is waited for, where the set is finished
 ARRAYS = tuple(TokenSetWriter.NAMES.values())
 SET_FILES = ("progress.json", "meta.json", *FILES, *ARRAYS, *(name + ".partial" for name in ARRAYS))
 LATER = ("ends", "labels")  # of a plan: what older ones do not have
@@ -91,7 +92,9 @@ def build(out, sources, plan, tokenizer, settings, names=None):
     names = names or [source.path for source in sources]
     goals = shares(sources, settings)
     owned.refuse_foreign(out / name for name in SET_FILES)
-    locks.lock_folder(out, "token set")
+    is_there = (out / "meta.json").exists() and not settings.overwrite
+    # A finished set is looked at, perhaps by each of several machines: in turns.
+    locks.lock_folder(out, "token set", wait=TURN if is_there else 0.0)
     if not settings.overwrite:
         aside.put_back(out)
     if (out / "meta.json").exists() and not settings.overwrite:

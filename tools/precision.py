@@ -21,12 +21,12 @@ import torch.nn.functional as F
 
 import slm
 from common.command_line import Parser, add_compile, add_machine, share, whole
+from common.compiling import compile_blocks
 from common.errors import UserError, cli
 from common.files import write_atomic
 from common.numerics import is_compiled
 from data import TokenSet
 from hf import checkpoint, models
-from training import parallel
 
 
 class Form(NamedTuple):
@@ -108,7 +108,7 @@ def losses_of(folder, form, data, batches, args, env):
     """The losses of the model in `folder` on lists of windows, (windows, T) fp32 on the CPU."""
     model = slm.WithLoss(checkpoint.load(folder, device=env.device)).eval()
     if form.compiled:
-        parallel.compile_blocks(model, args, env)
+        compile_blocks(model, args, env)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if form.tf32 else "highest")
     found = []

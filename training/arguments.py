@@ -184,16 +184,16 @@ def add_arguments(parser):
     group.add_argument("--overwrite", action="store_true", help="start over in --out")
 
 
-def parse(parser, argv=None, forget=None):
+def parse(parser, argv=None, drop=None):
     """The command line, where `--from RUN/args.json` says what its flags leave open.
 
-    `forget(saved, given)` takes out of args.json what follows from other flags; `given(flag)` is
+    `drop(saved, given)` takes out of args.json what follows from other flags; `given(flag)` is
     what the command line says of one, or None. Raises UserError where that file is not a run's, or
     the package of `--track` is missing.
     """
     to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
-    given = earlier_arguments(argv, forget)
+    given = earlier_arguments(argv, drop)
     known = {action.dest: action for action in parser._actions}
     for key, value in given.items():
         choices = known[key].choices if key in known else None
@@ -213,7 +213,7 @@ def parse(parser, argv=None, forget=None):
     return args
 
 
-def earlier_arguments(argv, forget=None):
+def earlier_arguments(argv, drop=None):
     """What `--from FILE` says: a run's args.json, but for what follows from other flags."""
 
     def given(flag):
@@ -251,8 +251,8 @@ def earlier_arguments(argv, forget=None):
             saved.pop(name, None)
     if given("--lr") is not None and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
-    if forget:
-        forget(saved, given)
+    if drop:
+        drop(saved, given)
     return saved
 
 

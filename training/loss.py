@@ -15,8 +15,8 @@ class FastLoss(slm.WithLoss):
     `backward` "exact": the last block alone, where the result is the same. "pruned": every block,
     an approximation (pruned.py). Parameters keep their names.
 
-    forward(x, y, select, count=number of tokens that `select` will keep); without `count`, where
-    it weighs them or the losses tell how many, the plain backward pass.
+    forward(x, y, select, count=number of tokens that `select` will keep). `count` None: it weighs
+    them, or only the losses tell how many; the backward pass is then the plain one.
     """
 
     def __init__(self, model, head="kept", backward="exact"):

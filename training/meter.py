@@ -9,6 +9,9 @@ from common.errors import UserError
 
 BINS = 80  # of the histogram of scores, the outer two for all beyond
 LOWEST, HIGHEST = -10.0, 10.0  # nats
+# What every step adds up: losses of valid and of kept targets, the numbers of both, weights (of
+# kept ones 1), and scores or weights that cannot be.
+SUMS = ("loss", "selected", "n_valid", "n_kept", "weight", "bad")
 
 
 class Meter:
@@ -23,7 +26,7 @@ class Meter:
         self.env = env
         self.kinds = kinds or []
         self.histogram = histogram
-        size = 6 + 2 * len(self.kinds) + (BINS if histogram else 0)
+        size = len(SUMS) + 2 * len(self.kinds) + (BINS if histogram else 0)
         self.sums = torch.zeros(size, dtype=torch.float64, device=env.device)
         self.threshold = torch.full((), math.inf, device=env.device)
         self.weighted = False
@@ -71,23 +74,9 @@ class Meter:
         if self.env.world > 1:
             dist.all_reduce(self.threshold, dist.ReduceOp.MIN)
         sums = self.env.total(self.sums).tolist()
-        loss, selected, n_valid, n_kept, weight, bad, *counts = sums
-        if self.weighted and n_valid and not weight and not bad:
-            raise UserError(
-                f"--score {self.score}: the weights of all {n_valid:.0f} targets of a batch are 0; "
-                f"look at its function, or at what it reads; the last saved state is kept"
-            )
-        if bad and self.weighted:
-            raise UserError(
-                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} weights of a batch are below 0 "
-                f"or not finite; look at its function, or at what it reads; the last saved state "
-                f"is kept"
-            )
-        if bad:
-            raise UserError(
-                f"--score {self.score}: {bad:.0f} of {n_valid:.0f} scores of a batch are not "
-                f"finite; look at its function, or at what it reads; the last saved state is kept"
-            )
+        loss, selected, n_valid, n_kept, weight, bad = sums[: len(SUMS)]
+        counts = sums[len(SUMS) :]
+        self._refuse(bad, weight, n_valid)
         threshold = self.threshold.item()
         record = {
             "tokens_selected": int(n_kept),
@@ -106,3 +95,19 @@ class Meter:
             edges = [LOWEST + width * i for i in range(BINS + 1)]
             record["histogram"] = (in_bins, edges)
         return record
+
+    def _refuse(self, bad, weight, n_valid):
+        """Raises UserError where `bad` scores or weights are wrong, or all weights are 0."""
+        if bad:
+            wrong = (
+                "weights of a batch are below 0 or" if self.weighted else "scores of a batch are"
+            )
+            found = f"{bad:.0f} of {n_valid:.0f} {wrong} not finite"
+        elif self.weighted and n_valid and not weight:
+            found = f"the weights of all {n_valid:.0f} targets of a batch are 0"
+        else:
+            return
+        raise UserError(
+            f"--score {self.score}: {found}; look at its function, or at what it reads; the last "
+            f"saved state is kept"
+        )

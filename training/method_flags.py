@@ -74,7 +74,7 @@ def steps_of(schedule):
     return found
 
 
-def forget(saved, given):
+def drop_what_followed(saved, given):
     """Of an earlier run's arguments, take out what does not go with the flags that are `given`:
     those of its score where `--score` names another, and what another `--scope` cannot have."""
     if given("--scope") not in (None, "micro"):

@@ -62,23 +62,20 @@ class Run:
     makes a checkpoint, and a kill at any moment leaves the last good one. The one before it is kept
     as well, for a disk that loses what it was given. Only rank 0 writes, but for the parts of a
     state on several ranks. No other run can write here.
-
-    reference_loss: the reference's validation loss in nats, where it is known.
     """
 
-    def __init__(
-        self, args, inputs, env, model, tokenizer_from, reference_loss=None, selector=None
-    ):
-        """`selector`: has `source`, a hash of the method's code, with which alone the run goes on,
-        and `extra`, {name: tensor} that a checkpoint holds beside weights and optimiser."""
+    def __init__(self, args, inputs, env, model, tokenizer_from, selector=None):
+        """`selector` has `source`, a hash of the method's code, with which alone the run goes on;
+        `extra`, {name: tensor} that a checkpoint holds beside weights and optimiser; and
+        `reference_loss`, the reference's validation loss in nats, or None."""
         self.folder = Path(args.out)
         self.extra = selector.extra if selector else {}
         self.args = args
         self.env = env
         self.tokenizer_from = tokenizer_from
         self.config = model.config
-        self.record = identity(args, inputs, env, selector.source if selector else None)
-        self.summary = env.from_main(partial(claim, self.folder, self.record, args.overwrite))
+        self.identity = identity(args, inputs, env, selector.source if selector else None)
+        self.summary = env.from_main(partial(claim, self.folder, self.identity, args.overwrite))
         self.states = states.States(self.folder, env, args.save_minutes)
         self.state = self.states.resume() if self.summary is None else None
         saved = self.state or {"step": 0, "val_loss": None, "seconds": 0.0, "tokens": (0, 0)}
@@ -86,7 +83,7 @@ class Run:
         self.val_loss = saved["val_loss"]
         self.val_step = saved.get("val_step")  # the step of that loss; older states do not say
         self.val_loss_by_set = saved.get("val_loss_by_set")
-        self.lead = Lead(reference_loss, self.val_loss)
+        self.lead = Lead(selector.reference_loss if selector else None, self.val_loss)
         self.at_start = []  # the record of step 0, until it is written
         self.seconds = saved["seconds"]
         self.tokens_seen, self.tokens_selected = saved["tokens"]
@@ -100,7 +97,7 @@ class Run:
         if env.main and self.summary is None:
             self.log_file = files.Growing(self.folder / "log.jsonl", self._log_size())
             if args.track:
-                self.tracker = Tracker(args.track, self.folder, self.record, self.step)
+                self.tracker = Tracker(args.track, self.folder, self.identity, self.step)
 
     def _log_size(self):
         """Bytes of log.jsonl up to the saved state's step: the steps behind it are done again.
@@ -298,7 +295,7 @@ class Run:
         """The model card of what has been trained so far."""
         return model_card(
             vars(self.args),
-            self.record,
+            self.identity,
             command=[word for word in sys.argv if word != "--overwrite"],  # no part of the recipe
             ranks=self.env.world,
             step=self.step,

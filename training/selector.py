@@ -17,13 +17,15 @@ WINDOWS = 256  # read at a time where the whole set is ranked
 
 
 class Selector:
-    """What the slm.Selection that the flags mean keeps of a run's micro-batches.
+    """Applies the flags' slm.Selection to a run's micro-batches: `begin` and `finish` a step.
 
     `source`: a hash of the score's code. `extra`: {name: tensor} that belongs to a checkpoint.
+    `reference_loss`: the reference's mean loss in nats on the first set of `val`, where it is known
+    and the score compares the student with the reference; else None.
     Raises UserError where the score needs values that are missing or do not fit.
     """
 
-    def __init__(self, args, data, env):
+    def __init__(self, args, data, env, val=()):
         refuse_ranking(args)
         self.args = args
         self.data = data
@@ -32,11 +34,12 @@ class Selector:
         method = self.selection.method
         self.source = source_hash(method)
         self.columns = Columns(method, args, data, env)
+        self.reference_loss = self._reference_loss_on(val[0]) if val else None
         self.memory = self.columns.memory
         self.extra = {"memory": self.memory.values} if self.memory else {}
         self.of_set = self._ranked_set() if method and args.scope == "set" else None
         self.micro_batches = []
-        self.settled = {}  # masks that are known before the forward pass, by micro-batch
+        self.settled = {}  # of this rank's micro-batches: (mask, where a score is wrong), if known
         self.choices = []  # of this step, on this rank
         self.divisor = 1  # of the sum of losses
         self.divisor_known = True  # else `finish` corrects the gradient
@@ -86,13 +89,9 @@ class Selector:
         kept[1:] = mask.flatten().numpy()
         return kept[: self.data.count]
 
-    def reference_loss_on(self, val):
-        """The reference's mean loss on the token set `val`, in nats; None where it is not known.
-
-        Only for scores that compare the student with the reference. One line says where another
-        set's is known.
-        """
-        if val is None or not {"loss", "ref_loss"}.issubset(self.selection.needs):
+    def _reference_loss_on(self, val):
+        """The reference's mean loss on `val`, or None; a line says where another set's is known."""
+        if not {"loss", "ref_loss"}.issubset(self.selection.needs):
             return None
         meta = self.columns.stored["ref_loss"].meta
         known = meta["validation"]
@@ -113,41 +112,44 @@ class Selector:
     # ----------------------------------------------------------------------------------------------
     # before the gradient
 
-    def counts(self, student, step, micro_batches):
-        """How many tokens of each micro-batch will be kept, and what the summed loss is divided by.
+    def begin(self, student, step, micro_batches):
+        """Before a step's gradient: make the choices that can be made already.
 
-        Where the student's losses decide, the counts are None, and the divisor is the number of
-        valid targets, until `finish`.
+        Returns {number of a micro-batch of this rank: how many of its tokens will be kept, None
+        where only the losses tell}, and what the summed loss is divided by. Where that is not known
+        yet either, it is the number of valid targets, and `finish` corrects the gradient.
         """
-        self.settled = {}  # number of a micro-batch: its mask, and where a score is wrong
+        mine = range(self.env.rank, len(micro_batches), self.env.world)
+        self.settled = {}
         self.choices = []
         self.micro_batches = micro_batches
         self._set_k(k_at(step, self.args))
-        valid = [self.data.valid(windows, self.args.seq_len) for windows in micro_batches]
-        if self._is_settled_first(len(valid)):
-            self.settled = dict(enumerate(self._settle(student, step, micro_batches)))
+        if self._is_settled_first(len(micro_batches)):
+            self.settled = self._settle(student, step, micro_batches, mine)
+        valid = {i: self.data.valid(micro_batches[i], self.args.seq_len) for i in mine}
         counts = self._known_counts(valid)
         per = self.selection.method.per if self.selection.method else "kept"
         if per == "kept" and counts:
             self.divisor_known = True
-            divisor = sum(counts)
-        else:  # what "valid" means; of the others until `finish`
-            self.divisor_known = per == "valid"
-            divisor = sum(int(mask.sum()) for mask in valid)
+            divisor = self.env.count(counts.values())
+        else:
+            self.divisor_known = per == "valid"  # else `finish` corrects what is divided by it
+            divisor = self.env.count(int(mask.sum()) for mask in valid.values())
         self.divisor = max(1, divisor)
-        return counts or [None] * len(micro_batches), self.divisor
+        return counts or dict.fromkeys(mine), self.divisor
 
     def _known_counts(self, valid):
         """How many tokens of each micro-batch will be kept; None where only its losses will tell.
 
-        valid: of each micro-batch a mask (B, T), numpy.
+        valid: {number: mask (B, T), numpy} of this rank's micro-batches.
         """
         if self.settled:
             masks = [mask for mask, _ in self.settled.values()]
-            are_sets = masks[0].dtype == torch.bool  # and no weights
-            return torch.stack([mask.sum() for mask in masks]).tolist() if are_sets else None
+            if masks[0].dtype != torch.bool:  # weights
+                return None
+            return dict(zip(self.settled, torch.stack([mask.sum() for mask in masks]).tolist()))
         if self.selection.counted == "masks":  # they tell without a choice
-            return [self.selection.count(mask) for mask in valid]
+            return {i: self.selection.count(mask) for i, mask in valid.items()}
         return None
 
     def _is_settled_first(self, n):
@@ -169,19 +171,21 @@ class Selector:
         if self.of_set is not None and self.selection.method:
             self.of_set = self._ranked_set()
 
-    def _settle(self, student, step, micro_batches):
-        """Of each micro-batch: its mask, (B, T) bool or weights; where a score is wrong."""
+    def _settle(self, student, step, micro_batches, mine):
+        """Of this rank's micro-batches: {number: (mask (B, T) bool or weights, where a score is
+        wrong)}."""
         if self.of_set is not None:
             T = self.args.seq_len
-            cut = [self.data.cut(self.of_set, windows, T, fill=0) for windows in micro_batches]
-            return [(self.env.tensor(mask), None) for mask in cut]
+            cut = {i: self.data.cut(self.of_set, micro_batches[i], T, fill=0) for i in mine}
+            return {i: (self.env.tensor(mask), None) for i, mask in cut.items()}
         if not self._is_of_batch(len(micro_batches)):
-            return [self._select(step, windows) for windows in micro_batches]
+            return {i: self._select(step, micro_batches[i]) for i in mine}
         predicted = {}
         if not self.selection.static:
             predicted = self._first_pass(student, micro_batches)
         of_batch = self._select(step, np.concatenate(micro_batches), predicted)
-        return list(zip(*(part.split(self.args.micro_batch_size) for part in of_batch)))
+        split = list(zip(*(part.split(self.args.micro_batch_size) for part in of_batch)))
+        return {i: split[i] for i in mine}
 
     def _select(self, step, windows, predicted=()):
         """The mask of some windows, and where a score is wrong."""
@@ -265,7 +269,8 @@ class Choice:
     """The selection among the targets of one micro-batch."""
 
     def __init__(self, selection, tokens, valid, settled=None, wrong=None):
-        """`settled`: the mask, where it is known already; `wrong`: where a score of it is."""
+        """`settled`: the mask, where it is known already; `wrong`: (B, T), which scores of it are
+        not finite."""
         self.selection = selection
         self.tokens = tokens
         self.valid = valid
@@ -302,7 +307,7 @@ class Choice:
         return self.selection.method.remember(self.selection.seen(self.tokens, self.valid)).float()
 
     def ranked(self):
-        """What was ranked, or the weights, (B, T), after `keep`; None where there is no ranking."""
+        """What was ranked, or the weights, (B, T), after `keep`; None where no one number was."""
         method = self.selection.method
         if method is None or method.choose is not None:
             return None

@@ -1,14 +1,22 @@
 """The validation loss."""
 
+import math
+
 import numpy as np
 import torch
 
 from common.errors import UserError, command
 from data import TokenSet
 
+LONG = 1_000_000  # tokens: less is read in a moment
+MUCH, LITTLE = 0.2, 0.05  # of the time between two validations
 
-def validation_sets(args, data):
-    """The token sets of `--val`, the first decides. Raises UserError where a loss is no number."""
+
+def validation_sets(args, data, env):
+    """The token sets of `--val`, the first decides. Raises UserError where a loss is no number.
+
+    A line says where validations take much of the time.
+    """
     sets = []
     for folder in folders_of(args.val):
         val = TokenSet(folder, args.verify)
@@ -21,7 +29,21 @@ def validation_sets(args, data):
         val.refuse_no_target()
         val.n_windows(args.seq_len)  # one at least
         sets.append(val)
+    every = getattr(args, "eval_every", 0)  # score.py has none
+    if env.main and every:
+        say_price(every, every * args.batch_size * args.seq_len, sum(val.count for val in sets))
     return sets
+
+
+def say_price(every, trained, n):
+    """A line where validations of `n` tokens, `trained` tokens apart, take much of the time."""
+    share = n / 3 / trained  # a forward pass is a third of a step
+    if n > LONG and share > MUCH:
+        steps = math.ceil(every * share / LITTLE / 50) * 50
+        print(
+            f"note: a validation takes some {share:.0%} of the time of the {every} steps before it; "
+            f"--eval-every {steps} would be {LITTLE:.0%}"
+        )
 
 
 def folders_of(val):

@@ -1,5 +1,6 @@
 """Whose a file is, one writer at a time, and what a kill or a power loss leaves."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -103,7 +104,31 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     other.kill()
     other.wait()
     locks.lock_folder(tmp_path / "run", "run")
+    descriptor = locks.locked[owned.key_of(tmp_path / "run" / owned.LIST)]
+    assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR  # as NFS wants it
     locks.unlock(tmp_path / "run")
+
+
+def test_one_that_is_soon_done_is_waited_for(tmp_path, monkeypatch):
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "set"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "held\n"
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            other.communicate("")  # it ends
+
+    monkeypatch.setattr(locks.time, "sleep", sleep)
+    locks.lock_folder(tmp_path / "set", "run", wait=3600.0)
+    assert len(waited) == 3
+    locks.unlock(tmp_path / "set")
 
 
 def test_what_is_renamed_is_on_the_disk_before_and_its_name_after(tmp_path, monkeypatch):

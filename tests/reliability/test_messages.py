@@ -204,7 +204,7 @@ def test_the_demo_s_losses_that_cannot_be_read(run, inputs):
     """It is made again by the command of the chain itself, but for --overwrite."""
     (inputs / "out/demo").mkdir(parents=True)
     (inputs / "out/demo/ref_loss.json").write_text("{")
-    path, command = chain.commands(SEED)[3]
+    path, command = chain.commands(SEED)["ref_loss"]
     with pytest.raises(ValueError) as refused:
         chain.finished(path, command)
     assert str(refused.value).endswith(f"python {command} --overwrite")
@@ -223,7 +223,7 @@ CASES = {
     ("tools/decontaminate.py", "main"),
     ("tools/results/__main__.py", "main"),
     ("training/columns.py", "command"),
-    ("training/selector.py", "reference_loss_on"),
+    ("training/selector.py", "_reference_loss_on"),
     ("training/validation.py", "validation_sets"),
 }
 

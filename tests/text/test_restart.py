@@ -14,6 +14,7 @@ from prepared import (  # noqa: F401 (fixtures)
     write,
 )
 
+from common import locks
 from common.errors import UserError
 from data import TokenSet
 from hf.tokenizer import Tokenizer
@@ -93,15 +94,26 @@ def test_killed_while_the_set_is_closed_no_token_is_made_again(
     assert same_files(out, tmp_path / "whole")
 
 
-def test_finished_sets_are_used_again_refused_or_replaced(folder, texts, tmp_path, capsys):
+def test_finished_sets_are_used_again_refused_or_replaced(
+    folder, texts, tmp_path, capsys, monkeypatch
+):
+    waits, lock = [], locks.lock_folder
+
+    def noted(folder, kind, wait=0.0):
+        waits.append(wait)
+        lock(folder, kind, wait)
+
+    monkeypatch.setattr(locks, "lock_folder", noted)
     path, out = write(tmp_path / "x.jsonl", texts[:5]), tmp_path / "out"
     first = prepared(out, "--source", path, "--tokenizer", folder / "set")
+    assert waits == [0.0]  # another one makes it: that takes long
     stamp = (out / "tokens.bin").stat().st_mtime_ns
     capsys.readouterr()
     prepared(out, "--source", path, "--tokenizer", folder / "set")
     assert (
         "used again" in capsys.readouterr().out and (out / "tokens.bin").stat().st_mtime_ns == stamp
     )
+    assert waits[-1] == building.TURN  # for another one that looks at it
     with pytest.raises(UserError, match="max_tokens was null, is now 9"):
         prepared(out, "--source", path, "--tokenizer", folder / "set", "--max-tokens", 9)
     write(path, texts[5:10])

@@ -230,6 +230,7 @@ def test_seeds_of_several_experiments_are_one_table(repository):
     for method, match, curve in (("clm", 0.2, CLM_CURVE), ("excess", 0.8, SLM_CURVE)):
         files.add(more, run(method, 7, "", match, curve))
         files.add(more, run(method, 8 + len(method), "", match, curve))  # without the other one
+    more.runs[-2].numbers["extra_tokens"] = 0.0
     files.save(more)
     lines = demo.pooled(files.load("demo"))
     rows = {row[0]: row[1:] for row in cells_of(lines[:-2])}
@@ -237,6 +238,8 @@ def test_seeds_of_several_experiments_are_one_table(repository):
     assert rows["exact match"][0] == "3"
     assert rows["exact match"][3:] == ["+0.600 ± 0.248", "+0.500 to +0.700"]
     assert rows["times fewer tokens"][3] == "median 2.0"
+    # 300 of CLM; 150 + 50 + 300 / 3, twice, and 150.
+    assert rows["with all costs"][3:] == ["median 1.00", "1.00 to 2.00"]
     assert lines[-1] == "*results/demo.json, seeds 0, 1; results/methods.json, seeds 7*"
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import slm
+from common import compiling
 from common.errors import UserError
 from model import Config, Transformer, initialise
-from training import heads, parallel
+from training import heads
 from training.loss import BACKWARD, FastLoss
 
 CASES = {
@@ -329,7 +330,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
     args = SimpleNamespace(compile="on")
     env = SimpleNamespace(device=torch.device("cpu"))
-    yield lambda module: parallel.compile_blocks(module, args, env)
+    yield lambda module: compiling.compile_blocks(module, args, env)
     torch._dynamo.reset()
 
 
@@ -376,7 +377,7 @@ def test_so_many_graphs_are_made_and_compiled_gradients_are_the_same(backward, c
 
 @pytest.mark.slow
 def test_a_graph_too_many_stops_the_run_with_one_line(compiled, monkeypatch):
-    monkeypatch.setattr(parallel, "GRAPHS", 2)
+    monkeypatch.setattr(compiling, "GRAPHS", 2)
     module = FastLoss(tiny()[0])
     compiled(module)
     with pytest.raises(UserError, match="has made 2 graphs of one function.*--compile off runs"):
@@ -399,6 +400,6 @@ def test_a_backward_pass_that_cannot_be_built_stops_the_run_before_it_is_needed(
         return lambda arguments: graph(*arguments)
 
     backend = partial(compile_fx, inner_compile=build)
-    square = parallel.whole_graphs(lambda x: (x * x).sum(), backend=backend)
+    square = compiling.whole_graphs(lambda x: (x * x).sum(), backend=backend)
     with pytest.raises(UserError, match=r"cannot build .*no such kernel.*--compile off runs"):
         square(torch.ones(3, requires_grad=True))

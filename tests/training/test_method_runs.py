@@ -249,7 +249,7 @@ def test_a_choice_by_values_that_are_gone_is_not_shown(scored, monkeypatch):
     found = selector("--score random --scope set --k 0.5")
     windows = np.arange(4)
     valid = torch.from_numpy(found.data.valid(windows, 16))
-    found.counts(None, 3, [windows])
+    found.begin(None, 3, [windows])
     choice = found.choice(3, 0, windows, valid)
     choice.keep(torch.zeros(4, 16))
     assert choice.ranked() is None
@@ -370,7 +370,7 @@ def test_a_schedule_ranks_the_whole_set_anew(scored, monkeypatch):
     found = selector(f"{FILES} --score clean --k 0.8:0.4@0.5:1.0@0.75")
     n_targets = len(found.of_set) - 1
     everything = [np.arange(found.data.n_windows(16))]
-    shares = [found.counts(None, step, everything)[1] / n_targets for step in range(4)]
+    shares = [found.begin(None, step, everything)[1] / n_targets for step in range(4)]
     assert shares == pytest.approx([0.8, 0.8, 0.4, 1.0], abs=1 / n_targets)
 
 
@@ -408,7 +408,7 @@ def test_the_gradient_is_divided_by_what_the_method_names(scored, monkeypatch, n
     found = selector(f"{FILES} --score {name} --scope micro")
     windows = np.arange(4)
     valid = torch.from_numpy(found.data.valid(windows, 16))
-    _, divisor = found.counts(None, 0, [windows])
+    _, divisor = found.begin(None, 0, [windows])
     choice = found.choice(0, 0, windows, valid)
     torch.manual_seed(0)
     wanted = {field: torch.rand(4, 16) for field in found.selection.wants}

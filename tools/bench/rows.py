@@ -16,13 +16,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import methods  # noqa: F401  more scores, by name
 import slm
+from common.compiling import compile_blocks
 from common.errors import UserError
 from common.numerics import is_compiled
 from model import Config, Transformer, initialise
 from text.writing import TokenSetWriter
-from training import parallel
 from training.loss import FastLoss
 from training.optimizer import make_optimizer
 from training.selector import Choice, scale_gradients
@@ -141,7 +140,7 @@ class Rows:
             shared = {id(p): p for p in plain.parameters()}  # deepcopy then copies none of them
             module = FastLoss(copy.deepcopy(plain, shared), head, backward)
             module.lm.checkpointing = self.args.checkpointing
-            parallel.compile_blocks(module, self.args, self.env)
+            compile_blocks(module, self.args, self.env)
             return module
 
         module = self.once(f"{head} {backward}", make)

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import methods  # noqa: F401  more scores, by name
 import slm
 from common.errors import UserError
 from common.files import write_atomic

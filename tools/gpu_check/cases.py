@@ -13,6 +13,7 @@ import torch
 
 import slm
 from common import attention
+from common.compiling import compile_blocks
 from common.numerics import is_compiled
 from evaluation.generate import generate
 from tools.bench.rows import SCORED, Rows, config_of
@@ -209,7 +210,7 @@ def compiled_case(args, env):
     plain = slm.WithLoss(rows.our_model().to(env.device)).eval()
     with torch.no_grad(), env.autocast():
         eager = plain(rows.x, rows.y)
-        parallel.compile_blocks(plain, args, env)
+        compile_blocks(plain, args, env)
         compiled = plain(rows.x, rows.y)
     error = (compiled - eager).double()
     return {"sd_nats": error.std().item(), "largest_nats": error.abs().max().item()}

@@ -3,6 +3,7 @@
 import math
 import statistics
 import textwrap
+from dataclasses import replace
 
 from tools.compare import table
 from tools.results import files
@@ -12,6 +13,7 @@ from tools.results.seeds import (
     interval,
     paired,
     runs_of,
+    savings,
     seeds_of,
     span,
     times_fewer,
@@ -122,6 +124,9 @@ def pooled(experiment):
     ratios = [times_fewer(own, base) or 0.0 for base, own in pairs]
     middle = f"median {statistics.median(ratios):.1f}"
     rows.append(["times fewer tokens", str(len(pairs)), "", "", middle, span(ratios, ".1f")])
+    _, costs = savings(slm, clm)
+    middle = f"median {statistics.median(costs):.2f}"
+    rows.append(["with all costs", str(len(pairs)), "", "", middle, span(costs, ".2f")])
     return [*table(rows).splitlines(), "", *textwrap.wrap(f"*{'; '.join(made)}*", 100)]
 
 
@@ -129,7 +134,14 @@ def pairs_of(experiment, method):
     """{seed: (CLM's run, that of SLM, which is called `method`)}, in the order of the seeds."""
     runs = runs_of(experiment, "")
     seeds = sorted(seed for name, seed in runs if name == method and ("clm", seed) in runs)
-    return {seed: (runs["clm", seed], runs[method, seed]) for seed in seeds}
+    found = {}
+    for seed in seeds:
+        slm = runs[method, seed]
+        if "extra_tokens" not in slm.numbers:
+            cost = {"extra_tokens": reference_cost(runs, seed)}
+            slm = replace(slm, numbers=slm.numbers | cost)
+        found[seed] = runs["clm", seed], slm
+    return found
 
 
 def ratios_of(runs, seeds):

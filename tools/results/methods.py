@@ -13,7 +13,7 @@ KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the 
 
 
 def ranked(experiment):
-    """(names of methods, the best mean loss first; {name: its runs}; {name: CLM's beside them}).
+    """(names of methods, the largest gain over CLM first; {name: runs}; {name: CLM's beside them}).
 
     A run counts where CLM has its seed and its base. Another processor makes another base with the
     same seed; CLM's runs from there have the hash of that base as their variant.
@@ -24,7 +24,7 @@ def ranked(experiment):
         if not run.variant and base_of(run) in plain:
             own.setdefault(run.method, []).append(run)
             clm.setdefault(run.method, []).append(plain[base_of(run)])
-    names = sorted(own, key=lambda name: loss_of(own[name]))
+    names = sorted(own, key=lambda name: loss_of(own[name]) - loss_of(clm[name]))
     return names, own, clm
 
 

@@ -80,7 +80,6 @@ def at(curve, tokens):
 def points(experiment):
     """A `Point` for each reference and k, the weakest reference first."""
     runs = {(run.method, run.seed, run.variant): run for run in experiment.runs}
-    base = runs["base", 0, ""].numbers["val_loss"]
     variants = sorted({run.variant for run in experiment.runs if run.method == "slm"})
     found = []
     for variant in variants:
@@ -88,6 +87,7 @@ def points(experiment):
         slm = [run for run in slm if ("clm", run.seed, "") in runs]
         for own in by_base(slm):
             clm = [runs["clm", run.seed, ""] for run in own]
+            _, base = clm[0].curve[0]
             found.append(_point(base, clm, own))
     return sorted(found, key=lambda point: (-point.reference_loss, point.name, point.k))
 
