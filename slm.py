@@ -13,6 +13,7 @@ To try an idea of your own, write a function of `Tokens` and add it to SCORES: i
 a value of `--score`. methods.py holds more of them.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ class Score:
     def __post_init__(self):
         if isinstance(self.needs, str):
             raise UserError(f"needs: got {self.needs!r}, wanted a tuple of fields of Tokens")
+        if always := {"valid", "together"}.intersection(self.needs):
+            raise UserError(f"needs: got {always.pop()}, which is always there; leave it out")
         if self.per not in self.divisors:
             raise UserError(f"per: got {self.per!r}, wanted one of {', '.join(self.divisors)}")
 
@@ -238,7 +241,7 @@ class Selection:
     score: str = "excess"
     scope: str = "micro"
     rank_windows: int | None = None
-    settings: tuple = ()  # ((name, value), ...) of the score's function
+    settings: tuple = ()  # ((name, value), ...) of the score's functions
 
     def __post_init__(self):
         if self.scope not in SCOPES:
@@ -313,11 +316,28 @@ class Selection:
         if isinstance(self.method, Weight):
             return weights_of(values, valid)
         choose = self.method.choose or keep_top
-        return choose(values, valid, self.k, self.together) & valid
+        if choose is keep_top and values.dtype == torch.bool:  # a rank of equals is their place
+            raise UserError(
+                'the function gives yes and no (bool): wanted numbers, or a Weight(..., per="kept")'
+            )
+        return choose(values, valid, self.k, self.together, **self.settings_of(choose)) & valid
 
     def values(self, tokens, valid):
         """What the score's function gives."""
-        return self.method.function(self.seen(tokens, valid), **dict(self.settings))
+        function = self.method.function
+        return function(self.seen(tokens, valid), **self.settings_of(function))
+
+    def remembered(self, tokens, valid):
+        """What the score remembers of these tokens, (B, T) fp32."""
+        function = self.method.remember
+        return function(self.seen(tokens, valid), **self.settings_of(function)).float()
+
+    def settings_of(self, function):
+        """Those of `settings` that a function takes."""
+        if not self.settings:
+            return {}
+        taken = inspect.signature(function).parameters
+        return {name: value for name, value in self.settings if name in taken}
 
     def seen(self, tokens, valid):
         """The tokens as a score sees them."""

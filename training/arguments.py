@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 
 from common.device import n_ranks
 
@@ -193,19 +194,20 @@ def parse(parser, argv=None, drop=None):
     """
     to_be_run = argv is None  # and not read by tools.plan, perhaps for another machine
     argv = sys.argv[1:] if argv is None else argv
-    given = earlier_arguments(argv, drop)
+    earlier = earlier_arguments(argv, drop)
     known = {action.dest: action for action in parser._actions}
-    for key, value in given.items():
+    for key, value in earlier.items():
         choices = known[key].choices if key in known else None
-        if choices and value is not None and value not in choices:
-            flag = "--" + key.replace("_", "-")
+        flag = "--" + key.replace("_", "-")
+        wins = given(argv, flag) is not None  # what stands there is then of no account
+        if choices and not wins and value is not None and value not in choices:
             raise UserError(f"--from: {flag} is {value} there, wanted one of {', '.join(choices)}")
-    if "score" not in known and (given.get("k", 1.0) != 1.0 or given.get("source")):
+    if "score" not in known and (earlier.get("k", 1.0) != 1.0 or earlier.get("source")):
         raise UserError(
             "--from: is a run of train_slm.py, which chose or weighed tokens; repeat it with that, "
             "or its baseline with --score excess --k 1.0"
         )
-    parser.set_defaults(**{key: value for key, value in given.items() if key in known})
+    parser.set_defaults(**{key: value for key, value in earlier.items() if key in known})
     args = parser.parse_args(argv)
     del args.earlier
     if to_be_run and args.track:
@@ -213,17 +215,17 @@ def parse(parser, argv=None, drop=None):
     return args
 
 
+def given(argv, flag):
+    """What a command line says of a flag, or None."""
+    words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    words.add_argument(flag, dest="value", nargs="?", const="")
+    return words.parse_known_args(argv)[0].value
+
+
 def earlier_arguments(argv, drop=None):
     """What `--from FILE` says: a run's args.json, but for what follows from other flags."""
-
-    def given(flag):
-        words = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        words.add_argument(flag, dest="value", nargs="?", const="")
-        return words.parse_known_args(argv)[0].value
-
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--from", dest="earlier")
-    path = first.parse_known_args(argv)[0].earlier
+    says = partial(given, argv)
+    path = says("--from")
     if path is None:
         return {}
     saved = read_json(path, "--from")
@@ -233,26 +235,26 @@ def earlier_arguments(argv, drop=None):
     saved |= saved.pop("execution", {})
     if saved.get("k_schedule"):  # train_slm.py's: as it was written
         saved["k"] = saved["k_schedule"]
-    if given("--epochs") is not None or (
-        saved.get("epochs") is not None and given("--steps") is None
+    if says("--epochs") is not None or (
+        saved.get("epochs") is not None and says("--steps") is None
     ):
         saved.pop("steps")  # they follow from the epochs
     else:
         saved.pop("epochs", None)
-    if given("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
+    if says("--batch-size") is not None and saved["micro_batch_size"] == saved["batch_size"]:
         saved.pop("micro_batch_size")
-    if given("--init") is not None:
+    if says("--init") is not None:
         saved.pop("revision", None)
-    if given("--init") not in (None, "scratch"):  # another model brings its own
+    if says("--init") not in (None, "scratch"):  # another model brings its own
         for name in SHAPE:
             saved.pop(name, None)
-    if given("--parallel") is not None:
+    if says("--parallel") is not None:
         for name in ("shard_size", "reshard_after_forward"):
             saved.pop(name, None)
-    if given("--lr") is not None and saved.get("min_lr") == saved["lr"] / 10:
+    if says("--lr") is not None and saved.get("min_lr") == saved["lr"] / 10:
         saved.pop("min_lr")
     if drop:
-        drop(saved, given)
+        drop(saved, says)
     return saved
 
 

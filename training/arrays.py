@@ -5,6 +5,7 @@
 
     data = TokenSet("data/corpus")
     arrays.save("quality.bin", values, data)        # values[i] belongs to token i, len(data.tokens)
+    arrays.save_by_document("quality.bin", values, data)    # values[i] belongs to document i
 
 A flat file, and beside it a note that names the token set and the file's checksums.
 """
@@ -22,7 +23,8 @@ from common.errors import UserError
 from common.files import write_atomic
 from common.json_files import regular_size
 from common.records import at_least, one_of, read_record
-from data import Stored
+from data import Stored, entropy_path
+from training.documents import Documents
 
 DTYPES = ("<f2", "<f4", "|u1", "<i4", "<i8")
 FORMAT = 1
@@ -64,6 +66,22 @@ def save(path, values, token_set):
     write_atomic(path, content)
     note = Note(FORMAT, token_set.hash, token_set.count, values.dtype.str, checksums.all())
     write_atomic(path.with_suffix(".json"), json.dumps(dataclasses.asdict(note), indent=1))
+
+
+def save_by_document(path, values, token_set):
+    """The same with one value for each document, in their order; `save` for what they become.
+
+    Raises UserError where there are not as many values as documents.
+    """
+    documents = Documents(token_set)
+    values = np.asarray(values)
+    if values.shape != (documents.count,):
+        raise UserError(
+            f"{path}: got an array of shape {values.shape}, wanted ({documents.count},), a value "
+            f"for each document of {token_set.folder}; blank records and those that were left out "
+            f"or held out are none of them"
+        )
+    save(path, documents.spread(values), token_set)
 
 
 class Array:
@@ -119,13 +137,35 @@ def is_score_py_s(path):
     return note.exists() and '"reference"' in note.read_text(errors="replace")[:100_000]
 
 
+def is_array(path):
+    """Does the note beside `path` tell of an array that `save` wrote?"""
+    note = Path(path).with_suffix(".json")
+    if Path(path).is_dir() or not note.is_file() or is_score_py_s(path):
+        return False
+    return '"checksums"' in note.read_text(errors="replace")[:100_000]
+
+
+def losses_of(path):
+    """The file of losses that a file of entropies lies beside; None where it is none of these."""
+    path = Path(path)
+    names = path.name.replace("ref_entropy", "ref_loss"), path.name.replace(".entropy.", ".")
+    for name in names:
+        losses = path.with_name(name)
+        if entropy_path(losses).name == path.name and is_score_py_s(losses):
+            return losses
+    return None
+
+
 def opened(name, path, token_set, seq_len, now):
-    """A file of `save` or of score.py: (what has `batch`, its hash).
+    """A file of `save` or of score.py, its entropies too: (what has `batch`, its hash).
 
     `now`: how the student computes (common/numerics.py), which has to be the way of stored losses.
     """
     if is_score_py_s(path):
         stored = Stored(path, token_set, seq_len, numerics=now)
         return stored, made_with(stored.meta)
+    if losses := losses_of(path):
+        stored = Stored(losses, token_set, seq_len, entropy=True, numerics=now)
+        return stored, f"entropies of {made_with(stored.meta)}"
     array = Array(name, path, token_set, seq_len)
     return array, array.hash

@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from common.errors import UserError
 from common.numerics import notice, numerics
 from data import Stored, beside, score_command
-from hf.tokenizer import Tokenizer
 from slm import OWN, STORED, Tokens, known
 from training import arrays
+from training.documents import Documents
 from training.memory import Memory
 from training.method_flags import arrays_of
 from training.noise import noise
@@ -20,7 +18,6 @@ WHOSE = {
     "base_loss": "the losses of the model that training starts from",
     "short_loss": "losses with a short context",
 }
-BLOCK = 1 << 22  # tokens searched at a time
 
 
 class Columns:
@@ -75,6 +72,11 @@ class Columns:
                 f"--{flag.replace('_', '-')}: --score {args.score} needs {WHOSE[flag]}; make them "
                 f"with {self.command(name)}"
             )
+        if arrays.is_array(path):
+            raise UserError(
+                f"--{flag.replace('_', '-')} {path}: is an array of arrays.save, wanted a file of "
+                f"score.py; an array of your own is --stored NAME={path}, a score's t.NAME"
+            )
         now = self.now
         wanted = self._wanted(name)
         entropy = name == "ref_entropy"
@@ -125,27 +127,3 @@ class Columns:
         if self.documents:
             tokens.document = self.env.tensor(self.documents.of(windows, self.args.seq_len))
         return tokens
-
-
-class Documents:
-    """Which document of a token set each token belongs to: one pass over all tokens, at the start.
-
-    A document ends with the end-of-text token. Raises UserError where the tokenizer has none.
-    """
-
-    def __init__(self, token_set):
-        end = Tokenizer.load(token_set.folder).eos_id
-        if end is None:
-            raise UserError(
-                f"document: the tokenizer of {token_set.folder} has no end-of-text token"
-            )
-        tokens = token_set.tokens
-        found = []
-        for start in range(0, len(tokens), BLOCK):
-            found.append(np.flatnonzero(tokens[start : start + BLOCK] == end) + start)
-        self.ends = np.concatenate(found)
-
-    def of(self, windows, seq_len):
-        """The numbers of the windows' targets' documents, (B, T) int64."""
-        targets = np.asarray(windows)[:, None] * seq_len + 1 + np.arange(seq_len)
-        return np.searchsorted(self.ends, targets)  # an end belongs to what it ends

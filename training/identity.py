@@ -16,6 +16,7 @@ from common.json_files import START_OVER, read_json
 from common.numerics import REFUSED, differences, notice, numerics
 from common.records import as_record
 from training import finished, states
+from training.method_flags import share_or_schedule, shortest
 from training.source import VERSION
 
 FORMAT = 1  # of args.json and what it belongs to
@@ -158,11 +159,23 @@ def changed_arguments(saved, record):
         compared = {*compared, "val"}
     if not (selects(saved) or selects(record)):
         compared -= CHOICE
+    saved = saved | as_meant(saved)
     return {
         name: (saved.get(name), record.get(name))
         for name in sorted(compared)
         if saved.get(name) != record.get(name)
     }
+
+
+def as_meant(saved):
+    """The numbers of a method in an older record, which has them as they were typed."""
+    meant = {}
+    if saved.get("k_schedule"):
+        meant["k_schedule"] = share_or_schedule(saved["k_schedule"])
+    if saved.get("set"):
+        typed = [text.partition("=") for text in saved["set"]]
+        meant["set"] = [f"{name}={shortest(float(value))}" for name, _, value in typed]
+    return meant
 
 
 def other_changes(saved, record):

@@ -49,11 +49,17 @@ def add_method(parser):
 
 
 def share_or_schedule(text):
-    """An argument type: a share, a float; or a schedule as it was written, a str."""
+    """An argument type: a share, a float; or a schedule, a str, one for all that mean the same."""
     if ":" not in text:
         return share(text)
-    steps_of(text)
-    return text
+    (_, k), *later = steps_of(text)
+    return ":".join([f"{k}", *(f"{k}@{start}" for start, k in later)])
+
+
+def shortest(number):
+    """The shortest text of a number: 2 and not 2.0."""
+    text = f"{number:g}"
+    return text if float(text) == number else repr(number)
 
 
 def steps_of(schedule):
@@ -66,10 +72,10 @@ def steps_of(schedule):
         k, _, start = part.partition("@")
         found.append((share(start) if start else 0.0, share(k)))
     starts = [start for start, _ in found]
-    if starts[0] != 0 or sorted(set(starts)) != starts:
+    if starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] == 1:
         raise argparse.ArgumentTypeError(
-            f"got {schedule[:SHOWN]}, wanted K:K@SHARE with shares of the steps that rise, such as "
-            f"1.0:0.6@0.3"
+            f"got {schedule[:SHOWN]}, wanted K:K@SHARE with shares of the steps that rise and are "
+            f"below 1, such as 1.0:0.6@0.3"
         )
     return found
 
@@ -122,7 +128,9 @@ def settle_method(args):
             f"--scope set: --score {args.score} looks at the student, wanted one that is the same "
             f"throughout: {', '.join(fixed)}"
         )
-    settings_of(args)
+    defaults = defaults_of(method)
+    set_to = {name: x for name, x in settings_of(args).items() if x != defaults[name]}
+    args.set = [f"{name}={shortest(value)}" for name, value in sorted(set_to.items())] or None
     refuse_what_does_nothing(args, method)
     return args
 
@@ -180,8 +188,8 @@ def refuse_ranking(args):
 
 
 def settings_of(args):
-    """{name: value} of --set. Raises UserError for what the score's function does not take."""
-    taken = [*inspect.signature(slm.SCORES[args.score].function).parameters][1:]
+    """{name: value} of --set. Raises UserError for what none of the score's functions takes."""
+    defaults = defaults_of(slm.SCORES[args.score])
     found = {}
     for text in args.set or ():
         name, _, value = text.partition("=")
@@ -191,9 +199,25 @@ def settings_of(args):
             raise UserError(f"--set: got {text[:SHOWN]}, wanted NAME=NUMBER") from None
         if not math.isfinite(found[name]):
             raise UserError(f"--set: got {text[:SHOWN]}, wanted a finite number")
-        if name not in taken:
-            known = f"wanted one of {', '.join(taken)}" if taken else "which takes none"
+        if name not in defaults:
+            known = f"wanted one of {', '.join(defaults)}" if defaults else "which takes none"
             raise UserError(f"--set: got {text[:SHOWN]} with --score {args.score}, {known}")
+        if type(defaults[name]) is int and found[name] == int(found[name]):
+            found[name] = int(found[name])
+    return found
+
+
+def defaults_of(method):
+    """{name: default} of the numbers that a method's functions take."""
+    found = {}
+    for function in (method.function, method.choose, method.remember):
+        try:
+            parameters = inspect.signature(function).parameters if function else {}
+        except ValueError:  # of a function of PyTorch's own nobody can tell
+            continue
+        for name, parameter in parameters.items():
+            if isinstance(parameter.default, (int, float)):
+                found.setdefault(name, parameter.default)
     return found
 
 

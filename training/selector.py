@@ -1,5 +1,6 @@
 """slm.Selection on a run's data: which tokens of each micro-batch carry loss, and how much."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -254,7 +255,8 @@ def checked_mask(selection, tokens, valid):
     if selection.method is None:
         return None, valid, torch.zeros_like(valid)
     try:
-        values = selection.values(tokens, valid)
+        with not_in_place(selection, tokens, valid):
+            values = selection.values(tokens, valid)
         mask = selection.chosen(values, valid)
     except (UserError, ValueError, ArithmeticError) as error:
         raise UserError(f"--score {selection.score}: {error}") from None
@@ -263,6 +265,20 @@ def checked_mask(selection, tokens, valid):
     if isinstance(selection.method, Weight):
         wrong.append(values < 0)
     return values, mask, torch.stack(wrong).any(0) & valid
+
+
+@contextlib.contextmanager
+def not_in_place(selection, tokens, valid):
+    """Raises UserError where a score's function changes what it reads: the log reads it, too."""
+    fields = {**vars(tokens), "valid": valid}
+    before = {name: values._version for name, values in fields.items()}
+    yield
+    for name, values in fields.items():
+        if values._version != before[name]:
+            raise UserError(
+                f"--score {selection.score}: changes t.{name} in place; wanted a new tensor, such "
+                f"as that of t.{name}.clamp(max=3) and not of t.{name}.clamp_(max=3)"
+            )
 
 
 class Choice:
@@ -304,7 +320,8 @@ class Choice:
 
     def remembered(self):
         """What `remember` gives of these tokens, (B, T)."""
-        return self.selection.method.remember(self.selection.seen(self.tokens, self.valid)).float()
+        with not_in_place(self.selection, self.tokens, self.valid):
+            return self.selection.remembered(self.tokens, self.valid)
 
     def ranked(self):
         """What was ranked, or the weights, (B, T), after `keep`; None where no one number was."""

@@ -1,29 +1,43 @@
 """The code that a method consists of, as a hash: a run goes on with the code that it began with."""
 
+import argparse
 import ast
+import dataclasses
 import dis
 import functools
 import hashlib
 import importlib.metadata
 import inspect
 import platform
+import sys
+import sysconfig
 import textwrap
 import types
+from pathlib import Path
+
+import numpy as np
+import torch
 
 import slm
 
-VERSION = "3:"  # of what is hashed: hashes of other versions cannot be compared
+VERSION = "4:"  # of what is hashed: hashes of other versions cannot be compared
 GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}  # and no attribute, such as t.loss beside a function loss
+ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}  # which follow them in a.b
 PLAIN = (bool, int, float, str, bytes, type(None))
+RECORDS = (types.SimpleNamespace, argparse.Namespace)
+DEEPEST = 8  # lists in lists
+INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 
 
 def source_hash(method):
-    """sha256 of a slm.Score's functions, of what they call in their own file, and of its settings.
+    """sha256 of a slm.Score's functions, of what they use, and of its settings.
 
-    The choice that slm.py makes of what they give is part of it.
+    What they use: functions and classes of any file that is not of an installed package; numbers,
+    words, tensors, arrays, and objects that hold such. The choice that slm.py makes of what they
+    give is part of it.
 
-    Comments, docstrings and layout do not count. Where there is no source, as of a compiled
-    function, the version of its package stands for it. None of no method.
+    Comments, docstrings, layout and exceptions do not count. Where there is no source, as of a
+    compiled function, the version of its package stands for it. None of no method.
     """
     if method is None:
         return None
@@ -70,39 +84,94 @@ def describe_used(function, seen):
     defaults = plain(function.__defaults__), plain(function.__kwdefaults__)
     seen[f"{id(function)} defaults"] = f"{defaults[0]} {defaults[1]}"
     for name, used in uses(function):
-        if isinstance(used, (types.FunctionType, type)) and same_file(used, function):
-            describe(used, seen)
+        if isinstance(used, (types.FunctionType, type)):
+            if not is_installed(used) and not is_error(used):
+                describe(used, seen)
         elif (text := plain(used)) is not None:
             seen[f"{id(function)} {name}"] = f"{name} = {text}"
+            if has_fields(used):
+                describe(type(used), seen)
 
 
 def uses(function):
-    """(name, value) of the globals and of the outer variables that a function names."""
-    names = set()
+    """(name, value) of the globals and of the outer variables that a function names.
+
+    Of a module that is not an installed one: what the function names of it.
+    """
+    found = {}
     codes = [function.__code__]
     for code in codes:
-        names |= {step.argval for step in dis.get_instructions(code) if step.opname in GLOBAL}
+        names = []  # as in a.b.c
+        for step in dis.get_instructions(code):
+            if step.opname in GLOBAL:
+                names = [step.argval]
+            elif step.opname in ATTRIBUTE and names:
+                names.append(step.argval)
+            else:
+                names = []
+            if names:
+                found |= resolved(names, function.__globals__)
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
-    for name in sorted(names & set(function.__globals__)):
-        yield name, function.__globals__[name]
+    yield from sorted(found.items())
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
         yield name, cell.cell_contents
 
 
-def same_file(used, function):
-    return getattr(used, "__module__", None) == function.__module__
+def resolved(names, namespace):
+    """{"a.b.c": its value}, where a and b are modules of no package; {} for anything else."""
+    first, *others = names
+    if first not in namespace:
+        return {}
+    value = namespace[first]
+    for name in others:
+        if not isinstance(value, types.ModuleType) or is_installed(value):
+            return {}
+        value = getattr(value, name, None)
+    return {} if isinstance(value, types.ModuleType) else {".".join(names): value}
 
 
-def plain(value):
-    """The text of numbers, words, and lists of them; None of anything else."""
+def is_installed(value):
+    """Is it of Python or of an installed package? Those are known by their versions."""
+    name = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:  # built in, or made by exec
+        return name in sys.builtin_module_names
+    return any(Path(file).is_relative_to(folder) for folder in INSTALLED)
+
+
+def is_error(value):
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
+def has_fields(value):
+    """Is it an object that is known by its fields, such as a configuration?"""
+    if isinstance(value, (types.ModuleType, types.FunctionType, type)):
+        return False
+    is_record = dataclasses.is_dataclass(value) or isinstance(value, RECORDS)
+    return hasattr(value, "__dict__") and (is_record or not is_installed(type(value)))
+
+
+def plain(value, depth=0):
+    """The text of numbers, words, tensors, arrays, lists and objects of them; None of others."""
     if isinstance(value, PLAIN):
         return repr(value)
+    if depth == DEEPEST:
+        return None
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return f"{value.dtype} {value.shape} {content}"
     if isinstance(value, (tuple, list)):
-        parts = [plain(item) for item in value]
+        parts = [plain(item, depth + 1) for item in value]
         return None if None in parts else f"[{', '.join(parts)}]"
     if isinstance(value, dict):
-        return repr({str(key): plain(item) for key, item in sorted(value.items())})
-    return None
+        items = sorted((str(key), plain(item, depth + 1)) for key, item in value.items())
+        return repr(dict(items))
+    return plain(vars(value), depth + 1) if has_fields(value) else None
 
 
 def text_of(value):

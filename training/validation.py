@@ -41,8 +41,8 @@ def say_price(every, trained, n):
     if n > LONG and share > MUCH:
         steps = math.ceil(every * share / LITTLE / 50) * 50
         print(
-            f"note: a validation takes some {share:.0%} of the time of the {every} steps before it; "
-            f"--eval-every {steps} would be {LITTLE:.0%}"
+            f"note: a validation takes some {share:.0%} of the time of the {every} steps before "
+            f"it; --eval-every {steps} would be {LITTLE:.0%}"
         )
 
 

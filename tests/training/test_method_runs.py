@@ -1,6 +1,8 @@
 """train_slm.py with other methods: normalisers, what they read, schedules, a fork's own scores."""
 
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -24,6 +26,7 @@ from common.errors import UserError
 from conftest import finish, finish_in_turn, launch, write_model, write_set
 from data import TokenSet
 from hf import checkpoint
+from hf.tokenizer import Tokenizer
 from training import arrays
 from training.memory import Memory
 from training.method_flags import k_at
@@ -215,6 +218,10 @@ def test_a_short_context_ends_where_the_window_does(stage, inputs):
         ("--score soft_excess --rank-windows 3", "--rank-windows: got 3 with --scope micro"),
         ("--score rel --init scratch", "--init scratch is none that can be scored"),
         ("--score alone --scope sequence --k 0.5", "--score alone: ranks windows among each other"),
+        ("--score loss --k 0.9:0.6@1", "wanted K:K@SHARE with shares of the steps that rise and"),
+        ("--score harder", "--score harder: the function gives yes and no (bool): wanted numbers"),
+        ("--score clamped", "--score clamped: changes t.loss in place; wanted a new tensor"),
+        ("--score forgetful", "--score forgetful: changes t.memory in place"),
     ],
 )
 def test_bad_lines(stage, inputs, monkeypatch, flags, message):
@@ -224,11 +231,63 @@ def test_bad_lines(stage, inputs, monkeypatch, flags, message):
         monkeypatch.setitem(slm.SCORES, name, weight)
     monkeypatch.setitem(slm.SCORES, "unknown", slm.Score(lambda t: t.quality, needs=("quality",)))
     monkeypatch.setitem(slm.SCORES, "remembers", REMEMBERS)
+    harder = slm.Score(lambda t: t.loss > t.loss.mean(), needs=needs)
+    monkeypatch.setitem(slm.SCORES, "harder", harder)
+    monkeypatch.setitem(slm.SCORES, "nearest", slm.Score(nearest, needs=needs))
+    clamped = slm.Score(lambda t: t.loss.clamp_(max=3.0), needs=needs)
+    monkeypatch.setitem(slm.SCORES, "clamped", clamped)
+    forgetful = replace(REMEMBERS, remember=lambda t: t.memory.mul_(0.9).add_(t.loss))
+    monkeypatch.setitem(slm.SCORES, "forgetful", forgetful)
     rho = methods.SCORES["rho"]
     alone = replace(rho, function=lambda t: rho.function(with_reference(t)), needs=needs)
     monkeypatch.setitem(slm.SCORES, "alone", alone)
     code, _, err = stage(train_slm, f"{SLM} --steps 2 --out a {flags}")
     assert code == 2 and message in err.splitlines()[-1], err
+
+
+def nearest(t, n=3):
+    """How near a loss is to the n largest of its window."""
+    return -(t.loss[..., None] - t.loss.topk(n).values[:, None]).abs().amin(-1)
+
+
+def test_numbers_of_a_method_have_their_default_s_type(stage, inputs, monkeypatch):
+    monkeypatch.setitem(slm.SCORES, "nearest", slm.Score(nearest, needs=("loss",)))
+    trained(stage, "--score nearest --set n=5 --steps 2 --out a")
+    assert arguments(inputs / "a")["set"] == ["n=5"]
+
+
+def test_the_same_numbers_are_the_same_run(stage, inputs, monkeypatch):
+    """However they are written, and where they are the defaults; so is a schedule."""
+    for name, flags, same, another in (
+        ("a", "--score mile --set gamma=2", "--set gamma=2.0", "--set gamma=2.1"),
+        ("b", "--score mile", "--set gamma=1", "--set gamma=.5"),
+        ("c", "--score loss --k 1.0:0.6@0.3", "--k 1:0.6@0.30", "--k 1:0.6@0.31"),
+    ):
+        trained(stage, f"{flags} --steps 2 --out {name}")
+        trained(stage, f"{flags} --steps 2 --out {name} {same}")
+        code, _, err = stage(train_slm, f"{SLM} {flags} --steps 2 --out {name} {another}")
+        assert code == 2 and "with other arguments" in err
+    # As it was noted before.
+    path = inputs / "a/args.json"
+    path.write_text(path.read_text().replace("gamma=2", "gamma=2.0"))
+    trained(stage, "--score mile --set gamma=2 --steps 2 --out a")
+
+
+def arguments(folder):
+    return json.loads((folder / "args.json").read_text())
+
+
+def test_the_baseline_of_a_score_that_is_not_registered_here(stage, inputs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setitem(slm.SCORES, "nearest", slm.Score(nearest, needs=("loss",)))
+        trained(stage, "--score nearest --set n=5 --steps 2 --out a")
+    flags = "--from a/args.json --out b"
+    code, _, err = stage(train_slm, flags)
+    assert code == 2 and "--from: --score is nearest there, wanted one of" in err
+    code, _, err = stage(train_slm, f"{flags} --score excess --k 1.0")
+    assert code == 0, err
+    trained(stage, "--k 1.0 --steps 2 --out c")
+    assert distance(inputs / "b", inputs / "c") == 0
 
 
 def with_reference(t):
@@ -502,6 +561,39 @@ def test_another_reference_is_an_array_too(stage, scored, monkeypatch):
     assert distance(scored / "a", scored / "b") == 0
 
 
+def test_another_reference_s_entropies_are_an_array_too(stage, scored, monkeypatch):
+    sure = slm.Score(lambda t: t.loss - t.unsure, needs=("loss", "unsure"))
+    monkeypatch.setitem(slm.SCORES, "sure", sure)
+    known = slm.Score(lambda t: t.loss - t.ref_entropy, needs=("loss", "ref_entropy"))
+    monkeypatch.setitem(slm.SCORES, "known", known)
+    trained(stage, "--score sure --stored unsure=ref_entropy.bin --steps 3 --out a")
+    trained(stage, f"{FILES} --score known --steps 3 --out b")
+    assert distance(scored / "a", scored / "b") == 0
+    trained(stage, "--score sure --stored unsure=base_loss.entropy.bin --steps 3 --out c")
+    assert distance(scored / "a", scored / "c") > 0
+    hashes = [arguments(scored / out)["inputs"]["unsure"] for out in "ac"]
+    assert hashes[0].startswith("entropies of ") and hashes[0] != hashes[1]
+
+
+def test_a_value_of_each_document_is_that_of_its_tokens(scored):
+    data = TokenSet(scored / "d")
+    ends = data.tokens == Tokenizer.load(scored / "d").eos_id
+    document = np.cumsum(ends) - ends
+    values = np.random.RandomState(0).rand(document[-1] + 1).astype(np.float32)
+    arrays.save_by_document(scored / "q.bin", values, data)
+    assert np.array_equal(np.fromfile(scored / "q.bin", "<f4"), values[document])
+    with pytest.raises(UserError, match="a value for each document of .*blank records"):
+        arrays.save_by_document(scored / "q.bin", values[1:], data)
+
+
+def test_an_array_in_the_place_of_losses_is_told_what_it_is(stage, scored):
+    data = TokenSet(scored / "d")
+    arrays.save(scored / "q.bin", np.zeros(data.count, np.float32), data)
+    code, _, err = stage(train_slm, f"{SLM} --ref-loss q.bin --out a")
+    assert code == 2 and "--ref-loss q.bin: is an array of arrays.save" in err
+    assert "--stored NAME=q.bin" in err
+
+
 def test_another_reference_is_checked_like_the_first(stage, scored, monkeypatch):
     both = slm.Score(lambda t: t.loss - t.second, needs=("loss", "second"))
     monkeypatch.setitem(slm.SCORES, "both", both)
@@ -617,6 +709,65 @@ def test_the_choice_is_part_of_the_code_and_a_field_s_name_is_not(monkeypatch):
     assert source_hash(excess) == before["excess"]
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("torch.tensor([1.0, 0.5])", "torch.tensor([1.0, 0.4])"),
+        ("np.array([1.0, 0.5])", "np.array([1.0, 0.4])"),
+        ("Config(tau=1.0)", "Config(tau=9.0)"),
+        ("clamp(min=0)", "clamp(min=1)"),
+        ("PLACE = 0", "PLACE = 1"),
+    ],
+)
+def test_what_a_score_uses_of_other_files_is_part_of_its_code(old, new, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def hashed(old="", new=""):
+        for name, text in OWN_FILES.items():
+            (tmp_path / f"{name}.py").write_text(text.replace(old, new))
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        inspect.linecache.clearcache()
+        return source_hash(slm.Score(importlib.import_module("own_score").own, needs=("loss",)))
+
+    before = hashed()
+    assert hashed() == before
+    assert hashed("A comment.", "Another.") == before
+    assert old in "".join(OWN_FILES.values())
+    assert hashed(old, new) != before
+    for name in OWN_FILES:
+        sys.modules.pop(name, None)
+
+
+OWN_FILES = {
+    "own_settings": "PLACE = 0\n",
+    "own_helpers": "# A comment.\ndef gate(x):\n    return x.clamp(min=0)\n",
+    "own_score": """
+import dataclasses
+
+import numpy as np
+import torch
+
+import own_settings
+from own_helpers import gate
+
+
+@dataclasses.dataclass
+class Config:
+    tau: float
+
+
+C = Config(tau=1.0)
+TABLE = torch.tensor([1.0, 0.5])
+ARRAY = np.array([1.0, 0.5])
+
+
+def own(t):
+    return gate(t.loss / C.tau) * TABLE[own_settings.PLACE] * ARRAY[0]
+""",
+}
+
+
 TAU = 0.1
 
 
@@ -726,6 +877,28 @@ def test_memory_is_what_the_score_wrote(stage, inputs, monkeypatch):
         n = 750 if window == 0 else 749  # the last one is padded
         assert torch.equal(memory[:, :n], known[:, :n])
         kept[window] = torch.where(known == 0, loss, 0.9 * known + 0.1 * loss)
+
+
+def test_the_numbers_of_remember_and_of_the_choice_are_set_too(stage, inputs, monkeypatch):
+    def mean(t, decay=0.9):
+        return torch.where(t.memory == 0, t.loss, decay * t.memory + (1 - decay) * t.loss)
+
+    def best(values, valid, k, together=None, least=0):
+        return slm.keep_top(values, valid, max(k, least), together)
+
+    score = slm.Score(surprise, needs=("loss", "memory"), remember=mean, choose=best)
+    monkeypatch.setitem(slm.SCORES, "settable", score)
+    memories = []
+    finish = Run.finish
+    monkeypatch.setattr(
+        Run, "finish", lambda run, student: memories.append(run.extra) or finish(run, student)
+    )
+    for name, flags in (("a", ""), ("b", "--set decay=0.5"), ("c", "--set least=0.9")):
+        trained(stage, f"--score settable --epochs 2 --out {name} {flags}")
+    first, second, _ = (extra["memory"] for extra in memories)
+    assert (first - second).abs().max() > 0.01
+    counts = [sum(r["tokens_selected"] for r in log(inputs / name)) for name in "abc"]
+    assert counts[0] == counts[1] < counts[2]
 
 
 def test_memory_belongs_to_the_checkpoint(stage, inputs, monkeypatch, stopped):
