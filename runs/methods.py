@@ -21,7 +21,7 @@ from tools.explore.lines import PASSES
 from tools.results import figures, files
 from tools.results.collect import collected, share_kept
 from tools.results.methods import KINDS, base_of, loss_of
-from tools.results.tables import render
+from tools.results.tables import TABLES, render
 from training import finished
 
 KNOBS = {  # a method's one number, and three values of it; the published one is among them
@@ -39,6 +39,7 @@ K = 0.6  # the published one
 # In results/: as published, the search, and what it chose on fresh seeds.
 NAME, SEARCH, TUNED = "methods", "methods-search", "methods-tuned"
 COMMAND = "bash runs/methods.sh"
+PUBLISHED_RATE = "1e-3"  # the demo's, of all in NAME
 REFERENCE = {"ref_loss", "ref_entropy"}  # what a reference gives
 
 
@@ -175,16 +176,25 @@ def show_table(args):
     """Add the runs to results/; print their tables and draw the figure."""
     choices = choices_of(args)
     searched = any(choice["losses"] for choice in choices.values())
-    made = TUNED if searched else NAME
-    experiment = files.load_or_new(made, COMMAND)
+    rate = rate_of(choices[args.names[0]]["flags"])
+    of_rate = NAME if rate == PUBLISHED_RATE else f"{NAME}-{rate}"
+    made = TUNED if searched else of_rate
+    experiment = files.load_or_new(made, COMMAND if made != of_rate else command_at(rate))
     for name in args.names:
         for seed in args.seeds:
             folder = folder_of(choices[name]["folder"], seed, args.steps)
             files.add(experiment, told_apart(record(name, seed, folder), experiment))
     files.save(experiment)
     for table in (made, f"{made} kept"):
-        print("\n".join([*render(table, experiment), ""]))
-    figures.write(made, Path(args.figures) / made)
+        if table in TABLES:
+            print("\n".join([*render(table, experiment), ""]))
+    if made in figures.FIGURES:
+        figures.write(made, Path(args.figures) / made)
+
+
+def command_at(rate):
+    """What makes each method as published, at one rate."""
+    return f"TUNE_SEEDS= RATES={rate} {COMMAND}"
 
 
 def told_apart(run, experiment):

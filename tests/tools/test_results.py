@@ -243,6 +243,34 @@ def test_seeds_of_several_experiments_are_one_table(repository):
     assert lines[-1] == "*results/demo.json, seeds 0, 1; results/methods.json, seeds 7*"
 
 
+def test_methods_of_a_rate_are_beside_clm_of_that_rate(repository):
+    def add(made, method, lr, base, match, loss):
+        one = run(method, 1, "" if base == "a" else base, match, [[100, loss]])
+        one.inputs["init"] = base
+        one.arguments.update(lr=lr, k=1.0)
+        files.add(made, one)
+
+    at_rate = files.Experiment("methods-2e-3", "bash runs/methods.sh")
+    add(at_rate, "clm", 2e-3, "a", 0.5, 0.40)
+    tuned = files.Experiment("methods-tuned", "bash runs/methods.sh")
+    add(tuned, "clm", 1e-3, "a", 0.4, 0.43)
+    add(tuned, "mile", 2e-3, "a", 0.6, 0.39)
+    add(tuned, "dft", 1e-3, "a", 0.6, 0.30)
+    add(tuned, "loss", 2e-3, "b", 0.6, 0.20)
+    files.save(tuned)
+    head, _, *rows = cells_of(methods.beside_clm_at_its_rate(at_rate))
+    assert [row[:2] for row in rows] == [
+        ["`mile`", "lr 0.002"],
+        ["CLM", "lr 0.002"],
+        ["CLM", "lr 0.001"],
+    ]
+    assert [row[4:] for row in rows] == [
+        ["-0.0100", "0.600", "+0.100"],
+        ["–", "0.500", "–"],
+        ["+0.0300", "0.400", "-0.100"],
+    ]
+
+
 def test_methods_are_compared_with_clm_from_their_own_base():
     """Another processor's base of the same seed is another base."""
     made = files.Experiment("methods-tuned", "bash runs/methods.sh")

@@ -7,7 +7,8 @@ third of a training step's cost each, and its reference's training.
 import statistics
 
 from tools.compare import table
-from tools.results.seeds import interval, less, median_times, number, savings
+from tools.results import files
+from tools.results.seeds import estimate, interval, less, median_times, number, savings
 
 KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
 
@@ -55,6 +56,46 @@ def by_method(experiment):
                 number(own[0].numbers["passes"], "g"),
             ]
         )
+    return table(rows).splitlines()
+
+
+def beside_clm_at_its_rate(experiment):
+    """CLM at one rate, at the demo's, and the chosen methods that have its rate and its bases.
+
+    `experiment` has CLM at that rate; the others are read from their files, where they are there.
+    """
+    clm = {base_of(run): run for run in experiment.runs if run.method == "clm"}
+    rows = [["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]]
+    rows[0] += ["exact match", "more than CLM, 95 % interval"]
+    found = {"clm": list(clm.values())}
+    for name in ("methods-search", "methods-tuned"):
+        if not files.path_of(name).exists():
+            continue
+        for run in files.load(name).runs:
+            if base_of(run) not in clm:
+                continue
+            if run.method == "clm":
+                found.setdefault("clm at the demo's", []).append(run)
+            elif run.arguments["lr"] == experiment.runs[0].arguments["lr"]:
+                found.setdefault(run.method, []).append(run)
+    for own in sorted(found.values(), key=loss_of):
+        beside = [clm[base_of(run)] for run in own]
+        matches = [run.numbers["exact_match"] for run in own]
+        cells = [label(own[0].method), setting(own[0].arguments), str(len(own))]
+        cells += [f"{loss_of(own):.4f}", f"{statistics.mean(matches):.3f}"]
+        if own == beside:
+            cells[4:] = ["–", cells[4], "–"]
+        else:
+            match = [
+                run.numbers["exact_match"] - plain.numbers["exact_match"]
+                for run, plain in zip(own, beside)
+            ]
+            cells[4:] = [
+                interval(*less(own, beside), ".4f"),
+                cells[4],
+                interval(*estimate(match), ".3f"),
+            ]
+        rows.append(cells)
     return table(rows).splitlines()
 
 

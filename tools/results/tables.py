@@ -161,6 +161,7 @@ TABLES = {
     "methods": methods.by_method,
     "methods kept": methods.kept,
     "methods-search": methods.search,
+    "methods-2e-3": methods.beside_clm_at_its_rate,
     "methods-tuned": methods.by_method,
     "methods-tuned kept": methods.kept,
     "methods-real-text": methods.on_real_text,
