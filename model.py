@@ -82,84 +82,6 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-class Cache:
-    """Keys and values for generation, preallocated.
-
-    Row b holds `lengths[b]` tokens, each in the slot of its position. `keys` and `values`: per
-    layer (rows, H_kv, S, D). Rows may have different lengths; what lies behind a row's length is
-    never attended to. `used`: no row is longer (a plain int, so that nobody has to ask the device).
-    `prefix`: another cache, of one row whose tokens all rows begin with; it is stored, and read in
-    a step, once for all of them.
-    """
-
-    def __init__(self, config, rows, length, device="cpu", dtype=torch.float32, prefix=None):
-        shape = (rows, config.num_key_value_heads, length, config.head_dim)
-        self.keys = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
-        ]
-        self.values = [
-            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
-        ]
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.used, self.prefix = 0, prefix
-
-    def end(self, T):
-        """No row is longer when T more tokens are there."""
-        return min(self.used + T, self.keys[0].shape[2])
-
-    def places(self, B, T):
-        """Where the next T tokens of the first B rows go: slots (B, T), positions (B, T), and how
-        many keys there are then, the prefix included.
-        """
-        shared = self.prefix.used if self.prefix else 0
-        slots = self.lengths[:B, None] + torch.arange(T, device=self.lengths.device)
-        return slots, slots + shared, self.end(T) + shared
-
-    def advance(self, B, T, tail=None):
-        """They are there: T tokens a row, or `tail` (B,) of them."""
-        self.lengths[:B] += T if tail is None else tail
-        self.used = self.end(T)
-
-    def put(self, layer, k, v, slots):
-        """Store keys and values (B, H_kv, T, D) in `slots` (B, T) of the first B rows.
-
-        Returns what there is to attend to, [(k, v)]: the prefix (1, H_kv, P, D) if any, then the
-        rows' own (B, H_kv, `used` after this call, D).
-        """
-        keys, values, B = self.keys[layer], self.values[layer], len(k)
-        rows = torch.arange(B, device=k.device)[:, None]
-        keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
-        values[rows, :, slots] = v.transpose(1, 2).to(values.dtype)
-        end = self.end(slots.shape[1])
-        own = (keys[:B, :, :end], values[:B, :, :end])
-        if self.prefix is None:
-            return [own]
-        P = self.prefix.used
-        shared = (self.prefix.keys[layer][:, :, :P], self.prefix.values[layer][:, :, :P])
-        return [shared, own]
-
-
-def attend_one(q, parts, mask):
-    """Attention of one query per row, q (B, H, 1, D), over all of `parts` -> (B, H, 1, D).
-
-    `parts`: [(k, v)] of (B or 1, H_kv, S, D); `mask` (B, 1, 1, S of all parts). The heads that
-    share a key are rows of one matrix product, and so are all rows of the batch for a part that
-    they share: no key is copied.
-    """
-    B, H, _, D = q.shape
-    q = q.reshape(B, parts[0][0].shape[1], -1, D) * D**-0.5  # (B, H_kv, H / H_kv, D)
-    scores = [
-        torch.einsum("bkgd,ksd->bkgs", q, k[0]) if len(k) == 1 else q @ k.mT for k, _ in parts
-    ]
-    weights = torch.cat(scores, -1).float().masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype)
-    weights = weights.split([k.shape[2] for k, _ in parts], dim=-1)
-    y = [
-        torch.einsum("bkgs,ksd->bkgd", w, v[0]) if len(v) == 1 else w @ v
-        for w, (_, v) in zip(weights, parts)
-    ]
-    return sum(y).reshape(B, H, 1, D)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, size, eps):
         super().__init__()
@@ -394,3 +316,85 @@ def initialise(model, seed):
         with torch.no_grad():
             p.copy_(torch.randn(p.shape, generator=generator) * std)
     return model
+
+
+# --------------------------------------------------------------------------------------------------
+# Generation: one token a step, keys and values kept.
+
+
+class Cache:
+    """Keys and values for generation, preallocated.
+
+    Row b holds `lengths[b]` tokens, each in the slot of its position. `keys` and `values`: per
+    layer (rows, H_kv, S, D). Rows may have different lengths; what lies behind a row's length is
+    never attended to. `used`: no row is longer (a plain int, so that nobody has to ask the device).
+    `prefix`: another cache, of one row whose tokens all rows begin with; it is stored, and read in
+    a step, once for all of them.
+    """
+
+    def __init__(self, config, rows, length, device="cpu", dtype=torch.float32, prefix=None):
+        shape = (rows, config.num_key_value_heads, length, config.head_dim)
+        self.keys = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
+        self.values = [
+            torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)
+        ]
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.used, self.prefix = 0, prefix
+
+    def end(self, T):
+        """No row is longer when T more tokens are there."""
+        return min(self.used + T, self.keys[0].shape[2])
+
+    def places(self, B, T):
+        """Where the next T tokens of the first B rows go: slots (B, T), positions (B, T), and how
+        many keys there are then, the prefix included.
+        """
+        shared = self.prefix.used if self.prefix else 0
+        slots = self.lengths[:B, None] + torch.arange(T, device=self.lengths.device)
+        return slots, slots + shared, self.end(T) + shared
+
+    def advance(self, B, T, tail=None):
+        """They are there: T tokens a row, or `tail` (B,) of them."""
+        self.lengths[:B] += T if tail is None else tail
+        self.used = self.end(T)
+
+    def put(self, layer, k, v, slots):
+        """Store keys and values (B, H_kv, T, D) in `slots` (B, T) of the first B rows.
+
+        Returns what there is to attend to, [(k, v)]: the prefix (1, H_kv, P, D) if any, then the
+        rows' own (B, H_kv, `used` after this call, D).
+        """
+        keys, values, B = self.keys[layer], self.values[layer], len(k)
+        rows = torch.arange(B, device=k.device)[:, None]
+        keys[rows, :, slots] = k.transpose(1, 2).to(keys.dtype)
+        values[rows, :, slots] = v.transpose(1, 2).to(values.dtype)
+        end = self.end(slots.shape[1])
+        own = (keys[:B, :, :end], values[:B, :, :end])
+        if self.prefix is None:
+            return [own]
+        P = self.prefix.used
+        shared = (self.prefix.keys[layer][:, :, :P], self.prefix.values[layer][:, :, :P])
+        return [shared, own]
+
+
+def attend_one(q, parts, mask):
+    """Attention of one query per row, q (B, H, 1, D), over all of `parts` -> (B, H, 1, D).
+
+    `parts`: [(k, v)] of (B or 1, H_kv, S, D); `mask` (B, 1, 1, S of all parts). The heads that
+    share a key are rows of one matrix product, and so are all rows of the batch for a part that
+    they share: no key is copied.
+    """
+    B, H, _, D = q.shape
+    q = q.reshape(B, parts[0][0].shape[1], -1, D) * D**-0.5  # (B, H_kv, H / H_kv, D)
+    scores = [
+        torch.einsum("bkgd,ksd->bkgs", q, k[0]) if len(k) == 1 else q @ k.mT for k, _ in parts
+    ]
+    weights = torch.cat(scores, -1).float().masked_fill(~mask, -torch.inf).softmax(-1).to(q.dtype)
+    weights = weights.split([k.shape[2] for k, _ in parts], dim=-1)
+    y = [
+        torch.einsum("bkgs,ksd->bkgd", w, v[0]) if len(v) == 1 else w @ v
+        for w, (_, v) in zip(weights, parts)
+    ]
+    return sum(y).reshape(B, H, 1, D)
