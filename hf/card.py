@@ -43,16 +43,18 @@ def model_card(
     scratch = args["init"] == "scratch"
     k = args.get("k", 1.0)
     score = args.get("score") if k < 1 or record.get("source") else None
-    base = "random weights" if scratch else args["init"]
+    base = f"random weights of seed {args['seed']}" if scratch else args["init"]
     if not scratch and args["revision"]:
         base += f" at revision {args['revision']}"
     share = tokens_selected / max(1, tokens_seen)
     weighs = score is not None and k == 1 and not args.get("k_schedule")
-    if val_loss is not None and val_step is not None and val_step != step:
-        val_loss = f"{val_loss}, after step {val_step}"
+    if val_loss is not None:
+        val_loss = f"{val_loss:.4f}"
+        if val_step is not None and val_step != step:
+            val_loss += f", after step {val_step}"
     rows = {
         "base": base,
-        "base, sha256 of its tensors": inputs["init"],
+        "base, sha256 of its tensors": None if scratch else inputs["init"],
         "training data": args["data"],
         "training data, sha256": inputs["data"],
         "reference, sha256 of its tensors": reference_hash(inputs),

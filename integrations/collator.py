@@ -2,6 +2,7 @@
 
 import torch
 
+import slm
 from common.errors import UserError
 
 
@@ -9,14 +10,15 @@ class Collator:
     """Another collator's batches, with the stored columns laid out as its tokens are."""
 
     def __init__(self, collator, stored, columns):
-        """`stored`: names of columns with a value per token; `columns`: what the other one sees."""
+        """`stored`: names of columns with a value per token; `columns`: what the other one sees,
+        None: all columns but those that a reference gave."""
         self.collator = collator
         self.stored = stored
         self.columns = columns
 
     def __call__(self, rows):
         values = {name: [row[name] for row in rows if name in row] for name in self.stored}
-        rows = [{key: row[key] for key in row if key in self.columns} for row in rows]
+        rows = [{key: row[key] for key in row if self.is_seen(key)} for row in rows]
         tokens = [torch.as_tensor(row["input_ids"]) for row in rows]
         parts = [row["seq_lengths"] for row in rows if row.get("seq_lengths") is not None]
         is_packed = any(len(lengths) > 1 for lengths in parts)
@@ -26,6 +28,9 @@ class Collator:
                 refuse_mixed_texts(batch, is_packed)
                 batch[name] = laid_out(name, columns, tokens, batch["input_ids"])
         return batch
+
+    def is_seen(self, name):
+        return name not in slm.STORED if self.columns is None else name in self.columns
 
 
 def refuse_mixed_texts(batch, is_packed):

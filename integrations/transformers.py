@@ -18,6 +18,7 @@ Padding and prompts (labels of -100) are never ranked. How many tokens are kept 
 micro-batches and ranks before any gradient, so that the loss is their exact mean.
 """
 
+import copy
 import hashlib
 
 import numpy as np
@@ -30,7 +31,7 @@ from common.errors import UserError
 from integrations.collator import Collator
 from integrations.windows import IGNORED
 
-VERSION = "2"  # of what add_reference_losses gives, for the data set's cache
+VERSION = "3"  # of what add_reference_losses gives, for the data set's cache
 ROWS = 1000  # of a data set that are scored between two files of its cache
 ROUTER = "output_router_logits"
 STORED = {"ref_loss", "ref_entropy"}  # columns that add_reference_losses can make
@@ -111,8 +112,13 @@ def add_reference_losses(dataset, model, batch_size=8, device=None, entropy=Fals
     Values are float32, indexed by the target; the first is 0. Raises UserError for a data set
     without input_ids, and for losses that are not finite.
     """
-    from datasets import concatenate_datasets
+    from datasets import Dataset, concatenate_datasets
 
+    if not isinstance(dataset, Dataset):
+        raise UserError(
+            f"add_reference_losses: got a {type(dataset).__name__}, wanted a datasets.Dataset: one "
+            f"split of it, or of a stream what Dataset.from_generator writes to the disk"
+        )
     if "input_ids" not in dataset.column_names:
         raise UserError(
             f"add_reference_losses: the data set has {', '.join(dataset.column_names)}, wanted "
@@ -181,7 +187,7 @@ def _score(rows, model, entropy):
         found = _score_together(chosen, model, entropy, None if alone is None else parts[alone])
         for name, values in zip(out, found):
             for i, row in zip(places, values):
-                out[name][i] = [0.0, *row.tolist()]
+                out[name][i] = np.append(np.float32(0), row.float().cpu().numpy())
     return out
 
 
@@ -272,9 +278,16 @@ class SelectiveMixin:
             )
         self.selection = selection
         # A Trainer would drop the columns without a word. They are kept, and sorted out below.
-        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if arguments is not None:
+        # The arguments that were given stay as they are, for the trainer of a baseline perhaps.
+        given = kwargs.get("args", args[1] if len(args) > 1 else None)
+        drops = given is None or given.remove_unused_columns
+        if given is not None:
+            arguments = copy.copy(given)
             arguments.remove_unused_columns = False
+            if len(args) > 1:
+                args = (args[0], arguments, *args[2:])
+            else:
+                kwargs["args"] = arguments
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False
         if self.args.n_gpu > 1:
@@ -286,7 +299,8 @@ class SelectiveMixin:
         columns = getattr(self.train_dataset, "column_names", None)
         if columns is not None:
             self._refuse_missing(columns)
-        self.data_collator = Collator(self.data_collator, self.needed, self._model_columns())
+        seen = self._model_columns() if drops else None  # None: all but ours
+        self.data_collator = Collator(self.data_collator, self.needed, seen)
 
     @staticmethod
     def _is_over_valid(selection):

@@ -215,7 +215,8 @@ class Selector:
 
     def choice(self, step, i, windows, valid):
         """The `Choice` among the targets of micro-batch i; `valid` (B, T) on the device."""
-        known = self.columns.tokens(step, windows, self.data.valid(windows, self.args.seq_len))
+        on_cpu = self.data.valid(windows, self.args.seq_len)
+        known = self.columns.tokens(step, windows, on_cpu)
         choice = Choice(self.selection, known, valid, *self.settled.get(i, ()))
         if not self.divisor_known or self.memory:
             self.choices.append(choice)

@@ -671,13 +671,12 @@ def test_training_writes_whole_folders_with_cards(stage, vocabulary, tmp_path):
             assert row in body, row
     summary = json.loads((tmp_path / "o/summary.json").read_text())
     first = json.loads((tmp_path / "o/log.jsonl").read_text().splitlines()[0])["val_loss"]
-    for folder, said in (("o", summary["val_loss"]), ("o/step-000002", f"{first}, after step 0")):
+    for folder, said in (
+        ("o", f"{summary['val_loss']:.4f}"),
+        ("o/step-000002", f"{first:.4f}, after step 0"),
+    ):
         row = f"| validation loss, nats per token | {said} |"
         assert row in (tmp_path / folder / "README.md").read_text()
-    assert (
-        f"| validation loss, nats per token | {summary['val_loss']} |"
-        in (tmp_path / "o/README.md").read_text()
-    )
     # a learning rate this small is lost in bfloat16: the float32 weights that are saved hold it
     moved = [
         not torch.equal(a, a.bfloat16().float())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
 import score
 import slm
@@ -115,8 +115,43 @@ def test_the_losses_are_score_py_s(inputs):
         ours = stored.batch([w], valid)[0][valid[0]]
         theirs = np.array(scored[w]["ref_loss"][1:])[valid[0]]
         assert np.allclose(ours, theirs, atol=2e-3)  # stored in fp16
+    for name in ("ref_loss", "ref_entropy"):
+        assert scored.features[name].feature.dtype == "float32"
     again = add_reference_losses(rows, inputs / "r", entropy=True)
     assert again.cache_files == scored.cache_files
+    for other in (rows.to_iterable_dataset(), datasets.DatasetDict(train=rows)):
+        with pytest.raises(UserError, match=f"got a {type(other).__name__}, wanted a datasets.D"):
+            add_reference_losses(other, inputs / "r")
+
+
+@pytest.mark.parametrize("k", [K, 1.0])
+def test_a_collator_of_one_s_own_sees_the_columns_that_were_kept_for_it(inputs, k):
+    """With `remove_unused_columns=False`, which is the caller's; theirs stay as they are."""
+    seen = set()
+
+    def collate(rows):
+        for row in rows:
+            seen.update(row)
+        return default_data_collator([{name: row[name] for name in PLAIN} for row in rows])
+
+    rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "source": i} for i in range(4)]
+    rows = add_reference_losses(datasets.Dataset.from_list(rows), inputs / "r")
+    for keeps in (True, False):
+        given = arguments(inputs / "o", 2, 1, remove_unused_columns=not keeps)
+        trainer = SelectiveTrainer(
+            model=AutoModelForCausalLM.from_pretrained(inputs / "m", dtype=torch.float32),
+            args=given,
+            train_dataset=rows,
+            data_collator=collate,
+            selection=Selection(k),
+        )
+        trainer.train()
+        assert given.remove_unused_columns is not keeps
+        assert seen == ({*PLAIN, "source"} if keeps else set(PLAIN))
+        seen.clear()
+
+
+PLAIN = ("input_ids", "labels")
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
@@ -591,7 +626,7 @@ RANKS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 from data import Stored, TokenSet
 from integrations.transformers import SelectiveMixin
 from integrations.windows import Windows

@@ -81,7 +81,8 @@ def test_what_belongs_to_a_score_goes_with_it(runs):
 
     earlier = {"score": "mile", "set": ["gamma=2"], "k": 1.0}
     assert again("", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
-    assert again("--set gamma=1", **earlier) == ("mile", 1.0, "micro", ["gamma=1"])
+    assert again("--set gamma=3", **earlier) == ("mile", 1.0, "micro", ["gamma=3"])
+    assert again("--set gamma=1", **earlier) == ("mile", 1.0, "micro", None)  # the default
     assert again("--set gamma=10 --set gamma=9", **earlier)[3] == ["gamma=9"]
     assert again("--score mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])
     assert again("--score=mile", **earlier) == ("mile", 1.0, "micro", ["gamma=2"])

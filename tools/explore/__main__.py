@@ -36,6 +36,7 @@ OUTPUTS = {  # what stands behind --out in the names of the files that are writt
 
 def arguments():
     parser = argparse.ArgumentParser(
+        prog="python -m tools.explore",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -47,7 +48,8 @@ def arguments():
 
 
 def tokens_arguments(commands):
-    parser = commands.add_parser("tokens", help="one HTML file that shows documents token by token")
+    said = "one HTML file that shows documents token by token"
+    parser = commands.add_parser("tokens", help=said, description=said)
     add = parser.add_argument
     add("--run", required=True, help="run folder, of train_slm.py or train_ref.py")
     add("--data", required=True, help="token set to show (folder), with stored reference losses")

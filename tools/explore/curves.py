@@ -119,7 +119,7 @@ def draw_validation(plot, lines, baseline, result, out):
             axis.plot(x / 1e6, target, "o", color=COLOURS[i % 8], markersize=5)
     if baseline:
         for axis in axes:
-            axis.axhline(target, color="#666", linewidth=0.8, linestyle=":")
+            axis.axhline(target, color="#666", linewidth=0.8, linestyle=":", label="baseline's end")
     axes[0].set(xlabel=TOKENS, ylabel="validation loss, nats")
     axes[1].set(xlabel=COST)
     axes[0].legend()

@@ -14,6 +14,7 @@ and nothing be fetched.
 import base64
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,8 @@ def main(args):
     models = spaced(snapshots(args.run), args.models)
     micro_batches, batch_of, step_of = choose_windows(saved, data, args.windows)
     mask = saved.get("document_mask", False)
+    if args.passage:
+        check_documents(args.documents, data, np.concatenate(micro_batches), seq_len)
     seen = []
     total = len(models) * sum(map(len, micro_batches))
     with tqdm(total=total, unit="window") as bar:  # over all models
@@ -209,8 +212,6 @@ def draw_passage(args, page, saved, step, tokens, valid, micro_batches):
     excess = (tokens.loss - tokens.ref_loss).numpy()
     documents = []
     for n in args.documents:
-        if not 1 <= n <= len(page["pieces"]):
-            raise UserError(f"--documents: got {n}, wanted numbers from 1 to {len(page['pieces'])}")
         row, start, end, _ = page["pieces"][n - 1]
         document = []
         for j in range(start, end):
@@ -224,6 +225,22 @@ def draw_passage(args, page, saved, step, tokens, valid, micro_batches):
         f"blue, it knows it less. Underlined: kept at k = {k:g}{by}."
     )
     passage.draw(args.passage, documents, note)
+    characters = {c for document in documents for text, *_ in document for c in text}
+    if {"R", "AL"}.intersection(map(unicodedata.bidirectional, characters)):
+        print(
+            f"note: {args.passage} draws all text from left to right; the page shows it as it reads"
+        )
+
+
+def check_documents(numbers, data, windows, seq_len):
+    """Raises UserError where the windows do not hold so many documents, before a model is run."""
+    targets = data.cut(data.tokens, windows, seq_len, fill=0)
+    count = len(pieces_of(data, windows, targets, Tokenizer.load(data.folder).eos_id))
+    for n in numbers:
+        if not 1 <= n <= count:
+            raise UserError(
+                f"--documents: got {n}, wanted numbers from 1 to {count}, as the page has them"
+            )
 
 
 def choose_windows(saved, data, wanted):

@@ -1,12 +1,13 @@
 """The figures of README and docs that are made from results/. Each notes what it was made from:
 
-an SVG's description holds the hash of its results, so that `python -m tools.results` draws it again
-when they change, and `--check` can say so without drawing.
+an SVG's description holds a hash of its results and of the code that draws them, so that `python -m
+tools.results` draws it again when one of them changes, and `--check` can say so without drawing.
 """
 
 import hashlib
 import re
 import statistics
+from pathlib import Path
 
 import numpy as np
 
@@ -41,10 +42,10 @@ def text_of(path):
 
 
 def digest(experiments):
-    """The hash of the experiments' files."""
+    """The hash of the experiments' files, and of this folder's."""
     found = hashlib.sha256()
-    for experiment in experiments:
-        found.update(path_of(experiment).read_bytes())
+    for path in [*map(path_of, experiments), *sorted(Path(__file__).parent.glob("*.py"))]:
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 
@@ -79,7 +80,7 @@ def effect(experiment):
                 x, losses.min(0), losses.max(0), color=COLOURS[i], alpha=0.16, linewidth=0
             )
     for axis in axes:
-        axis.axhline(end, color="#666", linewidth=0.8, linestyle=":")
+        axis.axhline(end, color="#666", linewidth=0.8, linestyle=":", label="CLM's end, mean")
     axes[0].set(xlabel="tokens read, millions", ylabel="validation loss, nats")
     axes[1].set(xlabel="cost, millions of training tokens\n(reference and scoring included)")
     axes[0].legend()
@@ -116,13 +117,22 @@ def when_it_pays(*experiments):
                 label=f"{text}, {when}",
             )
         for point in points:
-            place = (point.lead_at_end, point.gain[0])
-            axes.annotate(point.name, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+            name(axes, point.name, (point.lead_at_end, point.gain[0]))
+    axes.margins(x=0.12)
     axes.axhline(0, color="#666", linewidth=0.8)
     axes.axvline(0, color="#666", linewidth=0.8, linestyle=":")
     axes.set(xlabel="the reference's lead over CLM's end, nats", ylabel="SLM's gain over CLM, nats")
     axes.legend(fontsize=8)
     return figure
+
+
+def name(axes, text, place):
+    """Write a point's name beside it, readable over lines."""
+    from matplotlib import patheffects
+
+    halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    where = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right"}
+    axes.annotate(text, place, fontsize=8, zorder=10, path_effects=halo, **where)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,21 +215,22 @@ def ablation_of_k(experiment, variant=""):
 
 def price(experiment, real):
     """SLM's loss less CLM's against the reference's cost, on the demo and on real text."""
-    figure, axes = plotting().subplots(1, 2, figsize=(8, 3.2))
+    figure, axes = plotting().subplots(1, 2, figsize=(8, 3.2), gridspec_kw={"wspace": 0.3})
     panels = {
         "demo": ablations.prices(experiment),
         "real text": pays.prices(real),
     }
     for axis, (title, found) in zip(axes, panels.items()):
-        for i, (label, cost, (mean, half)) in enumerate(found):
-            axis.errorbar(cost, mean, yerr=half or 0.0, fmt="o", capsize=2, color=COLOURS[i % 8])
-            place = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 8}
-            axis.annotate(label, (cost, mean), **place)
+        for label, cost, (mean, half) in found:
+            axis.errorbar(cost, mean, yerr=half or 0.0, fmt="o", capsize=2, color=COLOURS[0])
+            name(axis, label, (cost, mean))
+        axis.margins(x=0.2, y=0.12)
         axis.axhline(0, color="#666", linewidth=0.8)
         axis.axvline(1, color="#666", linewidth=0.8, linestyle=":")
         axis.set(xlabel="total cost, times CLM's", title=title)
     axes[0].set(ylabel="validation loss less CLM's, nats")
     axes[1].set_xscale("log", base=2)  # a larger reference costs many times what the others do
+    axes[1].set(xlabel="total cost, times CLM's (log scale)")
     axes[1].xaxis.set_major_formatter("{x:g}")
     return figure
 
