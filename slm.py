@@ -320,7 +320,7 @@ class Selection:
             raise UserError(
                 'the function gives yes and no (bool): wanted numbers, or a Weight(..., per="kept")'
             )
-        return choose(values, valid, self.k, self.together, **self.settings_of(choose)) & valid
+        return choose(values, valid, self.k, self.together, **self.settings_of(choose, 4)) & valid
 
     def values(self, tokens, valid):
         """What the score's function gives."""
@@ -332,11 +332,11 @@ class Selection:
         function = self.method.remember
         return function(self.seen(tokens, valid), **self.settings_of(function)).float()
 
-    def settings_of(self, function):
-        """Those of `settings` that a function takes."""
+    def settings_of(self, function, n_own=1):
+        """Those of `settings` that a function takes behind its first `n_own` arguments."""
         if not self.settings:
             return {}
-        taken = inspect.signature(function).parameters
+        taken = [*inspect.signature(function).parameters][n_own:]
         return {name: value for name, value in self.settings if name in taken}
 
     def seen(self, tokens, valid):

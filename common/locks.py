@@ -4,6 +4,7 @@ Locks are the system's (flock): a killed process holds nothing.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import time
@@ -26,7 +27,7 @@ def lock(path, wait=0.0):
     if key_of(path) in locked:
         return
     claim(path)
-    descriptor = opened(path, os.O_RDWR)  # NFS wants it open for writing
+    descriptor = _opened(path)
     last = time.monotonic() + wait
     while not _is_taken(descriptor):
         if time.monotonic() < last:
@@ -38,6 +39,18 @@ def lock(path, wait=0.0):
             f"{place}: another process is writing to it; wait until it ends, or name another --out"
         )
     locked[key_of(path)] = descriptor
+
+
+def _opened(path):
+    """A descriptor to lock: NFS wants it open for writing, others let who may only read."""
+    try:
+        return opened(path, os.O_RDWR)
+    except PermissionError:
+        return opened(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return opened(path, os.O_RDONLY)
 
 
 def _is_taken(descriptor):
@@ -82,13 +95,14 @@ def taking_turns(folder):
     """For a short time: another process that is at it is waited for."""
     path = Path(folder) / LIST
     claim(path)
-    with open(path, "r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        locked[key_of(path)] = file.fileno()
-        try:
-            yield
-        finally:
-            locked.pop(key_of(path), None)
+    descriptor = _opened(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locked[key_of(path)] = descriptor
+        yield
+    finally:
+        locked.pop(key_of(path), None)
+        os.close(descriptor)
 
 
 def _let_go():

@@ -4,6 +4,8 @@ args.json has what tells a run from others: its arguments, the hashes of what it
 its score, and what its rounding hangs on.
 """
 
+import argparse
+import contextlib
 import json
 from typing import Any
 
@@ -16,7 +18,7 @@ from common.json_files import START_OVER, read_json
 from common.numerics import REFUSED, differences, notice, numerics
 from common.records import as_record
 from training import finished, states
-from training.method_flags import share_or_schedule, shortest
+from training.method_flags import set_to, share_or_schedule
 from training.source import VERSION
 
 FORMAT = 1  # of args.json and what it belongs to
@@ -171,10 +173,12 @@ def as_meant(saved):
     """The numbers of a method in an older record, which has them as they were typed."""
     meant = {}
     if saved.get("k_schedule"):
-        meant["k_schedule"] = share_or_schedule(saved["k_schedule"])
-    if saved.get("set"):
+        with contextlib.suppress(argparse.ArgumentTypeError):  # one that is refused by now
+            meant["k_schedule"] = share_or_schedule(saved["k_schedule"])
+    if saved.get("set") and saved.get("score") in slm.SCORES:
         typed = [text.partition("=") for text in saved["set"]]
-        meant["set"] = [f"{name}={shortest(float(value))}" for name, _, value in typed]
+        values = {name: float(value) for name, _, value in typed}
+        meant["set"] = set_to(slm.SCORES[saved["score"]], values)
     return meant
 
 

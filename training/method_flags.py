@@ -128,9 +128,7 @@ def settle_method(args):
             f"--scope set: --score {args.score} looks at the student, wanted one that is the same "
             f"throughout: {', '.join(fixed)}"
         )
-    defaults = defaults_of(method)
-    set_to = {name: x for name, x in settings_of(args).items() if x != defaults[name]}
-    args.set = [f"{name}={shortest(value)}" for name, value in sorted(set_to.items())] or None
+    args.set = set_to(method, settings_of(args))
     refuse_what_does_nothing(args, method)
     return args
 
@@ -202,22 +200,34 @@ def settings_of(args):
         if name not in defaults:
             known = f"wanted one of {', '.join(defaults)}" if defaults else "which takes none"
             raise UserError(f"--set: got {text[:SHOWN]} with --score {args.score}, {known}")
-        if type(defaults[name]) is int and found[name] == int(found[name]):
+        whole = any(type(default) is int for default in defaults[name])
+        if whole and found[name] == int(found[name]):
             found[name] = int(found[name])
     return found
 
 
+def set_to(method, settings):
+    """`--set` as it is noted: NAME=VALUE texts of what is not the default; None for none."""
+    defaults = defaults_of(method)
+    changed = {}
+    for name, value in settings.items():
+        if any(default != value for default in defaults.get(name, [None])):
+            changed[name] = value
+    return [f"{name}={shortest(value)}" for name, value in sorted(changed.items())] or None
+
+
 def defaults_of(method):
-    """{name: default} of the numbers that a method's functions take."""
+    """{name: its defaults, of each function that takes it} of what can be set of a method."""
     found = {}
-    for function in (method.function, method.choose, method.remember):
+    own = {method.function: 1, method.choose: 4, method.remember: 1}  # what the kit passes
+    for function, n_own in own.items():
         try:
             parameters = inspect.signature(function).parameters if function else {}
         except ValueError:  # of a function of PyTorch's own nobody can tell
             continue
-        for name, parameter in parameters.items():
-            if isinstance(parameter.default, (int, float)):
-                found.setdefault(name, parameter.default)
+        for name, parameter in [*parameters.items()][n_own:]:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                found.setdefault(name, []).append(parameter.default)
     return found
 
 

@@ -255,12 +255,12 @@ def checked_mask(selection, tokens, valid):
     score is not finite or a weight is below 0, (B, T) bool. A UserError names the score."""
     if selection.method is None:
         return None, valid, torch.zeros_like(valid)
-    try:
-        with not_in_place(selection, tokens, valid):
+    with not_in_place(selection, tokens, valid):
+        try:
             values = selection.values(tokens, valid)
-        mask = selection.chosen(values, valid)
-    except (UserError, ValueError, ArithmeticError) as error:
-        raise UserError(f"--score {selection.score}: {error}") from None
+            mask = selection.chosen(values, valid)
+        except (UserError, ValueError, ArithmeticError) as error:
+            raise UserError(f"--score {selection.score}: {error}") from None
     parts = values if isinstance(values, tuple) else (values,)
     wrong = [~part.isfinite() for part in parts]
     if isinstance(selection.method, Weight):

@@ -23,10 +23,12 @@ import slm
 VERSION = "4:"  # of what is hashed: hashes of other versions cannot be compared
 GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME"}  # and no attribute, such as t.loss beside a function loss
 ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}  # which follow them in a.b
-PLAIN = (bool, int, float, str, bytes, type(None))
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
 RECORDS = (types.SimpleNamespace, argparse.Namespace)
 DEEPEST = 8  # lists in lists
-INSTALLED = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+STANDARD = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+INSTALLED = {"site-packages", "dist-packages"}  # folders of packages, wherever they are
+PACKAGES = {"torch", "numpy"}  # also where they are built in place
 
 
 def source_hash(method):
@@ -61,6 +63,8 @@ def describe(value, seen):
         seen[id(value)] = f"partial {plain(value.args)} {plain(value.keywords)}"
         describe(value.func, seen)
         return
+    if hasattr(value, "__wrapped__"):  # behind a decorator, such as functools.cache
+        describe(value.__wrapped__, seen)
     if isinstance(value, types.MethodType):
         seen[id(value)] = f"method {plain(vars(value.__self__))}"
         describe(value.__func__, seen)
@@ -73,10 +77,24 @@ def describe(value, seen):
         describe(type(value), seen)
         return
     seen[id(value)] = text_of(value)
-    functions = [value] if isinstance(value, types.FunctionType) else vars(value).values()
-    for function in functions:
-        if isinstance(function, types.FunctionType):
-            describe_used(function, seen)
+    for function in functions_of(value):
+        describe_used(function, seen)
+    for base in value.__bases__ if isinstance(value, type) else ():
+        if not is_installed(base):
+            describe(base, seen)
+
+
+def functions_of(value):
+    """A function itself; those of a class: methods, static ones too, and properties."""
+    if isinstance(value, types.FunctionType):
+        return [value]
+    found = []
+    for part in vars(value).values():
+        if isinstance(part, property):
+            found += [part.fget, part.fset]
+        else:
+            found.append(getattr(part, "__func__", part))
+    return [part for part in found if isinstance(part, types.FunctionType)]
 
 
 def describe_used(function, seen):
@@ -84,7 +102,9 @@ def describe_used(function, seen):
     defaults = plain(function.__defaults__), plain(function.__kwdefaults__)
     seen[f"{id(function)} defaults"] = f"{defaults[0]} {defaults[1]}"
     for name, used in uses(function):
-        if isinstance(used, (types.FunctionType, type)):
+        if isinstance(used, functools.partial) or hasattr(used, "__wrapped__"):
+            describe(used, seen)
+        elif isinstance(used, (types.FunctionType, type)):
             if not is_installed(used) and not is_error(used):
                 describe(used, seen)
         elif (text := plain(used)) is not None:
@@ -133,10 +153,13 @@ def resolved(names, namespace):
 def is_installed(value):
     """Is it of Python or of an installed package? Those are known by their versions."""
     name = getattr(value, "__module__", None) or getattr(value, "__name__", "")
+    if name.partition(".")[0] in PACKAGES:
+        return True
     file = getattr(sys.modules.get(name), "__file__", None)
     if file is None:  # built in, or made by exec
         return name in sys.builtin_module_names
-    return any(Path(file).is_relative_to(folder) for folder in INSTALLED)
+    path = Path(file)
+    return bool(INSTALLED.intersection(path.parts)) or any(map(path.is_relative_to, STANDARD))
 
 
 def is_error(value):
@@ -157,21 +180,34 @@ def plain(value, depth=0):
         return repr(value)
     if depth == DEEPEST:
         return None
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-    if isinstance(value, np.generic):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray):
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"{value.dtype} {value.shape} {content}"
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return plain_array(value, depth)
+    if isinstance(value, torch.nn.Module):
+        return plain(dict(value.state_dict()), depth + 1)
+    if isinstance(value, (tuple, list, set, frozenset)):
         parts = [plain(item, depth + 1) for item in value]
-        return None if None in parts else f"[{', '.join(parts)}]"
+        if None in parts:
+            return None
+        return f"[{', '.join(sorted(parts) if isinstance(value, (set, frozenset)) else parts)}]"
     if isinstance(value, dict):
-        items = sorted((str(key), plain(item, depth + 1)) for key, item in value.items())
-        return repr(dict(items))
+        items = [(plain(key, depth + 1), plain(item, depth + 1)) for key, item in value.items()]
+        return repr(sorted((key, str(item)) for key, item in items if key))
     return plain(vars(value), depth + 1) if has_fields(value) else None
+
+
+def plain_array(value, depth):
+    """Type, shape and a hash of a tensor or array; None where its bytes cannot be read."""
+    said = f"{value.dtype} {tuple(value.shape)}"
+    if isinstance(value, torch.Tensor):
+        try:
+            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        except (RuntimeError, TypeError, NotImplementedError):  # sparse, or without data
+            return None
+    elif value.dtype.hasobject:
+        return plain(value.tolist(), depth + 1)
+    else:
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    return f"{said} {hashlib.sha256(content).hexdigest()}"
 
 
 def text_of(value):

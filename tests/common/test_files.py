@@ -1,5 +1,6 @@
 """Whose a file is, one writer at a time, and what a kill or a power loss leaves."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -107,6 +108,23 @@ def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
     descriptor = locks.locked[owned.key_of(tmp_path / "run" / owned.LIST)]
     assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR  # as NFS wants it
     locks.unlock(tmp_path / "run")
+
+
+def test_a_folder_that_may_only_be_read_is_locked_too(tmp_path, monkeypatch):
+    """A colleague's finished set, and a file system that is mounted read-only."""
+    locks.lock_folder(tmp_path / "set", "token set")
+    locks.unlock(tmp_path / "set")
+    real = locks.opened
+    for error in (PermissionError(errno.EACCES, "no"), OSError(errno.EROFS, "no")):
+
+        def opened(path, flags, error=error):
+            if flags & os.O_RDWR:
+                raise error
+            return real(path, flags)
+
+        monkeypatch.setattr(locks, "opened", opened)
+        locks.lock_folder(tmp_path / "set", "token set")
+        locks.unlock(tmp_path / "set")
 
 
 def test_one_that_is_soon_done_is_waited_for(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from hf import checkpoint
 from hf.tokenizer import Tokenizer
 from training import arrays
 from training.memory import Memory
-from training.method_flags import k_at
+from training.method_flags import defaults_of, k_at, set_to
 from training.run import Run
 from training.selector import Choice, Selector
 from training.source import source_hash
@@ -243,6 +243,7 @@ def test_bad_lines(stage, inputs, monkeypatch, flags, message):
     monkeypatch.setitem(slm.SCORES, "alone", alone)
     code, _, err = stage(train_slm, f"{SLM} --steps 2 --out a {flags}")
     assert code == 2 and message in err.splitlines()[-1], err
+    assert err.count("--score ") <= 1 + message.count("--score "), err
 
 
 def nearest(t, n=3):
@@ -271,6 +272,28 @@ def test_the_same_numbers_are_the_same_run(stage, inputs, monkeypatch):
     path = inputs / "a/args.json"
     path.write_text(path.read_text().replace("gamma=2", "gamma=2.0"))
     trained(stage, "--score mile --set gamma=2 --steps 2 --out a")
+    path = inputs / "b/args.json"
+    path.write_text(json.dumps(arguments(inputs / "b") | {"set": ["gamma=1"]}))
+    trained(stage, "--score mile --steps 2 --out b")
+    path = inputs / "c/args.json"  # a switch that never comes was not refused
+    path.write_text(json.dumps(arguments(inputs / "c") | {"k_schedule": "1.0:0.6@1"}))
+    code, _, err = stage(train_slm, f"{SLM} --score loss --k 0.6 --steps 2 --out c")
+    assert code == 2 and "with other arguments" in err
+
+
+def test_what_can_be_set():
+    """What each function takes behind what it is given, dropped only where it is every default."""
+    method = slm.Score(
+        lambda t, gamma=1.0, *, least=None: t.loss,
+        needs=("loss", "memory"),
+        choose=lambda values, valid, k=0.5, together=None, n=3: valid,
+        remember=lambda t, gamma=2.0: t.loss,
+    )
+    assert {*defaults_of(method)} == {"gamma", "least", "n"}
+    assert set_to(method, {"gamma": 1.0, "n": 3}) == ["gamma=1"]
+    assert set_to(method, {"least": 2.5, "n": 4}) == ["least=2.5", "n=4"]
+    selection = slm.Selection(0.6, settings=(("k", 2), ("n", 4)))
+    assert selection.settings_of(method.choose, 4) == {"n": 4}
 
 
 def arguments(folder):
@@ -717,10 +740,17 @@ def test_the_choice_is_part_of_the_code_and_a_field_s_name_is_not(monkeypatch):
         ("Config(tau=1.0)", "Config(tau=9.0)"),
         ("clamp(min=0)", "clamp(min=1)"),
         ("PLACE = 0", "PLACE = 1"),
+        ("max=3", "max=4"),
+        ("sum(x)", "max(x)"),
+        ("x * 5", "x * 6"),
+        ("fill_(2.0)", "fill_(3.0)"),
+        ("{1: 0.5}", "{1: 0.4}"),
+        ('"b"]', '"c"]'),
     ],
 )
 def test_what_a_score_uses_of_other_files_is_part_of_its_code(old, new, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of the same second and size
 
     def hashed(old="", new=""):
         for name, text in OWN_FILES.items():
@@ -744,6 +774,7 @@ OWN_FILES = {
     "own_helpers": "# A comment.\ndef gate(x):\n    return x.clamp(min=0)\n",
     "own_score": """
 import dataclasses
+import functools
 
 import numpy as np
 import torch
@@ -757,13 +788,36 @@ class Config:
     tau: float
 
 
+class Base:
+    def scale(self, x):
+        return x * 5
+
+
+class Scale(Base):
+    @staticmethod
+    def first(x):
+        return once(x)
+
+
+@functools.lru_cache
+def once(x):
+    return sum(x)
+
+
 C = Config(tau=1.0)
+SCALE = Scale()
+CUT = functools.partial(torch.clamp, max=3)
+LINEAR = torch.nn.Linear(1, 1, bias=False)
+torch.nn.init.ones_(LINEAR.weight).data.fill_(2.0)
+BY_KEY = {1: 0.5}
+WORDS = np.array(["a", None, "b"], dtype=object)
 TABLE = torch.tensor([1.0, 0.5])
 ARRAY = np.array([1.0, 0.5])
 
 
 def own(t):
-    return gate(t.loss / C.tau) * TABLE[own_settings.PLACE] * ARRAY[0]
+    first = SCALE.first((BY_KEY[1], len(WORDS)))
+    return LINEAR(CUT(gate(t.loss / C.tau))) * TABLE[own_settings.PLACE] * ARRAY[0] * first
 """,
 }
 

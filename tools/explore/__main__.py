@@ -36,7 +36,6 @@ OUTPUTS = {  # what stands behind --out in the names of the files that are writt
 
 def arguments():
     parser = argparse.ArgumentParser(
-        prog="python -m tools.explore",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
