@@ -103,7 +103,8 @@ def test_killed_on_two_ranks_goes_on_with_one(stage, vocabulary, tmp_path):
     args = "--model m --data d --seq-len 16 --batch-size 2 --device cpu --threads 1"
     assert stage(score, f"{args} --out whole/ref_loss.bin")[0] == 0
     killed("after:ref_loss.json:3", f"score.py {args} --out cut/ref_loss.bin", tmp_path, ranks=2)
-    assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] == 256
+    # Two chunks: 64 forward passes of 2 windows on each of two ranks, twice.
+    assert json.loads((tmp_path / "cut/ref_loss.json").read_text())["n_scored"] == 512
     assert stage(score, f"{args} --out cut/ref_loss.bin")[0] == 0
     for name in ("ref_loss.bin", "ref_loss.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -146,8 +146,12 @@ def changes(trace, work):
             r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC", arguments
         ):
             continue
+        is_lock = call.startswith("open") and not re.search("O_WRONLY|O_CREAT|O_TRUNC", arguments)
         for path in paths_of(arguments, folder):
-            found.setdefault(path, call)
+            if not (
+                is_lock and Path(path).name == owned.LIST
+            ):  # opened to be locked (common/locks.py)
+                found.setdefault(path, call)
     return found
 
 
