@@ -45,10 +45,8 @@ def _opened(path):
     """A descriptor to lock: NFS wants it open for writing, others let who may only read."""
     try:
         return opened(path, os.O_RDWR)
-    except PermissionError:
-        return opened(path, os.O_RDONLY)
     except OSError as error:
-        if error.errno != errno.EROFS:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         return opened(path, os.O_RDONLY)
 

@@ -177,9 +177,12 @@ def show_table(args):
     choices = choices_of(args)
     searched = any(choice["losses"] for choice in choices.values())
     rate = rate_of(choices[args.names[0]]["flags"])
-    of_rate = NAME if rate == PUBLISHED_RATE else f"{NAME}-{rate}"
-    made = TUNED if searched else of_rate
-    experiment = files.load_or_new(made, COMMAND if made != of_rate else command_at(rate))
+    if searched:
+        made, command = TUNED, COMMAND
+    else:
+        made = NAME if rate == PUBLISHED_RATE else f"{NAME}-{rate}"
+        command = f"TUNE_SEEDS= RATES={rate} {COMMAND}"
+    experiment = files.load_or_new(made, command)
     for name in args.names:
         for seed in args.seeds:
             folder = folder_of(choices[name]["folder"], seed, args.steps)
@@ -190,11 +193,6 @@ def show_table(args):
             print("\n".join([*render(table, experiment), ""]))
     if made in figures.FIGURES:
         figures.write(made, Path(args.figures) / made)
-
-
-def command_at(rate):
-    """What makes each method as published, at one rate."""
-    return f"TUNE_SEEDS= RATES={rate} {COMMAND}"
 
 
 def told_apart(run, experiment):

@@ -198,10 +198,11 @@ def parse(parser, argv=None, drop=None):
     known = {action.dest: action for action in parser._actions}
     for key, value in earlier.items():
         choices = known[key].choices if key in known else None
-        flag = "--" + key.replace("_", "-")
-        wins = given(argv, flag) is not None  # what stands there is then of no account
-        if choices and not wins and value is not None and value not in choices:
-            raise UserError(f"--from: {flag} is {value} there, wanted one of {', '.join(choices)}")
+        if choices and value is not None and value not in choices:
+            flag = "--" + key.replace("_", "-")
+            if given(argv, flag) is None:  # else the command line says it
+                known_values = ", ".join(choices)
+                raise UserError(f"--from: {flag} is {value} there, wanted one of {known_values}")
     if "score" not in known and (earlier.get("k", 1.0) != 1.0 or earlier.get("source")):
         raise UserError(
             "--from: is a run of train_slm.py, which chose or weighed tokens; repeat it with that, "

@@ -40,6 +40,7 @@ class Selector:
         self.extra = {"memory": self.memory.values} if self.memory else {}
         self.of_set = self._ranked_set() if method and args.scope == "set" else None
         self.micro_batches = []
+        self.valid = {}  # of this rank's micro-batches: which targets count, (B, T), numpy
         self.settled = {}  # of this rank's micro-batches: (mask, where a score is wrong), if known
         self.choices = []  # of this step, on this rank
         self.divisor = 1  # of the sum of losses
@@ -127,30 +128,27 @@ class Selector:
         self._set_k(k_at(step, self.args))
         if self._is_settled_first(len(micro_batches)):
             self.settled = self._settle(student, step, micro_batches, mine)
-        valid = {i: self.data.valid(micro_batches[i], self.args.seq_len) for i in mine}
-        counts = self._known_counts(valid)
+        self.valid = {i: self.data.valid(micro_batches[i], self.args.seq_len) for i in mine}
+        counts = self._known_counts()
         per = self.selection.method.per if self.selection.method else "kept"
         if per == "kept" and counts:
             self.divisor_known = True
             divisor = self.env.count(counts.values())
         else:
             self.divisor_known = per == "valid"  # else `finish` corrects what is divided by it
-            divisor = self.env.count(int(mask.sum()) for mask in valid.values())
+            divisor = self.env.count(int(mask.sum()) for mask in self.valid.values())
         self.divisor = max(1, divisor)
         return counts or dict.fromkeys(mine), self.divisor
 
-    def _known_counts(self, valid):
-        """How many tokens of each micro-batch will be kept; None where only its losses will tell.
-
-        valid: {number: mask (B, T), numpy} of this rank's micro-batches.
-        """
+    def _known_counts(self):
+        """How many tokens of each micro-batch will be kept; None where only its losses tell."""
         if self.settled:
             masks = [mask for mask, _ in self.settled.values()]
             if masks[0].dtype != torch.bool:  # weights
                 return None
             return dict(zip(self.settled, torch.stack([mask.sum() for mask in masks]).tolist()))
         if self.selection.counted == "masks":  # they tell without a choice
-            return {i: self.selection.count(mask) for i, mask in valid.items()}
+            return {i: self.selection.count(mask) for i, mask in self.valid.items()}
         return None
 
     def _is_settled_first(self, n):
@@ -215,8 +213,7 @@ class Selector:
 
     def choice(self, step, i, windows, valid):
         """The `Choice` among the targets of micro-batch i; `valid` (B, T) on the device."""
-        on_cpu = self.data.valid(windows, self.args.seq_len)
-        known = self.columns.tokens(step, windows, on_cpu)
+        known = self.columns.tokens(step, windows, self.valid[i])
         choice = Choice(self.selection, known, valid, *self.settled.get(i, ()))
         if not self.divisor_known or self.memory:
             self.choices.append(choice)

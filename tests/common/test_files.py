@@ -91,15 +91,21 @@ sys.stdin.read()
 """
 
 
-def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
+def held_by_another(folder):
+    """A process that has locked a folder, until it is killed or its input ends."""
     other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"],
+        [sys.executable, "-c", HOLD, folder],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert other.stdout.readline() == "held\n"
+    return other
+
+
+def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path):
+    other = held_by_another(tmp_path / "run")
     with pytest.raises(UserError, match="another process is writing to it"):
         locks.lock_folder(tmp_path / "run", "run")
     other.kill()
@@ -128,14 +134,7 @@ def test_a_folder_that_may_only_be_read_is_locked_too(tmp_path, monkeypatch):
 
 
 def test_one_that_is_soon_done_is_waited_for(tmp_path, monkeypatch):
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "set"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout.readline() == "held\n"
+    other = held_by_another(tmp_path / "set")
     waited = []
 
     def sleep(seconds):

@@ -626,7 +626,7 @@ RANKS = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from data import Stored, TokenSet
 from integrations.transformers import SelectiveMixin
 from integrations.windows import Windows

@@ -146,13 +146,16 @@ def changes(trace, work):
             r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC", arguments
         ):
             continue
-        is_lock = call.startswith("open") and not re.search("O_WRONLY|O_CREAT|O_TRUNC", arguments)
         for path in paths_of(arguments, folder):
-            if not (
-                is_lock and Path(path).name == owned.LIST
-            ):  # opened to be locked (common/locks.py)
+            if not is_for_a_lock(call, arguments, path):
                 found.setdefault(path, call)
     return found
+
+
+def is_for_a_lock(call, arguments, path):
+    """A list of files that is there already, opened as NFS wants it (common/locks.py)."""
+    changes_it = re.search("O_WRONLY|O_CREAT|O_TRUNC", arguments)
+    return call.startswith("open") and Path(path).name == owned.LIST and not changes_it
 
 
 def quoted(arguments):

@@ -121,12 +121,13 @@ def pooled(experiment):
         differences = [b - a for a, b in zip(*sides)]
         mean = interval(*estimate(differences), form)
         rows.append([name, str(len(pairs)), *means, mean, span(differences, "+" + form)])
-    ratios = [times_fewer(own, base) or 0.0 for base, own in pairs]
-    middle = f"median {statistics.median(ratios):.1f}"
-    rows.append(["times fewer tokens", str(len(pairs)), "", "", middle, span(ratios, ".1f")])
-    _, costs = savings(slm, clm)
-    middle = f"median {statistics.median(costs):.2f}"
-    rows.append(["with all costs", str(len(pairs)), "", "", middle, span(costs, ".2f")])
+    fewer, cheaper = savings(slm, clm)
+    for name, ratios, form in (
+        ("times fewer tokens", fewer, ".1f"),
+        ("with all costs", cheaper, ".2f"),
+    ):
+        middle = f"median {statistics.median(ratios):{form}}"
+        rows.append([name, str(len(pairs)), "", "", middle, span(ratios, form)])
     return [*table(rows).splitlines(), "", *textwrap.wrap(f"*{'; '.join(made)}*", 100)]
 
 

@@ -8,7 +8,7 @@ import statistics
 
 from tools.compare import table
 from tools.results import files
-from tools.results.seeds import estimate, interval, less, median_times, number, savings
+from tools.results.seeds import interval, less, median_times, number, paired, savings
 
 KINDS = ("solution", "problem", "wrong_digits", "id_hash", "chatter")  # of the demo's text
 
@@ -62,40 +62,27 @@ def by_method(experiment):
 def beside_clm_at_its_rate(experiment):
     """CLM at one rate, at the demo's, and the chosen methods that have its rate and its bases.
 
-    `experiment` has CLM at that rate; the others are read from their files, where they are there.
+    `experiment` has CLM at that rate; the others are in methods-tuned.
     """
-    clm = {base_of(run): run for run in experiment.runs if run.method == "clm"}
-    rows = [["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]]
-    rows[0] += ["exact match", "more than CLM, 95 % interval"]
-    found = {"clm": list(clm.values())}
-    for name in ("methods-search", "methods-tuned"):
-        if not files.path_of(name).exists():
-            continue
-        for run in files.load(name).runs:
-            if base_of(run) not in clm:
-                continue
-            if run.method == "clm":
-                found.setdefault("clm at the demo's", []).append(run)
-            elif run.arguments["lr"] == experiment.runs[0].arguments["lr"]:
-                found.setdefault(run.method, []).append(run)
-    for own in sorted(found.values(), key=loss_of):
+    clm = {base_of(run): run for run in experiment.runs}
+    rate = experiment.runs[0].arguments["lr"]
+    found = {("clm", rate): list(clm.values())}
+    for run in files.load("methods-tuned").runs:
+        if base_of(run) in clm and (run.method == "clm" or run.arguments["lr"] == rate):
+            found.setdefault((run.method, run.arguments["lr"]), []).append(run)
+    head = ["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]
+    rows = [[*head, "exact match", "more than CLM, 95 % interval"]]
+    for (name, at), own in sorted(found.items(), key=lambda item: loss_of(item[1])):
         beside = [clm[base_of(run)] for run in own]
         matches = [run.numbers["exact_match"] for run in own]
-        cells = [label(own[0].method), setting(own[0].arguments), str(len(own))]
-        cells += [f"{loss_of(own):.4f}", f"{statistics.mean(matches):.3f}"]
-        if own == beside:
-            cells[4:] = ["–", cells[4], "–"]
-        else:
-            match = [
-                run.numbers["exact_match"] - plain.numbers["exact_match"]
-                for run, plain in zip(own, beside)
-            ]
-            cells[4:] = [
-                interval(*less(own, beside), ".4f"),
-                cells[4],
-                interval(*estimate(match), ".3f"),
-            ]
-        rows.append(cells)
+        loss, match = "–", "–"
+        if (name, at) != ("clm", rate):
+            loss = interval(*less(own, beside), ".4f")
+            match = interval(
+                *paired(matches, [run.numbers["exact_match"] for run in beside]), ".3f"
+            )
+        cells = [label(name), setting(own[0].arguments), str(len(own)), f"{loss_of(own):.4f}"]
+        rows.append([*cells, loss, f"{statistics.mean(matches):.3f}", match])
     return table(rows).splitlines()
 
 
