@@ -30,9 +30,9 @@ from training.method_flags import K, add_method, selection_of, settle_method
 KIT = Path(__file__).resolve().parents[1]  # a fork's folder may have other files of these names
 
 # The recipe; what is not named here is the trainers' default.
-BASE = "--init scratch --steps 900 --lr 3e-3 --schedule constant --eval-every 0"
-REFERENCE = "--steps 400 --lr 2e-3 --eval-every 0"
-STUDENT = "--steps 1200"
+BASE = "--init scratch --rope-theta 100 --qk-norm --steps 600 --lr 6e-3 --eval-every 0"
+REFERENCE = "--steps 250 --lr 2e-3 --eval-every 0"
+STUDENT = "--steps 1200 --lr 2e-3"
 CONTEXT = 32  # tokens of the short context, a quarter of the demo's window
 # What torchrun tells a rank: a stage that one of them starts is alone.
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -80,9 +80,14 @@ def more_losses(seed):
 
 
 def flags_of(text):
-    """{"--flag": "value"} of a command line; a last flag without a value is left out."""
+    """{"--flag": "value"} of a command line; a flag without a value is left out."""
     words = text.split()
-    return dict(zip(words[::2], words[1::2]))
+    pairs = zip(words, words[1:])
+    return {flag: value for flag, value in pairs if is_flag(flag) and not is_flag(value)}
+
+
+def is_flag(word):
+    return word.startswith("--")
 
 
 def finished(path, command):
@@ -209,11 +214,7 @@ def _reference(args, data, out):
     args.val = args.val or f"{data}/val"
     args.init = args.init or f"{out}/base"
     args.out = args.out or f"{out}/ref"
-    flags = flags_of(REFERENCE)
-    if args.steps is None and args.epochs is None:
-        args.steps = int(flags["--steps"])
-    if args.lr is None:
-        args.lr = float(flags["--lr"])
+    _steps_and_rate(args, REFERENCE)
     return "base"
 
 
@@ -230,8 +231,7 @@ def _student(args, data, out):
     args.val = args.val or f"{data}/val"
     args.init = args.init or f"{out}/base"
     args.out = args.out or str(out / run_name(args))
-    if args.steps is None and args.epochs is None:
-        args.steps = int(flags_of(STUDENT)["--steps"])
+    _steps_and_rate(args, STUDENT)
     selection = selection_of(args)
     if selection.method is None:  # the baseline itself: no reference, no scores
         return "base"
@@ -241,6 +241,14 @@ def _student(args, data, out):
     if "short_loss" in selection.needs:
         args.short_loss = args.short_loss or f"{out}/short_loss.bin"
     return "clm"
+
+
+def _steps_and_rate(args, recipe):
+    flags = flags_of(recipe)
+    if args.steps is None and args.epochs is None:
+        args.steps = int(flags["--steps"])
+    if args.lr is None:
+        args.lr = float(flags["--lr"])
 
 
 def run_name(args):

@@ -37,7 +37,7 @@ ID_HASH, NUMBER_TABLE, BOILERPLATE, CHATTER, END_OF_TEXT = range(5, 10)
 PAGES = {"base": 14200, "corpus": 18900, "curated": 800, "val": 300}  # a noisy page: 66 tokens
 PAGE_MIX = {"problem": 0.76, "ids": 0.06, "table": 0.06, "boilerplate": 0.06, "chatter": 0.06}
 # Shares of the noisy problem pages
-P_WRONG = 0.6
+P_WRONG = 0.75
 P_TYPOS = 0.2
 P_HEADER = 0.4
 P_FOOTER = 0.3

@@ -67,7 +67,10 @@ def scratch_config(args, token_set):
         num_key_value_heads=n_kv_head,
         head_dim=head_dim,
         max_position_embeddings=args.seq_len,
+        rope_theta=args.rope_theta or Config.rope_theta,
         tie_word_embeddings=True,
+        qk_norm=bool(args.qk_norm),
+        model_type="qwen3" if args.qk_norm else "llama",
         bos_token_id=tokenizer.bos_id,
         eos_token_id=tokenizer.eos_id,
     )

@@ -7,7 +7,7 @@
 #   bash runs/ablations.sh weak         # references of 80k, 52k and 28k parameters, a student of 271k
 #   bash runs/ablations.sh narrow       # a reference that saw one kind of problem only
 #   bash runs/ablations.sh scope        # micro-batches of 2, windows, the whole batch
-#   bash runs/ablations.sh stale        # a reference made from the base at step 300 of 900
+#   bash runs/ablations.sh stale        # a reference made from the base at step 200 of 600
 #   bash runs/ablations.sh all --seeds "41 42"
 #
 # A student takes about a minute and a half on one slow core, its evaluation included; --steps 400
@@ -38,19 +38,19 @@ evaluate() {                            # folder of a model
 student() {                             # name, flags of train_slm.py
   local losses="--ref-loss $O/ref_loss.bin"
   [ "$1" != clm ] || losses=""
-  python train_slm.py --data "$D/corpus" --val "$D/val" --init "$O/base" $losses --steps "$STEPS" \
-    --seed "$S" --threads 1 --out "$A/$1" "${@:2}"
+  python train_slm.py --data "$D/corpus" --val "$D/val" --init "$O/base" $losses $STUDENT \
+    --steps "$STEPS" --seed "$S" --threads 1 --out "$A/$1" "${@:2}"
   evaluate "$A/$1"
 }
 reference() {                           # name, base, token set
-  python train_ref.py --data "$3" --val "$D/val" --init "$2" --steps 400 --lr 2e-3 --eval-every 0 \
+  python train_ref.py --data "$3" --val "$D/val" --init "$2" $REFERENCE --eval-every 0 \
     --seed "$S" --threads 1 --out "$O/$1"
   python score.py --model "$O/$1" --data "$D/corpus" --out "$O/$1_ref_loss.bin" --threads 1
   evaluate "$O/$1"
 }
-base() {                                # name, steps, other flags
-  python train_ref.py --data "$D/base" --val "$D/val" --init scratch --steps "$2" --lr 3e-3 \
-    --schedule constant --eval-every 0 --seed "$S" --threads 1 --out "$O/$1" "${@:3}"
+base() {                                # name, other flags
+  python train_ref.py --data "$D/base" --val "$D/val" $BASE --eval-every 0 --seed "$S" \
+    --threads 1 --out "$O/$1" "${@:2}"
 }
 
 common() {                              # data ... scores; CLM and SLM
@@ -80,7 +80,7 @@ ablate() {
     weak)
       for size in "80k 64" "52k 48" "28k 32"; do
         set -- $size
-        base weak-$1-base 900 --n-layer 1 --d-model $2 --n-head 4
+        base weak-$1-base --n-layer 1 --d-model $2 --n-head 4
         reference weak-$1 "$O/weak-$1-base" "$D/curated"
         student slm-weak-$1 --ref-loss "$O/weak-$1_ref_loss.bin"
       done ;;
@@ -95,7 +95,7 @@ ablate() {
       student slm-micro2 --scope micro --micro-batch-size 2
       student slm-batch --scope batch --micro-batch-size 2 ;;
     stale)
-      base stale-base 300
+      base stale-base --steps 200
       reference stale "$O/stale-base" "$D/curated"
       student slm-stale --ref-loss "$O/stale_ref_loss.bin" ;;
   esac

@@ -24,8 +24,8 @@ export MAIN
 one_seed() {
   local S=$1 D O
   roots $S
-  local tune="--data $D/curated --val $D/val --steps 400 --lr 2e-3 --seed $S --threads 1"
-  local mix="--val $D/val --init $O/base --steps 1200 --seed $S --threads 1"
+  local tune="--data $D/curated --val $D/val $REFERENCE --seed $S --threads 1"
+  local mix="--val $D/val --init $O/base $STUDENT --seed $S --threads 1"
   # The first makes data, base, reference, scores and CLM, too.
   python train_slm.py --k 0.6 --seed $S
   python train_slm.py --k 0.6 --score random --seed $S

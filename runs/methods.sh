@@ -20,9 +20,9 @@ cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}
 source "$KIT/runs/seeds.sh"
 export PYTHONPATH=$KIT
-STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-900} REF_STEPS=${REF_STEPS:-400}
+STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-600} REF_STEPS=${REF_STEPS:-250}
 TUNE_SEEDS=${TUNE_SEEDS-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
-RATES=${RATES:-"5e-4 1e-3 2e-3"} CHOICES=${CHOICES:-out/methods.json}
+RATES=${RATES:-"1e-3 2e-3 4e-3"} CHOICES=${CHOICES:-out/methods.json}
 NAMES=${1:-$(python -m runs.methods names)}
 
 common() {                              # seed: data, base, reference, all stored losses
@@ -30,10 +30,10 @@ common() {                              # seed: data, base, reference, all store
   S=$1 M=$O/methods$STEPS
   local trained="--val $D/val --eval-every 0 --seed $S --threads 1"
   [ -e "$D/val/meta.json" ] || python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
-  python "$KIT/train_ref.py" --data "$D/base" --init scratch --steps "$BASE_STEPS" --lr 3e-3 \
-    --schedule constant --out "$O/base" $trained
-  python "$KIT/train_ref.py" --data "$D/curated" --init "$O/base" --steps "$REF_STEPS" --lr 2e-3 \
-    --out "$O/ref" $trained
+  python "$KIT/train_ref.py" --data "$D/base" $BASE --steps "$BASE_STEPS" \
+    --out "$O/base" $trained
+  python "$KIT/train_ref.py" --data "$D/curated" --init "$O/base" $REFERENCE \
+    --steps "$REF_STEPS" --out "$O/ref" $trained
   local scored="--data $D/corpus --threads 1"
   python "$KIT/score.py" --model "$O/ref" --out "$M/ref_loss.bin" --entropy $scored
   python "$KIT/score.py" --model "$O/base" --out "$M/base_loss.bin" $scored

@@ -39,7 +39,7 @@ before() {                              # data, base, reference and its losses
 student() {                             # method, form of the moments
   local select="--k 0.6 --ref-loss $O/ref_loss.bin"
   [ $1 = slm ] || select="--k 1.0"
-  python train_slm.py --data $C --val $V --init $O/base $select --steps $STEPS \
+  python train_slm.py --data $C --val $V --init $O/base $select $STUDENT --steps $STEPS \
     --seed $S --threads 1 --moments $2 --out $OUT/$2/$1-seed$S
   [ -n "$TINY" ] || python eval_math.py --model $OUT/$2/$1-seed$S --tasks $D/test.jsonl --threads 1
 }

@@ -2,6 +2,11 @@
 #   parse_seeds "$@"         --seeds "1 2 3" and --jobs N in place of SEEDS and JOBS
 #   roots S                  sets D and O, the folders of the demo's data and results of a seed
 #   each_seed PREFIX         calls one_seed S for every seed, with its output in PREFIX-seedS.log
+# The demo's recipe, as demo/chain.py has it:
+BASE="--init scratch --rope-theta 100 --qk-norm --steps 600 --lr 6e-3"
+REFERENCE="--steps 250 --lr 2e-3"
+STUDENT="--steps 1200 --lr 2e-3"
+export BASE REFERENCE STUDENT
 # One thread for each seed: two side by side do more than one with two threads.
 export OMP_NUM_THREADS=1
 
@@ -17,7 +22,7 @@ parse_seeds() {
 
 roots() {                               # demo/folders.py: those of the default seed have no number
   D=data/demo-seed$1 O=out/demo-seed$1
-  [ "$1" != 2 ] || { D=data/demo; O=out/demo; }
+  [ "$1" != 0 ] || { D=data/demo; O=out/demo; }
 }
 
 each_seed() {

@@ -27,7 +27,15 @@ from training.heads import HEADS
 from training.moments import FORMS, refuse_missing
 
 # The model that --init scratch makes, unless flags say otherwise.
-SHAPE = {"n_layer": 2, "n_head": 6, "n_kv_head": None, "d_model": 96, "d_ff": None}
+SHAPE = {
+    "n_layer": 2,
+    "n_head": 6,
+    "n_kv_head": None,
+    "d_model": 96,
+    "d_ff": None,
+    "rope_theta": None,
+    "qk_norm": None,
+}
 # Arguments that name what a run reads.
 READ = ("data", "val", "init", "ref_loss", "base_loss", "short_loss")
 
@@ -57,7 +65,7 @@ def add_arguments(parser):
         "--n-layer",
         type=whole(1, LIMITS["num_hidden_layers"]),
         default=SHAPE["n_layer"],
-        help="layers; from scratch only, as the next four",
+        help="layers; from scratch only, as the next six",
     )
     group.add_argument(
         "--n-head",
@@ -80,6 +88,18 @@ def add_arguments(parser):
         "--d-ff",
         type=whole(1, LIMITS["intermediate_size"]),
         help="width of the MLP; default: 8/3 --d-model",
+    )
+    group.add_argument(
+        "--rope-theta",
+        type=positive,
+        help="base of the rotary wavelengths, the longest of which is about 6 times as many "
+        "tokens; default: 10000",
+    )
+    group.add_argument(
+        "--qk-norm",
+        action="store_true",
+        default=None,
+        help="norm each head's queries and keys, as Qwen3 does",
     )
 
     group = parser.add_argument_group("training")

@@ -173,6 +173,7 @@ class Plan:
                 args.n_head,
                 args.n_kv_head or args.n_head,
                 tie_word_embeddings=True,
+                qk_norm=bool(args.qk_norm),
             )
         if name not in self.models:
             self.models[name] = read_config(name, args.revision)
