@@ -20,7 +20,7 @@ from training import finished
 
 def students(**changes):
     """Arguments of train_slm.py that name no input and no output, as for the demo."""
-    nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs"))
+    nothing = dict.fromkeys(("data", "val", "init", "out", "ref_loss", "steps", "epochs", "lr"))
     defaults = {"k": 0.6, "score": "excess", "scope": "micro", "backward": "exact", "seed": SEED}
     defaults |= dict.fromkeys(("rank_windows", "set", "k_schedule", "base_loss", "short_loss"))
     return argparse.Namespace(**{**nothing, **defaults, **changes})
@@ -111,6 +111,29 @@ def test_missing_stages_run_in_order(ran):
     assert args.init == "out/demo/base"
     assert args.ref_loss == "out/demo/ref_loss.bin"
     assert args.out == "out/demo/slm"
+
+
+def test_a_student_has_the_steps_and_the_rate_of_the_baseline(ran):
+    args = students()
+    chain.ensure(args, "slm")
+    flags = chain.flags_of(ran[-1])
+    assert (str(args.steps), args.lr) == (flags["--steps"], float(flags["--lr"]))
+    args = students(steps=3, lr=5e-4)
+    chain.ensure(args, "slm")
+    assert (args.steps, args.lr) == (3, 5e-4)
+
+
+def test_flags_of_a_command_line_with_some_that_have_no_value():
+    line = "x.py --a 1 --switch --b -2 c --last"
+    assert chain.flags_of(line) == {"--a": "1", "--b": "-2"}
+
+
+def test_the_scripts_have_the_recipe_of_the_chain():
+    """runs/seeds.sh says it again, for experiments that give each stage its own flags."""
+    shell = (ROOT / "runs/seeds.sh").read_text()
+    for name in ("BASE", "REFERENCE", "STUDENT"):
+        wanted = getattr(chain, name).replace(" --eval-every 0", "")
+        assert f'{name}="{wanted}"\n' in shell
 
 
 def test_finished_stages_are_used_again(ran, monkeypatch):

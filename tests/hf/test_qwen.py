@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
+import train_ref
 import train_slm
 from conftest import finish, launch, write_set
 from hf import checkpoint
@@ -103,6 +104,27 @@ def test_a_trained_one_opens_in_transformers(kind, vocabulary, tmp_path, stage):
     theirs = logits(opened(tmp_path / "out"), tokens)
     with torch.no_grad():
         assert (ours.logits(tokens) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_one_from_scratch_opens_in_transformers(vocabulary, tmp_path, stage):
+    """With normed queries and keys it is a Qwen3, and its wavelengths are those that were named."""
+    write_set(tmp_path / "data", vocabulary, n=2000)
+    command = (
+        f"--data {tmp_path}/data --init scratch --n-layer 2 --d-model 32 --n-head 4 --seq-len 64 "
+        f"--steps 3 --lr 5e-2 --warmup 0 --qk-norm --rope-theta 100 --out {tmp_path}/out"
+    )
+    code, out, err = stage(train_ref, command)
+    assert code == 0, err
+    ours = checkpoint.load(tmp_path / "out")
+    theirs = opened(tmp_path / "out")
+    assert type(theirs).__name__ == "Qwen3ForCausalLM"
+    assert ours.config.rope_theta == 100
+    size = ours.config.vocab_size
+    tokens = torch.randint(size, (1, 100), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (ours.logits(tokens) - logits(theirs, tokens)).abs().max() < 1e-4
+    code, out, err = stage(train_ref, command.replace("--rope-theta 100", "--rope-theta 200"))
+    assert code == 2 and "rope_theta 100.0 -> 200.0" in err
 
 
 @pytest.mark.slow
