@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.errors import command as shell_line
 from common.records import read_record
 from data import Note, TokenSet
+from demo import sets
 from demo.folders import roots
 from hf import checkpoint
 from training import identity
@@ -97,9 +98,9 @@ def finished(path, command):
     """
     if not path.exists():
         return False
-    if command.startswith("prepare.py"):
-        return True
     flags = flags_of(command.split(maxsplit=1)[1])
+    if command.startswith("prepare.py"):
+        return sets.are_of_this_text(path.parent.parent, int(flags.get("--seed", SEED)))
     if command.startswith("score.py"):
         again = shell_line(*command.split(), "--overwrite")
         saved = vars(read_record(path, Note, "stored losses", again))
@@ -276,7 +277,7 @@ def run_name(args):
 
 
 def tokens_to_reach(folder, target, loss=lambda record: record.get("val_loss")):
-    """Tokens that a run has read when its validation loss first falls to `target`, or None.
+    """Tokens from which on a run's validation loss stays at `target` or below, or None.
 
     `loss` picks the loss of a log record (None: not measured there).
     """
@@ -322,11 +323,11 @@ def report(args, env):
     if tokens:
         ratio = summaries[baseline]["tokens_seen"] / tokens
         print(
-            f"\n{student.name} reaches CLM's final validation loss ({target:.4f}) after "
-            f"{tokens:,} tokens, {ratio:.1f} times fewer."
+            f"\n{student.name} has CLM's final validation loss ({target:.4f}) or less from "
+            f"{tokens:,} tokens on, {ratio:.1f} times fewer."
         )
     else:
-        print(f"\n{student.name} does not reach CLM's final validation loss ({target:.4f}).")
+        print(f"\n{student.name} ends above CLM's final validation loss ({target:.4f}).")
     print(
         f"Look at {student}/log.jsonl (each step), {student}/eval (each answer), and then at "
         f"slm.py: that is all it took."

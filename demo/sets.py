@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import write_atomic
+from data import header_of
 from demo import corpus
 from demo.folders import roots
 from hf.tokenizer import Tokenizer, train_bpe
@@ -76,7 +77,6 @@ def text_of(spans):
 
 def plan_of(name, pages, seed, vocabulary):
     """What identifies a set; some of its text shows another generator."""
-    text = json.dumps([corpus.page(name, seed, i) for i in range(0, pages, EVERY)])
     return {
         "source": "demo",
         "set": name,
@@ -84,8 +84,22 @@ def plan_of(name, pages, seed, vocabulary):
         "pages": pages,
         "kinds": corpus.KINDS,
         "vocabulary": vocabulary,
-        "text": hashlib.sha256(text.encode()).hexdigest(),
+        "text": hash_of_text(name, pages, seed),
     }
+
+
+def hash_of_text(name, pages, seed):
+    """The sha256 of every 50th page."""
+    text = json.dumps([corpus.page(name, seed, i) for i in range(0, pages, EVERY)])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def are_of_this_text(root, seed):
+    """Were the sets in `root` made by the generator as it is now? Very old ones do not say."""
+    if not (root / "corpus/meta.json").exists():
+        return False
+    wanted = hash_of_text("corpus", corpus.PAGES["corpus"], seed)
+    return header_of(root / "corpus").plan.get("text", wanted) == wanted
 
 
 def pages_of(name, pages, seed):

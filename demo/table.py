@@ -75,7 +75,7 @@ def loss_on_solutions(record):
 
 
 def times_fewer(name, seed, loss):
-    """CLM's tokens over those that a run needs for CLM's final loss; None: it never gets there."""
+    """CLM's tokens over those after which a run stays at CLM's final loss or below, or None."""
     final = steps(run_folder("clm", seed))[-1]
     reached = tokens_to_reach(run_folder(name, seed), loss(final), loss)
     return final["tokens_seen"] / reached if reached else None
@@ -121,7 +121,7 @@ def main():
 
     print("Validation loss / exact match on 1,000 problems:\n")
     print_results(seeds)
-    print("\nTimes fewer tokens than CLM that a run needs for CLM's final validation loss:\n")
+    print("\nTimes fewer tokens than CLM until a run stays at CLM's final validation loss:\n")
     print_ratios(seeds)
     print("\nShare kept of each kind by SLM, last 100 steps, mean over seeds:\n")
     print_kept(seeds)

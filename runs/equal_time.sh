@@ -49,8 +49,8 @@ student() {                             # method, steps
     clm) select="--k 1.0" ;;
     pruned) select="$select --backward pruned" ;;
   esac
-  python train_slm.py --data $D/corpus --val $D/val --init $O/base $select --steps $2 --seed $S \
-    --threads 1 $MORE --out $OUT/$NAME/$1-$2-seed$S
+  python train_slm.py --data $D/corpus --val $D/val --init $O/base $select $STUDENT --steps $2 \
+    --seed $S --threads 1 $MORE --out $OUT/$NAME/$1-$2-seed$S
 }
 one_seed() {
   S=$1

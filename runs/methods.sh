@@ -29,7 +29,8 @@ common() {                              # seed: data, base, reference, all store
   roots "$1"
   S=$1 M=$O/methods$STEPS
   local trained="--val $D/val --eval-every 0 --seed $S --threads 1"
-  [ -e "$D/val/meta.json" ] || python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
+  [ -n "${WHERE:-}" ] && [ -e "$D/val/meta.json" ] ||      # a trial may have sets of its own
+    python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
   python "$KIT/train_ref.py" --data "$D/base" $BASE --steps "$BASE_STEPS" \
     --out "$O/base" $trained
   python "$KIT/train_ref.py" --data "$D/curated" --init "$O/base" $REFERENCE \

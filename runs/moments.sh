@@ -32,7 +32,7 @@ before() {                              # data, base, reference and its losses
   fi
   local short="--steps 4 --eval-every 0 --seed $S --threads 1"
   python prepare.py --source demo --seed $S --out $D --workers 1
-  python train_ref.py --data $D/base --init scratch --out $O/base $short
+  python train_ref.py --data $D/base $BASE --out $O/base $short
   python train_ref.py --data $D/curated --init $O/base --out $O/ref $short
   python score.py --model $O/ref --data $C --out $O/ref_loss.bin --threads 1
 }

@@ -92,7 +92,7 @@ def add_arguments(parser):
     group.add_argument(
         "--rope-theta",
         type=positive,
-        help="base of the rotary wavelengths, the longest of which is about 6 times as many "
+        help="base of the rotary wavelengths, the longest of which is 2 to 6 times as many "
         "tokens; default: 10000",
     )
     group.add_argument(

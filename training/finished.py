@@ -99,19 +99,22 @@ def steps(folder):
 
 
 def reached(curve, target):
-    """Tokens at which a curve of (tokens, loss) first falls to `target`; None where it never does.
+    """Tokens from which on a curve of (tokens, loss) stays at `target` or below; None: its end is
+    above.
 
     Interpolated between two validations. What holds before the first step does not count.
     """
-    before = None
-    for tokens, loss in curve:
-        if loss <= target and tokens > 0:
-            if before is None or before[1] <= target:
-                return tokens
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (tokens - before[0])
-        before = (tokens, loss)
-    return None
+    before, found = None, None  # the last point above, and the first one after it
+    for point in curve:
+        tokens, loss = point
+        if not loss <= target:  # nor is what is not a number
+            before, found = point, None
+        elif found is None and tokens > 0:
+            found = point
+    if before is None or found is None:
+        return found and found[0]
+    share = (before[1] - target) / (before[1] - found[1])
+    return before[0] + share * (found[0] - before[0])
 
 
 def _checked(path, kind, what):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import demo.chain as chain
+import prepare
 import score
 import train_ref
 import train_slm
@@ -67,7 +68,8 @@ def test_tokens_to_reach_interpolates_between_evaluations(tmp_path):
         {"tokens_seen": 300, "val_loss": 2.5},
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert chain.tokens_to_reach(tmp_path, 2.25) == 175
+    assert chain.tokens_to_reach(tmp_path, 2.5) == 150
+    assert chain.tokens_to_reach(tmp_path, 2.25) is None  # it was there, and did not stay
     assert chain.tokens_to_reach(tmp_path, 3.5) == 100
     assert chain.tokens_to_reach(tmp_path, 1.9) is None
 
@@ -78,6 +80,7 @@ def test_tokens_to_reach_interpolates_between_evaluations(tmp_path):
         ([4.0, 2.0], 50),  # halfway
         ([2.5, 2.0], 100),  # the start is there already: it was reached by no training
         ([2.5, 3.5, 2.5], 150),
+        ([4.0, 2.0, 4.0, 2.0, 1.0], 250),  # the last time that it gets there
         ([2.5, 3.5], None),
     ],
 )
@@ -134,6 +137,21 @@ def test_the_scripts_have_the_recipe_of_the_chain():
     for name in ("BASE", "REFERENCE", "STUDENT"):
         wanted = getattr(chain, name).replace(" --eval-every 0", "")
         assert f'{name}="{wanted}"\n' in shell
+
+
+def test_sets_of_another_text_are_not_taken(stage, tmp_path, monkeypatch):
+    """prepare.py is called, and says which set is another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(chain.sets.corpus.PAGES, "base", 2100)
+    monkeypatch.setitem(chain.sets.corpus.PAGES, "corpus", 1000)
+    command = "prepare.py --source demo --out data/demo --workers 1"
+    assert stage(prepare, command.removeprefix("prepare.py "))[0] == 0
+    path = tmp_path / "data/demo/val/meta.json"
+    assert chain.finished(path, command)
+    monkeypatch.setattr(chain.sets.corpus, "P_WRONG", 0.6)
+    assert not chain.finished(path, command)
+    code, _, err = stage(prepare, command.removeprefix("prepare.py "))
+    assert code == 2 and "data/demo/base" in err and "--overwrite" in err
 
 
 def test_finished_stages_are_used_again(ran, monkeypatch):

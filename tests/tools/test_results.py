@@ -123,6 +123,15 @@ def test_a_trial_with_other_steps_does_not_replace_what_is_published(repository)
         files.add(again, replace(short, arguments={"steps": 20}))
 
 
+def test_runs_on_other_data_do_not_come_into_one_table(repository):
+    """Neither in place of one that is there, nor beside it."""
+    made = files.load("roundings")
+    for variant in ("1 thread", "another"):
+        other = replace(run("slm", 3, variant, 0.5, SLM_CURVE), inputs={"data": "of another text"})
+        with pytest.raises(UserError, match="slm of seed 3, trained on other data than this one; "):
+            files.add(made, other)
+
+
 def test_students_of_two_bases_are_two_rows():
     """Another machine's base is another one: its seeds are no more of the same."""
     slm = [run("slm", seed, "clm 0.6", None, SLM_CURVE) for seed in range(4)]
@@ -222,25 +231,6 @@ def test_tokens_to_clm_s_loss_without_and_with_the_reference():
     slow = [[300, 0.5]]
     rows = cells_of(demo.tokens(demo_runs([CLM_CURVE] * 2, [SLM_CURVE, slow])))
     assert rows[2] == ["SLM k 0.6", "2.0", "never", "1.0", "–"]
-
-
-def test_seeds_of_several_experiments_are_one_table(repository):
-    files.save(demo_runs([CLM_CURVE] * 2, [SLM_CURVE] * 2))
-    more = files.Experiment("methods", "bash runs/methods.sh")
-    for method, match, curve in (("clm", 0.2, CLM_CURVE), ("excess", 0.8, SLM_CURVE)):
-        files.add(more, run(method, 7, "", match, curve))
-        files.add(more, run(method, 8 + len(method), "", match, curve))  # without the other one
-    more.runs[-2].numbers["extra_tokens"] = 0.0
-    files.save(more)
-    lines = demo.pooled(files.load("demo"))
-    rows = {row[0]: row[1:] for row in cells_of(lines[:-2])}
-    # Exact match less CLM's: 0.5, 0.7, 0.6. Half of the interval: t(2) = 4.303 times 0.1 / 3^0.5.
-    assert rows["exact match"][0] == "3"
-    assert rows["exact match"][3:] == ["+0.600 ± 0.248", "+0.500 to +0.700"]
-    assert rows["times fewer tokens"][3] == "median 2.0"
-    # 300 of CLM; 150 + 50 + 300 / 3, twice, and 150.
-    assert rows["with all costs"][3:] == ["median 1.00", "1.00 to 2.00"]
-    assert lines[-1] == "*results/demo.json, seeds 0, 1; results/methods.json, seeds 7*"
 
 
 def test_methods_of_a_rate_are_beside_clm_of_that_rate(repository):

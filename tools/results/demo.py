@@ -2,18 +2,14 @@
 
 import math
 import statistics
-import textwrap
-from dataclasses import replace
 
 from tools.compare import table
-from tools.results import files
 from tools.results.seeds import (
     MEASURES,
     estimate,
     interval,
     paired,
     runs_of,
-    savings,
     seeds_of,
     span,
     times_fewer,
@@ -26,8 +22,6 @@ METHODS = {
     "random": "random 60 %",
     "slm": "SLM k 0.6",
 }
-# The same two runs of other seeds: {experiment: SLM's name there}.
-POOLED = {"demo": "slm", "ablations": "slm", "methods": "excess"}
 FIRST_SCREEN = {
     "clm": "CLM, every token",
     "random": "random 60 %",
@@ -100,49 +94,6 @@ def tokens(experiment):
         median = statistics.median(ratio or 0.0 for ratio in ratios)
         rows.append([label, *cells, format(median, ".1f"), geometric(ratios)])
     return table(rows).splitlines()
-
-
-def pooled(experiment):
-    """CLM and SLM on every seed that any experiment has made in the demo's setting.
-
-    `experiment` is one of POOLED; the others are read from their files, where they are there.
-    """
-    pairs, made = [], []
-    for name, method in POOLED.items():
-        if files.path_of(name).exists():
-            found = pairs_of(files.load(name), method)
-            pairs += found.values()
-            made.append(f"results/{name}.json, seeds {', '.join(map(str, found))}")
-    clm, slm = zip(*pairs)
-    rows = [["", "seeds", "CLM", "SLM k 0.6", "SLM less CLM, 95 % interval", "lowest, highest"]]
-    for key, (name, form) in MEASURES.items():
-        sides = [[run.numbers[key] for run in side] for side in (clm, slm)]
-        means = [plain(*estimate(side), form) for side in sides]
-        differences = [b - a for a, b in zip(*sides)]
-        mean = interval(*estimate(differences), form)
-        rows.append([name, str(len(pairs)), *means, mean, span(differences, "+" + form)])
-    fewer, cheaper = savings(slm, clm)
-    for name, ratios, form in (
-        ("times fewer tokens", fewer, ".1f"),
-        ("with all costs", cheaper, ".2f"),
-    ):
-        middle = f"median {statistics.median(ratios):{form}}"
-        rows.append([name, str(len(pairs)), "", "", middle, span(ratios, form)])
-    return [*table(rows).splitlines(), "", *textwrap.wrap(f"*{'; '.join(made)}*", 100)]
-
-
-def pairs_of(experiment, method):
-    """{seed: (CLM's run, that of SLM, which is called `method`)}, in the order of the seeds."""
-    runs = runs_of(experiment, "")
-    seeds = sorted(seed for name, seed in runs if name == method and ("clm", seed) in runs)
-    found = {}
-    for seed in seeds:
-        slm = runs[method, seed]
-        if "extra_tokens" not in slm.numbers:
-            cost = {"extra_tokens": reference_cost(runs, seed)}
-            slm = replace(slm, numbers=slm.numbers | cost)
-        found[seed] = runs["clm", seed], slm
-    return found
 
 
 def ratios_of(runs, seeds):

@@ -81,15 +81,23 @@ def key_of(run):
 def add(experiment, run):
     """Put a `Run` in, in place of an earlier one of that method, seed and variant.
 
-    Raises UserError where that one has another number of steps: it would be lost for a trial.
+    Raises UserError where that one has another number of steps: it would be lost for a trial. And
+    where the method and seed were run on other data: the two do not belong in one table.
     """
     key = key_of(asdict(run))
+    path = path_of(experiment.experiment)
     for old in experiment.runs:
         steps, now = old.arguments.get("steps"), run.arguments.get("steps")
         if key_of(asdict(old)) == key and steps != now:
             raise UserError(
-                f"results: {path_of(experiment.experiment)} has {run.method} of seed {run.seed} "
-                f"with {steps} steps, this one has {now}; set KIT_RESULTS to a folder of your own"
+                f"results: {path} has {run.method} of seed {run.seed} with {steps} steps, this one "
+                f"has {now}; set KIT_RESULTS to a folder of your own"
+            )
+        same = (old.method, old.seed) == (run.method, run.seed)
+        if same and old.inputs.get("data") != run.inputs.get("data"):
+            raise UserError(
+                f"results: {path} has {run.method} of seed {run.seed}, trained on other data than "
+                f"this one; move the file away, or set KIT_RESULTS to a folder of your own"
             )
     experiment.runs = [old for old in experiment.runs if key_of(asdict(old)) != key]
     experiment.runs.append(run)

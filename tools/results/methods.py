@@ -60,7 +60,7 @@ def by_method(experiment):
 
 
 def beside_clm_at_its_rate(experiment):
-    """CLM at one rate, at the demo's, and the chosen methods that have its rate and its bases.
+    """CLM at one rate, at 1e-3, and the chosen methods that have its rate and its bases.
 
     `experiment` has CLM at that rate; the others are in methods-tuned.
     """

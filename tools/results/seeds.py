@@ -21,7 +21,7 @@ def seeds_of(experiment):
 
 
 def times_fewer(student, clm):
-    """CLM's tokens over those that a student reads until CLM's final loss; None: never there."""
+    """CLM's tokens over those until a student stays at CLM's final loss or below, or None."""
     tokens = reached(student.curve, clm.curve[-1][1])
     return clm.numbers["tokens_seen"] / tokens if tokens else None
 
@@ -29,7 +29,7 @@ def times_fewer(student, clm):
 def savings(own, clm):
     """Times fewer tokens to CLM's final loss, and the same with a run's `extra_tokens` counted.
 
-    Two lists, one value a seed; 0 where a run never comes down to that loss, which is the worst.
+    Two lists, one value a seed; 0 where a run ends above that loss, which is the worst.
     """
     fewer, cheaper = [], []
     for run, base in zip(own, clm, strict=True):

@@ -155,7 +155,6 @@ TABLES = {
     "demo differences": demo.differences,
     "demo tokens": demo.tokens,
     "demo first-screen": demo.first_screen,
-    "demo pooled": demo.pooled,
     "when-it-pays": pays.by_reference,
     "when-it-pays others": pays.others,
     "methods": methods.by_method,
@@ -179,7 +178,7 @@ for _name in ablations.ROWS:
 
 # Without a line that says what made them: README's, which links to its file, one that says it by
 # itself, and a list.
-BARE = ("demo first-screen", "demo pooled", "roundings not-run")
+BARE = ("demo first-screen", "roundings not-run")
 WIDTH = 100
 
 
