@@ -12,6 +12,7 @@ import torch
 
 import slm
 from common.errors import UserError
+from conftest import HANGS
 from data import Stored, TokenSet
 from explored import call, env, explored_run  # noqa: F401  (the fixture `run`)
 from hf import checkpoint
@@ -93,9 +94,16 @@ def test_the_passage_is_a_picture_of_what_slm_keeps(html, run):
     assert passage.colour(9) == "#f08a24"
 
 
+def new_page(browser, **options):
+    """A page of the browser that waits as long as a slow machine may need."""
+    page = browser.new_page(**options)
+    page.set_default_timeout(1000 * HANGS)
+    return page
+
+
 @pytest.fixture
 def page(browser, html):
-    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    page = new_page(browser, viewport={"width": 1200, "height": 800})
     page.problems, page.asked = [], []
     page.on(
         "console",
@@ -184,7 +192,7 @@ def test_a_run_that_ranked_by_another_score_shows_that_one(run, browser, monkeyp
                 f"tokens --run {run}/slm --data {run}/data --ref-loss {run}/ref_loss.bin "
                 f"--out {run}/{name}.html --windows 48 --threads 1",
             )
-            shown = browser.new_page()
+            shown = new_page(browser)
             shown.goto((run / f"{name}.html").as_uri())
             assert shown.evaluate("document.querySelector('#score').value") == name
             assert kept_in(shown) == kept_by_slm(run, 2, name, "micro", 0.6)
