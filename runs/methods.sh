@@ -20,7 +20,7 @@ cd "${WHERE:-$(dirname "$0")/..}"
 KIT=${KIT:-.}
 source "$KIT/runs/seeds.sh"
 export PYTHONPATH=$KIT
-STEPS=${STEPS:-1200} BASE_STEPS=${BASE_STEPS:-600} REF_STEPS=${REF_STEPS:-250}
+STEPS=${STEPS:-1200}                   # BASE_STEPS and REF_STEPS: in place of the recipe's
 TUNE_SEEDS=${TUNE_SEEDS-"61 62"} SEEDS=${SEEDS:-"71 72 73 74 75"} EVALUATE=${EVALUATE:-1}
 RATES=${RATES:-"1e-3 2e-3 4e-3"} CHOICES=${CHOICES:-out/methods.json}
 NAMES=${1:-$(python -m runs.methods names)}
@@ -31,10 +31,10 @@ common() {                              # seed: data, base, reference, all store
   local trained="--val $D/val --eval-every 0 --seed $S --threads 1"
   [ -n "${WHERE:-}" ] && [ -e "$D/val/meta.json" ] ||      # a trial may have sets of its own
     python "$KIT/prepare.py" --source demo --out "$D" --seed "$S"
-  python "$KIT/train_ref.py" --data "$D/base" $BASE --steps "$BASE_STEPS" \
+  python "$KIT/train_ref.py" --data "$D/base" $BASE ${BASE_STEPS:+--steps $BASE_STEPS} \
     --out "$O/base" $trained
   python "$KIT/train_ref.py" --data "$D/curated" --init "$O/base" $REFERENCE \
-    --steps "$REF_STEPS" --out "$O/ref" $trained
+    ${REF_STEPS:+--steps $REF_STEPS} --out "$O/ref" $trained
   local scored="--data $D/corpus --threads 1"
   python "$KIT/score.py" --model "$O/ref" --out "$M/ref_loss.bin" --entropy $scored
   python "$KIT/score.py" --model "$O/base" --out "$M/base_loss.bin" $scored

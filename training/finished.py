@@ -99,8 +99,7 @@ def steps(folder):
 
 
 def reached(curve, target):
-    """Tokens from which on a curve of (tokens, loss) stays at `target` or below; None: its end is
-    above.
+    """Tokens from which on a curve of (tokens, loss) stays at `target` or below, or None.
 
     Interpolated between two validations. What holds before the first step does not count.
     """
@@ -111,8 +110,10 @@ def reached(curve, target):
             before, found = point, None
         elif found is None and tokens > 0:
             found = point
-    if before is None or found is None:
-        return found and found[0]
+    if found is None:
+        return None
+    if before is None:
+        return found[0]
     share = (before[1] - target) / (before[1] - found[1])
     return before[0] + share * (found[0] - before[0])
 

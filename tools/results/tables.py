@@ -176,8 +176,7 @@ for _name in ablations.ROWS:
     TABLES[f"ablations {_name}"] = partial(ablations.losses_and_shares, name=_name)
 
 
-# Without a line that says what made them: README's, which links to its file, one that says it by
-# itself, and a list.
+# Without a line that says what made them: README's, which links to its file, and a list.
 BARE = ("demo first-screen", "roundings not-run")
 WIDTH = 100
 
