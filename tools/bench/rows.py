@@ -37,10 +37,11 @@ class Preset(NamedTuple):
     tied: bool  # are input and output embedding one matrix?
     seq_len: int
     batch_size: int  # windows per step
+    qk_norm: bool = False
 
 
 PRESETS = {
-    "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8),
+    "demo": Preset(512, 96, 256, 2, 6, 6, True, 128, 8, qk_norm=True),
     "real-text": Preset(2048, 192, 512, 4, 6, 6, True, 256, 8),  # runs/real_text.sh
     "cpu-30m": Preset(32000, 384, 1024, 8, 6, 2, True, 512, 4),
     "cpu-130m": Preset(32000, 896, 2432, 12, 14, 2, True, 64, 4),  # for tools.bench.saves, too
@@ -82,6 +83,7 @@ def config_of(args):
         num_key_value_heads=preset.kv_heads,
         tie_word_embeddings=preset.tied,
         max_position_embeddings=args.seq_len,
+        qk_norm=preset.qk_norm,
     )
 
 
@@ -147,11 +149,11 @@ class Rows:
         return module, self.once("optimiser", lambda: make_optimizer(module, self.args))
 
     def theirs(self, name):
-        """transformers' Llama of the same shapes, compiled where ours is, and its optimiser."""
+        """transformers' model of the same shapes, compiled where ours is, and its optimiser."""
 
         def make():
             try:
-                from transformers import LlamaConfig, LlamaForCausalLM
+                from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
             except ModuleNotFoundError:
                 raise UserError(
                     "transformers' model: is not installed; pip install transformers, or take "
@@ -164,12 +166,14 @@ class Rows:
                 "num_hidden_layers",
                 "num_attention_heads",
                 "num_key_value_heads",
+                "head_dim",
                 "tie_word_embeddings",
                 "max_position_embeddings",
             )
             same = {shape: getattr(self.config, shape) for shape in shapes}
+            config = Qwen3Config if self.config.qk_norm else LlamaConfig
             with self.env.device:
-                model = LlamaForCausalLM(LlamaConfig(**same))
+                model = AutoModelForCausalLM.from_config(config(**same))
             if is_compiled(self.args, self.env.device):
                 for block in model.model.layers:
                     block.compile()
