@@ -252,7 +252,8 @@ class Transformer(nn.Module):
         documents, positions = None, torch.arange(T, device=tokens.device)[None]
         if self.document_end is not None:
             documents, positions = documents_of(tokens, self.document_end)
-        return positions, text_mask(documents, self.config.sliding_window, T, tokens.device)
+        c = self.config
+        return positions, text_mask(documents, c.sliding_window, T, tokens.device, c.head_dim)
 
     def _in_cache(self, positions, length):
         """Which keys 0..length-1 each query may see, (B, 1, T, S); None: plain causal attention.

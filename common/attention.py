@@ -10,7 +10,10 @@ import functools
 
 import torch
 
+from common.errors import UserError
+
 FLEX, SDPA = "flex", "sdpa"
+NARROWEST = 16  # head_dim that FlexAttention's kernels take on a GPU
 
 
 def path_of(device, document_mask):
@@ -22,17 +25,24 @@ def takes_blocks(device):
     return device.type == "cuda"
 
 
-def text_mask(documents, window, length, device):
+def text_mask(documents, window, length, device, head_dim):
     """Which tokens each may see: those before it, in its document, in the sliding window.
 
     documents (B, T): the document that each token is in; None: all are in one. Returns None for
-    plain causal attention, a BlockMask, or (B or 1, 1, T, T) bool.
+    plain causal attention, a BlockMask, or (B or 1, 1, T, T) bool. Raises UserError where a GPU's
+    kernel does not take heads so narrow.
     """
     if documents is None and (window is None or length <= window):
         return None
     may_see = rule(documents, window)
     rows = 1 if documents is None else len(documents)
     if takes_blocks(device):
+        if head_dim < NARROWEST:
+            raise UserError(
+                f"attention: got heads of {head_dim} dimensions, and on a GPU documents or a "
+                f"sliding window hide tokens; FlexAttention takes {NARROWEST} or more: give the "
+                f"model fewer heads (--n-head) or leave --document-mask out"
+            )
         return block_mask(may_see, rows, length, device)
     return dense_mask(may_see, rows, length, device)
 

@@ -5,7 +5,7 @@
 #   bash runs/methods.sh                                 # tune on two seeds, then five fresh ones
 #   bash runs/methods.sh "excess dft mile"               # some of them; CLM is always there
 #   TUNE_SEEDS="61 62" SEEDS="71 72 73" bash runs/methods.sh
-#   TUNE_SEEDS= RATES=1e-3 bash runs/methods.sh          # no search: each as published, at one rate
+#   TUNE_SEEDS= RATES=2e-3 bash runs/methods.sh          # no search: each as published, at one rate
 #
 # Each method's learning rate, and then its knob where it has one, are the best of three on
 # TUNE_SEEDS, by the mean validation loss; CLM's rate likewise. They are written to CHOICES and then

@@ -8,6 +8,7 @@ from torch.nn.attention import flex_attention as flex
 
 import model as M
 from common import attention
+from common.errors import UserError
 
 WINDOWS = [None, 1, 130]
 LENGTH = 300  # two blocks of 128 and a part of one
@@ -41,15 +42,15 @@ def wanted_mask(window):
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_the_dense_mask_is_what_the_rule_says(window):
-    made = attention.text_mask(documents(), window, LENGTH, torch.device("cpu"))
+    made = attention.text_mask(documents(), window, LENGTH, torch.device("cpu"), 16)
     assert torch.equal(made, wanted_mask(window))
 
 
 def test_without_documents_a_mask_is_for_windows_shorter_than_the_text_alone():
     cpu = torch.device("cpu")
-    assert attention.text_mask(None, None, 40, cpu) is None
-    assert attention.text_mask(None, 40, 40, cpu) is None
-    made = attention.text_mask(None, 39, 40, cpu)
+    assert attention.text_mask(None, None, 40, cpu, 16) is None
+    assert attention.text_mask(None, 40, 40, cpu, 16) is None
+    made = attention.text_mask(None, 39, 40, cpu, 16)
     assert torch.equal(made[0], by_hand([], 39, length=40))
 
 
@@ -94,6 +95,7 @@ def test_attention_in_blocks_is_attention_with_the_dense_mask(window):
 def test_a_model_gives_the_same_in_blocks(monkeypatch, window, end):
     """Its hidden states, and with FlexAttention's refusal taken out its gradients, on a CPU."""
     monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
+    monkeypatch.setattr(attention, "NARROWEST", 1)  # a GPU's kernels' limit
     config = M.Config(50, 24, 40, 2, 6, 2, sliding_window=window)
     tokens = torch.randint(50, (2, 150), generator=torch.Generator().manual_seed(0))
     weights = torch.randn(2, 150, 24, generator=torch.Generator().manual_seed(1))
@@ -115,6 +117,7 @@ def test_a_model_gives_the_same_in_blocks(monkeypatch, window, end):
 def test_a_compiled_block_takes_any_mask_of_blocks_in_one_graph(monkeypatch):
     """As on a GPU: documents change in each micro-batch, the graph does not."""
     monkeypatch.setattr(attention, "takes_blocks", lambda device: True)
+    monkeypatch.setattr(attention, "NARROWEST", 1)
     graphs = []
 
     def count(graph, inputs):
@@ -136,6 +139,16 @@ def test_a_compiled_block_takes_any_mask_of_blocks_in_one_graph(monkeypatch):
     block.forward = plain
     with torch.no_grad():
         assert (model(tokens) - compiled).abs().max() < 1e-5
+
+
+def test_heads_too_narrow_for_a_gpu_are_refused_where_a_mask_is_needed(monkeypatch):
+    monkeypatch.setattr(attention, "takes_blocks", lambda device: True)
+    model = M.Transformer(M.Config(50, 24, 40, 1, 3, 3))
+    tokens = torch.ones(1, 20, dtype=torch.long)
+    model(tokens)
+    model.document_end = 7
+    with pytest.raises(UserError, match="got heads of 8 dimensions.*16 or more.*--document-mask"):
+        model(tokens)
 
 
 def test_the_path_is_named_where_it_is_chosen():

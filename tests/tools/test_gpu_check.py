@@ -16,7 +16,7 @@ FLAGS = ["--preset", "demo", "--device", "cpu", "--threads", "1", "--steps", "1"
 def test_what_is_known_is_not_measured_again_and_failures_are(tmp_path, monkeypatch, capsys):
     asked = []
 
-    def measured(case, argv):
+    def measured(case, argv, out):
         asked.append(case)
         if case == "SLM, exact" and asked.count(case) == 1:
             return {"failed": "CUDA out of memory"}
@@ -52,6 +52,33 @@ def test_a_stage_that_fails_is_named_with_what_it_said(tmp_path):
     args = gpu_check.arguments(FLAGS)
     with pytest.raises(UserError, match="score.py on 1 ranks: error: .*nowhere"):
         stages.run(args, f"score.py --model nowhere --data nowhere --out {tmp_path}/r.bin", 1)
+
+
+CUDA_ERROR = """\
+W1128 12:00:00 torch/distributed/run.py: Setting OMP_NUM_THREADS
+[rank1]: Traceback (most recent call last):
+[rank1]:   raise RuntimeError("an Error that is only quoted")
+[rank1]: torch.AcceleratorError: CUDA error: an illegal memory access was encountered
+CUDA kernel errors might be asynchronously reported at some other API call.
+    traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+"""
+
+
+def test_the_cause_is_found_in_what_many_processes_said():
+    assert stages.cause(CUDA_ERROR) == (
+        "[rank1]: torch.AcceleratorError: CUDA error: an illegal memory access was encountered"
+    )
+    assert stages.cause("Killed\n\n") == "Killed" and stages.cause("") == "it said nothing"
+
+
+@pytest.mark.slow
+def test_of_two_ranks_that_fail_the_table_has_the_cause_and_a_log_the_rest(tmp_path, monkeypatch):
+    # A case that no machine knows: each rank ends in a KeyError, and torchrun says more behind it.
+    monkeypatch.setattr(gpu_check, "RANKS", ["no such case"])
+    result = gpu_check.in_own_process("no such case", FLAGS, tmp_path)
+    assert "KeyError" in result["failed"] and result["exit_code"] != 0
+    log = (tmp_path / "no-such-case.log").read_text()
+    assert "elastic" in log and str(tmp_path / "no-such-case.log") in result["failed"]
 
 
 def stopped_behind_step_7(words, log):

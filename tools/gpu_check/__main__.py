@@ -6,12 +6,14 @@
 
 TinyLlama's shapes with random weights; no network, nothing but the kit's own requirements
 ("SLM, the usual way" also needs transformers, and is noted as failed without it). Each case runs in
-a process of its own and is kept in OUT/gpu_check.json at once.
+a process of its own and is kept in OUT/gpu_check.json at once; where one fails, all that it said is
+in a log beside it.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ from common.json_files import read_json
 from tools.bench.__main__ import machine
 from tools.bench.rows import PRESETS
 from tools.gpu_check.cases import NUMBERS, RANKS, TRAIN, measure
-from tools.gpu_check.stages import n_devices, ways
+from tools.gpu_check.stages import cause, n_devices, ways
 from tools.gpu_check.table import line_of, markdown
 
 KIT = Path(__file__).parents[2]
@@ -84,7 +86,7 @@ def main(argv=None):
     known = known_results(path, args)
     for case in cases_of(args):
         if "failed" in known["cases"].get(case, {"failed": "not run yet"}):
-            known["cases"][case] = in_own_process(case, argv)
+            known["cases"][case] = in_own_process(case, argv, path.parent)
             write_atomic(path, json.dumps(known, indent=1))
         print(f"{case}: {line_of(known['cases'][case])}", flush=True)
     write_atomic(path.with_suffix(".md"), markdown(known))
@@ -115,8 +117,11 @@ def known_results(path, args):
     return known
 
 
-def in_own_process(case, argv):
-    """A case's result; {"failed": what it said last} where it ends in an error."""
+def in_own_process(case, argv, out):
+    """A case's result; {"failed": what went wrong} where it ends in an error.
+
+    All that it said then is in `out`, in CASE.log.
+    """
     command = [sys.executable, "-m", "tools.gpu_check", *argv, "--case", case]
     if case in RANKS:
         ranks = torch.cuda.device_count() or 2
@@ -127,9 +132,9 @@ def in_own_process(case, argv):
     for line in reversed(done.stdout.splitlines()):
         if line.startswith("result: "):
             return json.loads(line.removeprefix("result: "))
-    said = done.stderr.strip().splitlines() or ["nothing"]
-    errors = [line for line in said if "rror" in line]  # torchrun says more behind it
-    return {"failed": (errors or said)[-1].strip()[:300], "exit_code": done.returncode}
+    log = out / f"{re.sub('[^a-zA-Z0-9]+', '-', case)}.log"
+    write_atomic(log, done.stdout + done.stderr)
+    return {"failed": f"{cause(done.stderr)} ({log})", "exit_code": done.returncode}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ is stopped by SIGTERM, and the same command goes on with it.
 """
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ KIT = Path(__file__).parents[2]
 ONE = "stages: one"
 STEPS = 6
 LONG = 200  # steps of the run that is stopped
+# Where a process says what is wrong. A CUDA error goes on below it, and torchrun says more still.
+ERROR = re.compile(r"(\[rank\d+\]: ?)?(error:|[\w.]*(Error|Exception)\b)")
 SHAPE = "--init scratch --n-layer 2 --d-model 128 --n-head 4 --micro-batch-size 2"
 # One for each way in which it is known how many tokens carry loss, and one with documents.
 METHODS = {
@@ -96,11 +99,17 @@ def words_of(args, stage, ranks=None):
 
 
 def run(args, stage, ranks=None):
-    """Raises UserError, with what it said last, where a stage fails."""
+    """Raises UserError, with what went wrong, where a stage fails."""
     done = subprocess.run(words_of(args, stage, ranks), capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "rror" in line] or [done.stderr[-300:]]
-        raise UserError(f"{stage.split()[0]} on {ranks or 1} ranks: {said[-1]}")
+        print(done.stderr, file=sys.stderr)  # all of it; the table holds a line
+        raise UserError(f"{stage.split()[0]} on {ranks or 1} ranks: {cause(done.stderr)}")
+
+
+def cause(stderr):
+    """Of all that processes said the line that tells what went wrong; the last where none does."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it said nothing"]
+    return next((line for line in lines if ERROR.match(line)), lines[-1])[:300]
 
 
 def stop(words, log):
@@ -113,8 +122,7 @@ def stop(words, log):
     running.send_signal(signal.SIGTERM)
     said, _ = told.result()
     if not 0 < last_step(log) < LONG or running.returncode == 0:
-        last = said.strip().splitlines()[-1:] or ["nothing"]
-        raise UserError(f"the long run was not stopped on its way, it said: {last[0]}")
+        raise UserError(f"the long run was not stopped on its way, it said: {cause(said)}")
 
 
 def last_step(log):

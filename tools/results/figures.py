@@ -14,7 +14,7 @@ import numpy as np
 from tools.explore.figures import COLOURS, DASHES, plotting, save_figure
 from tools.results import ablations, pays
 from tools.results.demo import reference_cost
-from tools.results.files import ROOT, load, path_of
+from tools.results.files import FIRST, ROOT, load, path_of
 from tools.results.methods import ranked
 from tools.results.seeds import MEASURES, cost_in_clm, less, runs_of
 
@@ -240,6 +240,8 @@ FIGURES = {
     "when-it-pays": (("when-it-pays", "demo", "ablations"), when_it_pays),
     "methods": (("methods",), methods),
     "methods-tuned": (("methods-tuned",), methods),
+    f"{FIRST}methods": ((f"{FIRST}methods",), methods),
+    f"{FIRST}methods-tuned": ((f"{FIRST}methods-tuned",), methods),
     "ablation-k": (("ablations",), ablation_of_k),
     "ablation-score": (("ablations",), ablation("score")),
     "price": (("ablations", "when-it-pays"), price),

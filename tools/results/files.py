@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN = os.environ.get("KIT_RESULTS")  # a folder for runs that only try a script out, and for tests
 FOLDER = Path(OWN or ROOT / "results")
 FIGURES = FOLDER / "figures" if OWN else ROOT / "figures"
+FIRST = "first-"  # before the names of experiments in the demo's first setting
 
 Name = Annotated[str, matching(r"[a-z0-9][a-z0-9-]*", "small letters, digits and hyphens")]
 

@@ -67,7 +67,8 @@ def beside_clm_at_its_rate(experiment):
     clm = {base_of(run): run for run in experiment.runs}
     rate = experiment.runs[0].arguments["lr"]
     found = {("clm", rate): list(clm.values())}
-    for run in files.load("methods-tuned").runs:
+    prefix, _, _ = experiment.experiment.rpartition("methods-")
+    for run in files.load(f"{prefix}methods-tuned").runs:
         if base_of(run) in clm and (run.method == "clm" or run.arguments["lr"] == rate):
             found.setdefault((run.method, run.arguments["lr"]), []).append(run)
     head = ["method", "setting", "seeds", "validation loss", "less CLM, 95 % interval"]

@@ -7,6 +7,7 @@ from functools import partial
 from common.errors import UserError
 from tools.compare import table
 from tools.results import ablations, demo, methods, pays
+from tools.results.files import FIRST
 from tools.results.seeds import (
     MEASURES,
     interval,
@@ -183,10 +184,11 @@ WIDTH = 100
 
 def render(name, experiment):
     """The lines of the table `name` ("EXPERIMENT" or "EXPERIMENT PART"). Raises UserError."""
-    if name not in TABLES:
+    made = name.removeprefix(FIRST)
+    if made not in TABLES:
         known = ", ".join(sorted(TABLES))
         raise UserError(f"results: no table is called {name!r}; known: {known}")
-    lines = TABLES[name](experiment)
+    lines = TABLES[made](experiment)
     above = [f"*{experiment.note}*", ""] if experiment.note else []
     below = [] if name in BARE else ["", *textwrap.wrap(f"*{made_by(experiment)}*", WIDTH)]
     return [*above, *lines, *below]
