@@ -12,6 +12,7 @@ from tools.results.seeds import (
     less,
     median_times,
     number,
+    or_never,
     runs_of,
     savings,
     times_fewer,
@@ -175,7 +176,7 @@ def price(experiment, variant=""):
                 f"{mean_of(own, 'extra_tokens'):,.0f}",
                 difference(own, runs, "clm"),
                 median_times(fewer),
-                *(f"{times(cheaper):.2f}" for times in (min, statistics.median, max)),
+                *(or_never(times(cheaper)) for times in (min, statistics.median, max)),
             ]
         )
     return table(lines).splitlines()

@@ -116,8 +116,9 @@ def when_it_pays(*experiments):
                 markerfacecolor="white" if text == "demo" else COLOURS[i],
                 label=f"{text}, {when}",
             )
-        for point in points:
-            name(axes, point.name, (point.lead_at_end, point.gain[0]))
+        places = [(point.lead_at_end, point.gain[0]) for point in points]
+        for point, place in zip(points, places):
+            name(axes, point.name, place, right=has_near_left(place, places))
     axes.margins(x=0.12)
     axes.axhline(0, color="#666", linewidth=0.8)
     axes.axvline(0, color="#666", linewidth=0.8, linestyle=":")
@@ -126,12 +127,20 @@ def when_it_pays(*experiments):
     return figure
 
 
-def name(axes, text, place):
-    """Write a point's name beside it, readable over lines."""
+def has_near_left(place, places):
+    """Is one of `places` so close to the left of `place` that its name would be written over it?"""
+    x, y = place
+    return any(0 < x - other < 0.03 and abs(y - its) < 0.01 for other, its in places)
+
+
+def name(axes, text, place, right=False):
+    """Write a point's name beside it, readable over lines: to its left, or to its right."""
     from matplotlib import patheffects
 
     halo = [patheffects.withStroke(linewidth=2.5, foreground="white")]
     where = {"xytext": (-5, 5), "textcoords": "offset points", "ha": "right"}
+    if right:
+        where |= {"xytext": (5, 5), "ha": "left"}
     axes.annotate(text, place, fontsize=8, zorder=10, path_effects=halo, **where)
 
 

@@ -48,8 +48,12 @@ def cost_in_clm(run, clm):
 
 def median_times(ratios):
     """The median of `savings`, as text."""
-    median = statistics.median(ratios)
-    return number(median, ".2f") if median else "never"
+    return or_never(statistics.median(ratios))
+
+
+def or_never(ratio):
+    """One of `savings`, as text."""
+    return number(ratio, ".2f") if ratio else "never"
 
 
 def number(value, form):
