@@ -282,6 +282,21 @@ def test_methods_are_compared_with_clm_from_their_own_base():
         assert [methods.base_of(r) for r in clm[name]] == [(1, base), (2, base)]
 
 
+def test_an_experiment_of_the_first_setting_has_the_same_table():
+    made = experiment()
+    made.experiment = "first-roundings"
+    now, then = (tables.render(f"{first}roundings by-seed", made) for first in ("", files.FIRST))
+    assert now == then and "first-roundings.json" in then[-1]
+    with pytest.raises(UserError, match="no table is called 'first-nothing'"):
+        tables.render("first-nothing", made)
+
+
+def test_a_name_goes_to_the_right_of_a_point_that_has_another_at_its_left():
+    places = [(0.0, 0.04), (-0.01, 0.039), (-0.02, 0.02), (-0.2, 0.04)]
+    found = [figures.has_near_left(place, places) for place in places]
+    assert found == [True, False, False, False]
+
+
 def test_a_small_reference_that_costs_less_saves_more():
     made = files.Experiment("ablations", "")
     for seed in range(3):
