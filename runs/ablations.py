@@ -1,7 +1,7 @@
 """What runs/ablations.sh needs beside the stages: an ablation's table and figure.
 
 python -m runs.ablations table --name score --seeds 41 42 43
-python -m runs.ablations narrow --seed 31 --out data/demo-seed31/narrow.jsonl
+python -m runs.ablations narrow --seed 41 --out data/demo-seed41/narrow.jsonl
 """
 
 import argparse

@@ -7,7 +7,7 @@
 #   bash runs/ablations.sh weak         # references of 80k, 52k and 28k parameters, a student of 271k
 #   bash runs/ablations.sh narrow       # a reference that saw one kind of problem only
 #   bash runs/ablations.sh scope        # micro-batches of 2, windows, the whole batch
-#   bash runs/ablations.sh stale        # a reference made from the base at step 200 of 600
+#   bash runs/ablations.sh stale        # a reference made from a base of 200 steps in place of 600
 #   bash runs/ablations.sh all --seeds "41 42"
 #
 # A student takes about a minute and a half on one slow core, its evaluation included; --steps 400
